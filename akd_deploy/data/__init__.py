@@ -1,0 +1,1 @@
+"""Datasets, read from files in published formats or bundled with scikit-learn."""

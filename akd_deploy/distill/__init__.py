@@ -1,0 +1,1 @@
+"""Distillation: trains one student with a teacher, outputs cached for a bank of views."""

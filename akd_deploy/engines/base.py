@@ -1,0 +1,195 @@
+"""The contract between us and a runtime: build, load, run, measure, executed kernels."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.errors import MissingRuntimeError, UnknownNameError, UsageError
+from akd_deploy.kernel import ExecutedKernel, Shape
+from akd_deploy.target import OptionValue, Target
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a network: its name, shape (batch resolved) and numpy dtype name."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What `Engine.build` wrote.
+
+    `precision` counts the layers computing in each dtype as audited in what was built ({"float16": 30,
+    "float32": 2}), never what was asked for. `files` are all files needed to load it, `path` first.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    seconds: float
+    size_bytes: int
+    precision: Mapping[str, int]
+    engine_version: str
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, object] = field(default_factory=dict)
+
+
+class Session(ABC):
+    """A loaded engine. Close it, or use it as a context manager."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @abstractmethod
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Output name → array, for one batch of every input."""
+
+    @abstractmethod
+    def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """A call that runs one inference on `feeds`, buffers bound beforehand, returning when it has finished."""
+
+    def close(self) -> None:  # noqa: B027 - most runtimes free themselves
+        """Free what the runtime holds."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class Engine(ABC):
+    """One runtime with one target's settings. Constructing it checks the options and imports nothing heavy.
+
+    Subclasses set `name` (as targets write it), `options` (option name → default, whose type is the
+    option's type), `extra` (what to install) and `suffix` (of the engine file).
+    """
+
+    name: str
+    options: Mapping[str, OptionValue]
+    extra: str
+    suffix: str
+
+    def __init__(self, target: Target) -> None:
+        for key, value in target.engine_options.items():
+            if key not in self.options:
+                raise UnknownNameError(
+                    f"option of the {self.name} engine", key, self.options, f"target {target.name}"
+                )
+            kind = type(self.options[key])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UsageError(
+                    asked=f"engine_options.{key} of target {target.name} as {kind.__name__}",
+                    found=repr(value),
+                    next=f"Write it as {kind.__name__}.",
+                )
+        self.target = target
+
+    def option(self, name: str) -> OptionValue:
+        """The target's value of an option, or the engine's default."""
+        return self.target.engine_options.get(name, self.options[name])
+
+    @abstractmethod
+    def why_not(self) -> str | None:
+        """None where `load` and `run` can work on this machine, else the reason and what to install."""
+
+    def why_not_build(self) -> str | None:
+        """None where `build` can work on this machine; differs from `why_not` where building needs no device."""
+        return self.why_not()
+
+    @abstractmethod
+    def version(self) -> str:
+        """The runtime's version, like "1.31.1"."""
+
+    @abstractmethod
+    def fingerprint(self) -> DeviceFingerprint:
+        """The device it would run on."""
+
+    @abstractmethod
+    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+        """Turn a model file (ONNX; for torch a `torch.export` archive) into an engine file in `out_dir`.
+
+        Raises:
+            MissingRuntimeError: the runtime is not here.
+            BuildError: it could not be built, or not in the precision asked for.
+        """
+
+    @abstractmethod
+    def load(self, engine_path: Path) -> Session:
+        """Load what `build` wrote (or a model file the runtime reads directly).
+
+        Raises:
+            MissingRuntimeError: the runtime or its device is not here, or it fell back to another one.
+        """
+
+    @abstractmethod
+    def executed_kernels(self, model_path: Path) -> tuple[ExecutedKernel, ...]:
+        """The fused kernels the runtime really runs for this model at the target's batch, in order."""
+
+    def require(self, reason: str | None) -> None:
+        """Raise MissingRuntimeError with `reason` unless it is None."""
+        if reason is not None:
+            raise MissingRuntimeError(
+                asked=f"the {self.name} engine of target {self.target.name}",
+                found=reason,
+                next=f"Install it with pip install 'akd-deploy[{self.extra}]' where it is supported, or choose another "
+                "target; `akd-deploy doctor` lists what works here.",
+            )
+
+
+def random_feeds(session: Session, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Normal noise for floating inputs, zeros for whole-number ones (indices must stay in range)."""
+    return {
+        spec.name: rng.standard_normal(spec.shape).astype(spec.dtype)
+        if np.dtype(spec.dtype).kind == "f"
+        else np.zeros(spec.shape, spec.dtype)
+        for spec in session.inputs
+    }
+
+
+def warm_up(call: Callable[[], None], seconds: float, max_seconds: float | None = None) -> int:
+    """Call for at least `seconds` and until two successive tenths agree within 5 %; returns the number of calls.
+
+    Gives up waiting for stability at `max_seconds` (default 4 × `seconds`).
+    """
+    start = time.perf_counter()
+    limit = start + (4 * seconds if max_seconds is None else max_seconds)
+    window, previous, calls = max(seconds / 10, 1e-3), None, 0
+    while True:
+        begin, count = time.perf_counter(), 0
+        while time.perf_counter() - begin < window:
+            call()
+            count += 1
+        now = time.perf_counter()
+        calls += count
+        rate = (now - begin) / count
+        stable = previous is not None and abs(rate / previous - 1) < 0.05
+        if now >= limit or (now - start >= seconds and stable):
+            return calls
+        previous = rate
+
+
+def time_calls(
+    call: Callable[[], None], *, seconds: float, min_samples: int, max_samples: int = 1_000_000
+) -> list[float]:
+    """Time single calls until both `seconds` have passed and `min_samples` were taken; seconds each."""
+    samples: list[float] = []
+    clock = time.perf_counter
+    end = clock() + seconds
+    while len(samples) < max_samples:
+        begin = clock()
+        call()
+        done = clock()
+        samples.append(done - begin)
+        if done >= end and len(samples) >= min_samples:
+            break
+    return samples

@@ -1,0 +1,1 @@
+"""Shipping: parity, precision, lint, bundles."""

@@ -1,0 +1,107 @@
+"""One kernel: a (fused) operator at one shape, as an engine executes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+Shape = tuple[int, ...]
+AttributeValue = int | float | str | tuple[int, ...]
+
+BYTES_PER_ELEMENT: Mapping[str, float] = {
+    "float64": 8, "int64": 8, "uint64": 8,
+    "float32": 4, "int32": 4, "uint32": 4,
+    "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
+    "int8": 1, "uint8": 1, "bool": 1, "float8e4m3": 1, "float8e5m2": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, order=True)
+class Kernel:
+    """One executed operator at one shape.
+
+    `op` is the engine's own name for what runs ("Conv", "ReorderInput", "QLinearConv"), `inputs` and
+    `outputs` the shapes of every tensor it reads and writes in order, weights included. `dtype` is
+    the element type it computes in. `attributes` are the settings its cost can depend on
+    (`kernel_size`, `strides`, `dilations`, `groups`, `activation`, `residual` …), sorted by name.
+    """
+
+    op: str
+    inputs: tuple[Shape, ...]
+    outputs: tuple[Shape, ...]
+    dtype: str = "float32"
+    attributes: tuple[tuple[str, AttributeValue], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.dtype not in BYTES_PER_ELEMENT:
+            raise ValueError(
+                f"kernel {self.op}: unknown dtype {self.dtype!r}; known: {sorted(BYTES_PER_ELEMENT)}"
+            )
+        for shape in (*self.inputs, *self.outputs):
+            if any(not isinstance(n, int) or n < 0 for n in shape):
+                raise ValueError(f"kernel {self.op}: shape {shape} is not made of whole numbers")
+        ordered = tuple(sorted(self.attributes))
+        if ordered != self.attributes:
+            object.__setattr__(self, "attributes", ordered)
+
+    def attribute(self, name: str) -> AttributeValue | None:
+        """The attribute's value, or None where the operator does not have it."""
+        return dict(self.attributes).get(name)
+
+    @property
+    def signature(self) -> str:
+        """Canonical one-line text; equal exactly when the kernels are equal. `kernel_from_signature` reads it."""
+        return json.dumps(
+            {
+                "op": self.op,
+                "in": self.inputs,
+                "out": self.outputs,
+                "dtype": self.dtype,
+                "attr": dict(self.attributes),
+            },
+            separators=(",", ":"),
+        )
+
+    @property
+    def traffic_bytes(self) -> float:
+        """Bytes read and written once each: every input and output tensor."""
+        return BYTES_PER_ELEMENT[self.dtype] * sum(prod(s) for s in (*self.inputs, *self.outputs))
+
+    @property
+    def output_elements(self) -> int:
+        """Elements of all outputs together."""
+        return sum(prod(s) for s in self.outputs)
+
+
+def kernel_from_signature(text: str) -> Kernel:
+    """Read back `Kernel.signature`.
+
+    Raises:
+        ValueError: the text is not a kernel signature.
+    """
+    try:
+        fields = json.loads(text)
+        attributes = tuple(
+            (str(name), tuple(value) if isinstance(value, list) else value)
+            for name, value in fields["attr"].items()
+        )
+        return Kernel(
+            op=fields["op"],
+            inputs=tuple(tuple(s) for s in fields["in"]),
+            outputs=tuple(tuple(s) for s in fields["out"]),
+            dtype=fields["dtype"],
+            attributes=attributes,
+        )
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"not a kernel signature: {text[:120]!r} ({error})") from error
+
+
+@dataclass(frozen=True)
+class ExecutedKernel:
+    """A kernel at its place in a network: `name` as the engine calls it, `nodes` the ONNX nodes it came from."""
+
+    kernel: Kernel
+    name: str
+    nodes: tuple[str, ...] = ()

@@ -1,0 +1,84 @@
+"""A measurement as a value: raw samples in blocks, and the statistics derived from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from akd_deploy.certificate import order_statistic_upper_bound_s
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Timings of one subject (a kernel, a probe, a network) on one target.
+
+    `samples_s[i]` was taken in block `block_ids[i]`; a block is one fresh process. Samples are never
+    averaged away; the warm-up is not among them. Equal lengths, at least one sample, all positive.
+    """
+
+    subject: str
+    samples_s: tuple[float, ...]
+    block_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.samples_s or len(self.samples_s) != len(self.block_ids):
+            raise ValueError(
+                f"{self.subject}: {len(self.samples_s)} samples, {len(self.block_ids)} block ids"
+            )
+        if not all(np.isfinite(s) and s > 0 for s in self.samples_s):
+            raise ValueError(f"{self.subject}: a sample is not a positive number of seconds")
+
+    @property
+    def blocks(self) -> dict[int, np.ndarray]:
+        """Block id → its samples in seconds, in the order taken."""
+        ids = np.asarray(self.block_ids)
+        samples = np.asarray(self.samples_s)
+        return {int(i): samples[ids == i] for i in dict.fromkeys(self.block_ids)}
+
+    @property
+    def block_medians_s(self) -> np.ndarray:
+        """(blocks,) the median of each block."""
+        return np.array([np.median(samples) for samples in self.blocks.values()])
+
+    @property
+    def median_s(self) -> float:
+        """The median of the blocks' medians: one loaded process does not move it."""
+        return float(np.median(self.block_medians_s))
+
+    def percentile_s(self, percentile: float) -> float:
+        """Percentile of the pooled samples, `percentile` in 0 to 100."""
+        return float(np.percentile(self.samples_s, percentile))
+
+    def upper_bound_s(self, percentile: float, confidence: float = 0.95) -> float:
+        """Distribution-free upper confidence bound of a percentile; see `order_statistic_upper_bound_s`."""
+        return order_statistic_upper_bound_s(np.asarray(self.samples_s), percentile, confidence)
+
+    @property
+    def sigma(self) -> float | None:
+        """Relative scatter between blocks: standard deviation of block medians over their mean.
+
+        This is the noise of the label `median_s` as another process would see it; None with one block.
+        """
+        medians = self.block_medians_s
+        return float(np.std(medians, ddof=1) / np.mean(medians)) if len(medians) > 1 else None
+
+    @property
+    def tail_factor(self) -> float:
+        """p90 of the pooled samples over the median: what a percentile budget adds to a median prediction."""
+        return self.percentile_s(90) / self.median_s
+
+    def statistics_s(self) -> dict[str, float]:
+        """`{median, p90, p99}` in seconds."""
+        return {"median": self.median_s, "p90": self.percentile_s(90), "p99": self.percentile_s(99)}
+
+    def merged(self, other: Measurement) -> Measurement:
+        """Both measurements' blocks; the other's are renumbered after ours."""
+        if other.subject != self.subject:
+            raise ValueError(f"cannot merge {other.subject!r} into {self.subject!r}")
+        shift = max(self.block_ids) + 1 - min(other.block_ids)
+        return Measurement(
+            self.subject,
+            self.samples_s + other.samples_s,
+            self.block_ids + tuple(i + shift for i in other.block_ids),
+        )

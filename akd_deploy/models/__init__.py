@@ -1,0 +1,1 @@
+"""Torch networks: students, teachers, supernets; and their ONNX."""

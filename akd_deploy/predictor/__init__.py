@@ -1,0 +1,1 @@
+"""Latency prediction: additive over executed kernels, with calibrated intervals."""

@@ -1,0 +1,1 @@
+"""Profiling: measures probes of networks on a device, fresh process by fresh process."""

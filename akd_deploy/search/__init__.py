@@ -1,0 +1,1 @@
+"""Student search: rewards, strategies behind NNI's Tuner, the journal, the drivers."""

@@ -1,0 +1,32 @@
+"""Search spaces: one file per space, behind one small contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.errors import UnknownNameError
+from akd_deploy.search_space.base import Layer, SearchSpace, Segment
+from akd_deploy.search_space.mobile import MobileSpace
+
+__all__ = ["SPACES", "Layer", "SearchSpace", "Segment", "load_space", "space_of"]
+
+SPACES: Mapping[str, type[MobileSpace]] = {"mobile": MobileSpace}
+"""Space name → class; constructed with the space's settings."""
+
+
+def load_space(name: str, settings: Mapping[str, Any] | None = None) -> SearchSpace:
+    """The space of that name with these settings.
+
+    Raises:
+        UnknownNameError: no such space or setting.
+    """
+    if name not in SPACES:
+        raise UnknownNameError("search space", name, SPACES)
+    return SPACES[name](settings)
+
+
+def space_of(architecture: Architecture) -> SearchSpace:
+    """The space an architecture says it belongs to."""
+    return load_space(architecture.space, architecture.settings)
