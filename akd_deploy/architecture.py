@@ -73,9 +73,7 @@ def architecture_from_dict(fields: object, where: str = "architecture") -> Archi
 def read_architecture(path: Path) -> Architecture:
     """Read an architecture file written by hand, by the search or by `export`."""
     if not path.is_file():
-        raise MissingFileError(
-            asked=f"the architecture file {path}", found="no such file", next="Check the path."
-        )
+        raise MissingFileError(asked=f"the architecture file {path}", found="no such file", next="Check the path.")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

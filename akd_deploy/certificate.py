@@ -166,9 +166,7 @@ def _rank_sum_counts(m: int, n: int) -> np.ndarray:
     return counts
 
 
-def _walk_in(
-    differences: np.ndarray, counts: np.ndarray, total: float, confidence: float
-) -> tuple[float, float]:
+def _walk_in(differences: np.ndarray, counts: np.ndarray, total: float, confidence: float) -> tuple[float, float]:
     """The interval between the k-th smallest and k-th largest of the sorted pairwise differences."""
     tail = np.cumsum(counts) / total
     k = int((tail <= (1 - confidence) / 2).sum())
@@ -198,9 +196,7 @@ def ratio_interval(
     a, b = np.log(np.asarray(baseline_s, float)), np.log(np.asarray(candidate_s, float))
     if paired:
         if len(a) != len(b):
-            raise UsageError(
-                asked="paired blocks", found=f"{len(a)} and {len(b)}", next="Measure both equally often."
-            )
+            raise UsageError(asked="paired blocks", found=f"{len(a)} and {len(b)}", next="Measure both equally often.")
         d = b - a
         i, j = np.triu_indices(len(d))
         differences = np.sort((d[i] + d[j]) / 2)

@@ -78,9 +78,7 @@ def cpu_fingerprint() -> DeviceFingerprint:
             "machine": platform.machine(),
             "system": platform.system(),
             "model": info.get("model name") or info.get("CPU part") or platform.processor() or "unknown",
-            "family": "/".join(
-                info.get(key, "?") for key in ("vendor_id", "cpu family", "model", "stepping")
-            ),
+            "family": "/".join(info.get(key, "?") for key in ("vendor_id", "cpu family", "model", "stepping")),
             "isa": " ".join(flag for flag in _ISA_FLAGS if flag in flags),
             "cores": str(os.cpu_count() or 0),
         }

@@ -36,9 +36,7 @@ class Kernel:
 
     def __post_init__(self) -> None:
         if self.dtype not in BYTES_PER_ELEMENT:
-            raise ValueError(
-                f"kernel {self.op}: unknown dtype {self.dtype!r}; known: {sorted(BYTES_PER_ELEMENT)}"
-            )
+            raise ValueError(f"kernel {self.op}: unknown dtype {self.dtype!r}; known: {sorted(BYTES_PER_ELEMENT)}")
         for shape in (*self.inputs, *self.outputs):
             if any(not isinstance(n, int) or n < 0 for n in shape):
                 raise ValueError(f"kernel {self.op}: shape {shape} is not made of whole numbers")
@@ -84,8 +82,7 @@ def kernel_from_signature(text: str) -> Kernel:
     try:
         fields = json.loads(text)
         attributes = tuple(
-            (str(name), tuple(value) if isinstance(value, list) else value)
-            for name, value in fields["attr"].items()
+            (str(name), tuple(value) if isinstance(value, list) else value) for name, value in fields["attr"].items()
         )
         return Kernel(
             op=fields["op"],

@@ -23,9 +23,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if not self.samples_s or len(self.samples_s) != len(self.block_ids):
-            raise ValueError(
-                f"{self.subject}: {len(self.samples_s)} samples, {len(self.block_ids)} block ids"
-            )
+            raise ValueError(f"{self.subject}: {len(self.samples_s)} samples, {len(self.block_ids)} block ids")
         if not all(np.isfinite(s) and s > 0 for s in self.samples_s):
             raise ValueError(f"{self.subject}: a sample is not a positive number of seconds")
 

@@ -82,9 +82,7 @@ class Engine(ABC):
     def __init__(self, target: Target) -> None:
         for key, value in target.engine_options.items():
             if key not in self.options:
-                raise UnknownNameError(
-                    f"option of the {self.name} engine", key, self.options, f"target {target.name}"
-                )
+                raise UnknownNameError(f"option of the {self.name} engine", key, self.options, f"target {target.name}")
             kind = type(self.options[key])
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise UsageError(

@@ -140,15 +140,11 @@ class SearchSpace(ABC):
     def from_tokens(self, tokens: Sequence[int] | np.ndarray) -> Architecture:
         """The architecture with these option indices; the inverse of `tokens`."""
         if len(tokens) != len(self.choices):
-            raise UsageError(
-                asked=f"{len(self.choices)} tokens", found=str(len(tokens)), next="One per choice."
-            )
+            raise UsageError(asked=f"{len(self.choices)} tokens", found=str(len(tokens)), next="One per choice.")
         choices: dict[str, Value] = {}
         for token, (key, options) in zip(tokens, self.choices.items(), strict=True):
             if not 0 <= int(token) < len(options):
-                raise UsageError(
-                    asked=f"token of choice {key}", found=str(token), next=f"0 to {len(options) - 1}."
-                )
+                raise UsageError(asked=f"token of choice {key}", found=str(token), next=f"0 to {len(options) - 1}.")
             choices[key] = options[int(token)]
         return Architecture(self.name, self.settings, choices)
 

@@ -81,9 +81,7 @@ class MobileSpace(SearchSpace):
             if operator not in OPERATORS:
                 raise UnknownNameError("operator", operator, OPERATORS, where="space mobile")
         if self.settings["activation"] not in ("relu", "hardswish"):
-            raise UnknownNameError(
-                "activation", self.settings["activation"], ("relu", "hardswish"), "space mobile"
-            )
+            raise UnknownNameError("activation", self.settings["activation"], ("relu", "hardswish"), "space mobile")
         choices: dict[str, tuple[Value, ...]] = {}
         for b in range(blocks):
             choices[f"b{b}.op"] = tuple(self.settings["operators"])
@@ -133,11 +131,7 @@ class MobileSpace(SearchSpace):
             )  # fmt: skip
         if segment.name == "head":
             last = self.blocks - 1
-            return (
-                Layer(
-                    "head", "head", self._width(last, values), settings["classes"], self._size(self.blocks)
-                ),
-            )
+            return (Layer("head", "head", self._width(last, values), settings["classes"], self._size(self.blocks)),)
         b = int(segment.name[1:])
         operator = str(values[f"b{b}.op"])
         width = self._width(b, values)
@@ -180,9 +174,7 @@ class MobileSpace(SearchSpace):
                 choices[f"b{b}.kernel"] = nearest(self.choices[f"b{b}.kernel"], 3)
                 choices[f"b{b}.se"] = nearest(self.choices[f"b{b}.se"], 0.0)
                 choices[f"b{b}.skip"] = nearest(self.choices[f"b{b}.skip"], "identity")
-                choices[f"b{b}.layers"] = sorted(self.choices[f"b{b}.layers"])[
-                    len(self.choices[f"b{b}.layers"]) // 2
-                ]
+                choices[f"b{b}.layers"] = sorted(self.choices[f"b{b}.layers"])[len(self.choices[f"b{b}.layers"]) // 2]
                 choices[f"b{b}.width"] = multiplier
             result.append(self.architecture(choices))
         return result
