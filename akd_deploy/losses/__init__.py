@@ -1,1 +1,22 @@
 """Distillation losses: pure functions on tensors."""
+
+from __future__ import annotations
+
+from akd_deploy.losses.dist import dist_loss, pearson_correlation
+from akd_deploy.losses.dkd import dkd_loss, non_target_class_kd, target_class_kd
+from akd_deploy.losses.hcl import hcl_loss
+from akd_deploy.losses.kd import kd_loss, mean_kd_loss
+from akd_deploy.losses.oracle import correct_teachers, oracle_kd_loss
+
+__all__ = [
+    "correct_teachers",
+    "dist_loss",
+    "dkd_loss",
+    "hcl_loss",
+    "kd_loss",
+    "mean_kd_loss",
+    "non_target_class_kd",
+    "oracle_kd_loss",
+    "pearson_correlation",
+    "target_class_kd",
+]

@@ -79,8 +79,8 @@ class SearchSpace(ABC):
         """Number of classes of the head."""
 
     @abstractmethod
-    def hand_shrunk(self) -> list[Architecture]:
-        """The architectures a person would try first: one default network, uniformly narrower and wider."""
+    def hand_shrunk(self) -> list[list[Architecture]]:
+        """What a person would try first: families of one plain network, uniformly narrower to wider."""
 
     def layers(self, architecture: Architecture) -> tuple[Layer, ...]:
         """All layers in order."""

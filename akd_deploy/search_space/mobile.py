@@ -159,22 +159,28 @@ class MobileSpace(SearchSpace):
             )
         return tuple(layers)
 
-    def hand_shrunk(self) -> list[Architecture]:
-        """MobileNetV2-like networks, one for each width multiplier: MBConv (the widest expansion offered), 3×3, no
-        squeeze-excite, identity skips, the middle number of layers; narrowest first."""
+    def hand_shrunk(self) -> list[list[Architecture]]:
+        """Per operator, one plain network at every uniform width from a fifth to one and a half, narrowest first.
 
-        def nearest(options: tuple[Value, ...], wished: Value) -> Value:
-            return wished if wished in options else options[-1]
+        3×3 windows, no squeeze-excite, identity skips, the middle number of layers. Each width is a setting of
+        its own, so the architectures belong to spaces beside this one.
+        """
+        return [
+            [self._plain(operator, round(percent / 100, 2)) for percent in range(20, 151, 5)]
+            for operator in self.settings["operators"]
+        ]
 
-        result = []
-        for multiplier in sorted(self.choices["b0.width"], key=float):
-            choices: dict[str, Value] = {}
-            for b in range(self.blocks):
-                choices[f"b{b}.op"] = nearest(self.choices[f"b{b}.op"], "mbconv6")
-                choices[f"b{b}.kernel"] = nearest(self.choices[f"b{b}.kernel"], 3)
-                choices[f"b{b}.se"] = nearest(self.choices[f"b{b}.se"], 0.0)
-                choices[f"b{b}.skip"] = nearest(self.choices[f"b{b}.skip"], "identity")
-                choices[f"b{b}.layers"] = sorted(self.choices[f"b{b}.layers"])[len(self.choices[f"b{b}.layers"]) // 2]
-                choices[f"b{b}.width"] = multiplier
-            result.append(self.architecture(choices))
-        return result
+    def _plain(self, operator: str, width: float) -> Architecture:
+        kernel = 3 if 3 in self.settings["kernels"] else self.settings["kernels"][0]
+        beside = MobileSpace(
+            {
+                **self.settings,
+                "operators": [operator],
+                "kernels": [kernel],
+                "se_ratios": [0.0],
+                "skips": ["identity"],
+                "layers": [[sorted(options)[len(options) // 2]] for options in self.settings["layers"]],
+                "width_multipliers": [width],
+            }
+        )
+        return beside.architecture({name: options[0] for name, options in beside.choices.items()})

@@ -1,0 +1,65 @@
+"""The command `akd-deploy`: its sub-commands, and how errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import akd_deploy
+from akd_deploy.cli import device_commands, model_commands, run_commands, ship_commands
+from akd_deploy.cli.output import emit_error, stderr
+from akd_deploy.errors import AkdError, UsageError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="akd-deploy",
+    help="Distil a student that provably meets a latency budget on a device, and ship it as an engine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (device_commands, model_commands, run_commands, ship_commands):
+    group.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"akd-deploy {akd_deploy.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Exit codes: 0 ok, 2 bad input, 3 constraint or gate violated, 4 parity failed, 5 environment unsuitable,
+    6 build failed, 130 interrupted (resume with --resume)."""
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    try:
+        code = app(args=given, standalone_mode=False, prog_name="akd-deploy")
+    except AkdError as error:
+        emit_error(error, as_json)
+        sys.exit(error.exit_code)
+    except TyperException as error:
+        if as_json:
+            emit_error(UsageError(f"akd-deploy {' '.join(given)}", error.format_message(), "See --help."), as_json)
+        else:
+            stderr.print(f"error: {error.format_message()} Try --help.", markup=False, highlight=False)
+        sys.exit(UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        stderr.print("interrupted; what was finished is kept, --resume continues", highlight=False)
+        sys.exit(INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)

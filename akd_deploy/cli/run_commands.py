@@ -1,0 +1,237 @@
+"""Commands that follow a run.toml: search, distill, run, demo, report."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from akd_deploy.cli.options import Config, DryRun, Json, Resume
+from akd_deploy.cli.output import Outcome, emit, progress_bars, table
+from akd_deploy.errors import GateError, UsageError
+from akd_deploy.units import format_seconds
+
+RunDirectory = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The run's folder; runs/<name> if not given.")
+]
+WINNER_FIELDS = (
+    "arch", "budget_s", "predicted_s", "interval_s", "measured_s", "certificate", "accuracy", "bundle",
+)  # fmt: skip
+"""What `run --json` says about the winner; the rest is in `summary.json`."""
+RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the configuration's.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    for command in (search, distill, run, demo, report):
+        app.command()(command)
+
+
+def _prepared(config: Path, output: Path | None, seed: int | None) -> tuple[Any, Path]:
+    """The configuration and the run's folder; torch held to one thread, which small networks are fastest with."""
+    from akd_deploy.configuration import read_configuration
+
+    read = read_configuration(config)
+    if seed is not None:
+        read = read.model_copy(update={"seed": seed})
+    return read, output or Path("runs") / read.name
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _plan(configuration: Any, directory: Path, until: str | None) -> Outcome:
+    from akd_deploy.pipeline.run import stages
+
+    names = list(stages(configuration))
+    if until is not None:
+        names = names[: names.index(until) + 1]
+    data = {"run_dir": str(directory), "stages": names, "configuration": configuration.as_dict()}
+    return Outcome(data, lambda console: console.print(f"would do in {directory}: {', '.join(names)}", markup=False))
+
+
+def search(
+    config: Config,
+    output: RunDirectory = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Search students: profile what is missing, fit, check the budget, train candidates with the teacher."""
+    from akd_deploy.pipeline.run import run_until_search, stages
+
+    if jobs != 1:
+        raise UsageError(
+            asked=f"{jobs} trainings at a time",
+            found="the in-process driver, which trains one",
+            next="Leave --jobs out.",
+        )
+    configuration, directory = _prepared(config, output, seed)
+    last = next(name for name in reversed(stages(configuration)) if name.startswith("search-"))
+    if dry_run:
+        emit(_plan(configuration, directory, last), as_json)
+        return
+    _one_thread()
+    with progress_bars(as_json) as on_progress:
+        data = run_until_search(configuration, directory, resume=resume, on_progress=on_progress)
+
+    def show(console: Console) -> None:
+        rows = [
+            (r["digest"], format_seconds(r["latency_s"]), f"{r['accuracy']:.2%}", f"{r['reward']:.4f}")
+            for r in data["front"]
+        ]
+        console.print(table("Front", ("student", ">predicted", ">accuracy", ">reward"), rows))
+        console.print(f"{data['trials']} trainings in {data['seconds']:.0f} s → {directory}")
+
+    emit(Outcome(data, show), as_json)
+
+
+def distill(
+    config: Config,
+    arch: Annotated[Path, typer.Option(help="An architecture file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The student to write (.safetensors).")],
+    method: Annotated[str | None, typer.Option(help="Instead of the configuration's.")] = None,
+    seed: RunSeed = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train one student with the run's teacher and data."""
+    from akd_deploy.architecture import read_architecture
+    from akd_deploy.pipeline.distilling import distill_one
+
+    configuration, _ = _prepared(config, None, seed)
+    architecture = read_architecture(arch)
+    if dry_run:
+        emit(Outcome({"student": str(output)}, lambda console: console.print(f"would train {output}")), as_json)
+        return
+    _one_thread()
+    with progress_bars(as_json) as on_progress:
+        data = distill_one(configuration, architecture, output, method, on_progress)
+
+    def show(console: Console) -> None:
+        console.print(
+            f"{output}: accuracy {data['accuracy']:.2%}, agreement with the teacher {data['agreement']:.2%}, "
+            f"{data['seconds']:.1f} s"
+        )
+
+    emit(Outcome(data, show), as_json)
+
+
+def run(
+    config: Config,
+    output: RunDirectory = None,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way: profile, predict, search, distil, export, measure, certify, bundle, report."""
+    configuration, directory = _prepared(config, output, seed)
+    _whole_way(configuration, directory, resume, dry_run, as_json)
+
+
+def demo(
+    output: RunDirectory = None,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """The whole way on bundled real data and this machine's CPU, in a few minutes."""
+    with resources.as_file(resources.files("akd_deploy.pipeline") / "demo.toml") as config:
+        configuration, directory = _prepared(config, output or Path("demo"), seed)
+    _whole_way(configuration, directory, resume, dry_run, as_json)
+
+
+def _whole_way(configuration: Any, directory: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+    from akd_deploy.pipeline.run import run_pipeline
+
+    if dry_run:
+        emit(_plan(configuration, directory, None), as_json)
+        return
+    _one_thread()
+    with progress_bars(as_json) as on_progress:
+        summary = run_pipeline(configuration, directory, resume=resume, on_progress=on_progress)
+    winner = summary["winner"]
+    data = {
+        "run_dir": str(directory),
+        "report": str(directory / "report.html"),
+        "winner": {key: winner[key] for key in WINNER_FIELDS},
+        "seconds": summary["seconds"],
+    }
+    held = winner["certificate"]["ok"]
+    emit(
+        Outcome(data, lambda console: show_closing(console, summary, directory), 0 if held else GateError.exit_code),
+        as_json,
+    )
+
+
+def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> None:
+    """The closing table of a run."""
+    winner, accuracy, c = summary["winner"], summary["accuracy"], summary["winner"]["certificate"]
+    low, high = winner["interval_s"]
+    held = "holds" if c["ok"] else "does NOT hold"
+    over = f"{c['exceeding']} of {c['samples']} samples over, {c['allowed']} allowed"
+    rows = [
+        ("budget", f"{format_seconds(winner['budget_s'])} at p{c['percentile']:g} ({summary['budget']['text']})"),
+        ("predicted", f"{format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]"),
+        ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())),
+        ("certificate", f"{held}: {over}, {c['blocks']} processes, {c['confidence']:.0%} confidence"),
+    ]
+    for name, label in (
+        ("teacher", "teacher"),
+        ("kd", "winner, distilled"),
+        ("ce", "winner, labels only"),
+        ("hand_shrunk", "hand-shrunk, distilled"),
+    ):
+        if name in accuracy:
+            a = accuracy[name]
+            spread = "" if a["spread"] is None else f" ± {a['spread']:.2%} over {a['seeds']} seeds"
+            rows.append((label, f"{a['mean']:.2%}{spread}"))
+    for pair in accuracy["paired"]:
+        rows.append(
+            (f"  distilled − {pair['b']}", f"{pair['mean']:+.2%} [{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %")
+        )
+    rows += [
+        ("bundle", winner["bundle"]),
+        ("report", str(directory / "report.html")),
+        ("time", f"{summary['seconds']:.0f} s"),
+    ]
+    console.print(table(f"{summary['name']} on {summary['target']['name']}", ("", "value"), rows))
+    if shutil.get_terminal_size().columns >= 60:
+        engines = [
+            (
+                e["target"],
+                "built" if e["size_bytes"] else "no",
+                format_seconds(e["latency_stats_s"]["median"]) if e["latency_stats_s"] else "—",
+                e["why_not"] or "",
+            )
+            for e in summary["export"]["engines"]
+        ]
+        console.print(table("Engines", ("target", "built", ">median", "remark"), engines))
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write a finished run as one self-contained HTML file."""
+    from akd_deploy.report.report import write_report
+    from akd_deploy.report.summary import read_summary
+
+    summary = read_summary(run_dir)
+    if not dry_run:
+        write_report(summary, output)
+    verb = "would write" if dry_run else "wrote"
+    emit(Outcome({"report": str(output)}, lambda console: console.print(f"{verb} {output}")), as_json)

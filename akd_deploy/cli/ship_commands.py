@@ -1,0 +1,94 @@
+"""Commands about bundles and gates: package, verify, gate."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from akd_deploy.cli.options import DryRun, Json
+from akd_deploy.cli.output import Outcome, emit
+from akd_deploy.errors import GateError, VerificationError
+from akd_deploy.units import parse_fraction
+
+Key = Annotated[Path | None, typer.Option("--key", help="PEM file of the Ed25519 public key.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    for command in (package, verify, gate):
+        app.command()(command)
+
+
+def package(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="What to write.")],
+    format: Annotated[str, typer.Option(help="dir, zip or triton.")] = "zip",
+    sign: Annotated[Path | None, typer.Option(help="PEM file of the Ed25519 private key.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle in another form, verified before and after."""
+    from akd_deploy.export.package import package_bundle
+
+    if dry_run:
+        emit(Outcome({"output": str(output)}, lambda console: console.print(f"would write {output}")), as_json)
+        return
+    manifest = package_bundle(bundle, format, output, key=sign, force=force)
+    data = {"output": str(output), "format": format, "digest": manifest.digest, "signed_by": manifest.signed_by}
+
+    def show(console: Console) -> None:
+        console.print(f"{output}: {len(manifest.files)} files, digest {manifest.digest}")
+
+    emit(Outcome(data, show), as_json)
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder or ZIP file.")],
+    key: Key = None,
+    digest: Annotated[str | None, typer.Option(help="The digest `package` printed.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check every byte of a bundle; needs neither GPU nor runtime. Exit code 3 where something is wrong."""
+    from akd_deploy.export.verify import verify_bundle
+
+    verification = verify_bundle(bundle, key, digest)
+
+    def show(console: Console) -> None:
+        for problem in verification.problems:
+            console.print(problem, markup=False, highlight=False)
+        if verification.ok:
+            known = "authentic" if verification.authentic else "unchanged; give --key or --digest to know it is ours"
+            console.print(f"ok: {known}", markup=False)
+
+    emit(Outcome(verification.as_dict(), show, 0 if verification.ok else VerificationError.exit_code), as_json)
+
+
+def gate(
+    baseline: Annotated[Path, typer.Option(help="What `bench --json` wrote before.")],
+    candidate: Annotated[Path, typer.Option(help="What it wrote now.")],
+    max_regression: Annotated[str, typer.Option(help="Like 3%.")] = "3%",
+    max_accuracy_loss: Annotated[str | None, typer.Option(help="Like 0.5%.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell whether the candidate is slower than the baseline, with confidence. Exit code 3 where it is."""
+    from akd_deploy.export.gate import gate_benches, read_bench
+
+    loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
+    result = gate_benches(
+        read_bench(baseline), read_bench(candidate), parse_fraction(max_regression), max_accuracy_loss=loss
+    )
+
+    def show(console: Console) -> None:
+        i = result.interval
+        console.print(f"ratio {i.ratio:.3f} [{i.low:.3f}, {i.high:.3f}] at {i.confidence:.0%}", markup=False)
+        console.print("regressed" if result.regressed else "no regression proven")
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            for line in result.annotations():
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    emit(Outcome(result.as_dict(), show, GateError.exit_code if result.regressed else 0), as_json)

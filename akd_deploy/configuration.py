@@ -1,0 +1,205 @@
+"""What a user writes in `run.toml`: pydantic models that forbid unknown keys."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from akd_deploy.errors import CorruptFileError, MissingFileError, UnknownNameError, UsageError
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataTable(_Table):
+    """`[data]`: a dataset's name and its own settings."""
+
+    name: str = "digits"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class TrainingTable(_Table):
+    """How long and how fast a network learns; what is left out keeps the stage's default."""
+
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    optimiser: str | None = None
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, gt=0)
+    kd_weight: float | None = Field(default=None, ge=0, le=1)
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were written down."""
+        return self.model_dump(exclude_none=True)
+
+
+class TeacherTable(_Table):
+    """`[teacher]`: trained by us, or a factory with weights, or an ONNX file."""
+
+    source: Literal["train", "factory", "onnx"] = "train"
+    factory: str | None = None
+    weights: Path | None = None
+    onnx: Path | None = None
+    training: TrainingTable = TrainingTable()
+
+    @model_validator(mode="after")
+    def _complete(self) -> TeacherTable:
+        if self.source == "factory" and (self.factory is None or self.weights is None):
+            raise ValueError('source = "factory" needs factory = "package.module:function" and weights = "file"')
+        if self.source == "onnx" and self.onnx is None:
+            raise ValueError('source = "onnx" needs onnx = "file"')
+        return self
+
+
+class SpaceTable(_Table):
+    """`[space]`: a search space's name and its own settings."""
+
+    name: str = "mobile"
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class ProfileTable(_Table):
+    """`[profile]`: how much is measured where the latency table is missing."""
+
+    probes: int = Field(default=240, ge=20)
+    networks: int = Field(default=40, ge=0)
+    blocks: int = Field(default=3, ge=1)
+
+
+class SearchTable(_Table):
+    """`[search]`: each strategy gets its own `trials` trainings."""
+
+    strategies: list[str] = Field(default=["constrained_evolution"], min_length=1)
+    trials: int = Field(default=16, ge=1)
+    reward: str = "soft"
+    constraint: Literal["upper", "none"] = "upper"
+    training: TrainingTable = TrainingTable()
+
+
+class DistillTable(_Table):
+    """`[distill]`: the method, and the long training of finalists."""
+
+    method: str = "kd"
+    seeds: int = Field(default=3, ge=2)
+    training: TrainingTable = TrainingTable()
+
+
+class ExportTable(_Table):
+    """`[export]`: what else to build and measure besides the target itself."""
+
+    targets: list[str] = Field(default_factory=list)
+    quantize: list[Literal["fp16", "bf16", "int8"]] = Field(default_factory=list)
+
+
+class CertificateTable(_Table):
+    """`[certificate]`: of the winner, on the target."""
+
+    percentile: float = Field(default=90, ge=50, lt=100)
+    confidence: float = Field(default=0.99, gt=0.5, lt=1)
+    blocks: int = Field(default=10, ge=1)
+    samples_per_block: int = Field(default=100, ge=1)
+
+
+class RunConfiguration(_Table):
+    """A whole run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(default=0, ge=0)
+    target: str
+    budget: str
+    data: DataTable = DataTable()
+    teacher: TeacherTable = TeacherTable()
+    space: SpaceTable = SpaceTable()
+    profile: ProfileTable = ProfileTable()
+    search: SearchTable = SearchTable()
+    distill: DistillTable = DistillTable()
+    export: ExportTable = ExportTable()
+    certificate: CertificateTable = CertificateTable()
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only, keys without a value left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def configuration_from_dict(fields: dict[str, Any], where: str) -> RunConfiguration:
+    """Check what was written.
+
+    Raises:
+        UnknownNameError: a key nobody knows; the message lists the known ones.
+        UsageError: a value that is missing, of the wrong type or out of range.
+    """
+    try:
+        return RunConfiguration.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise UnknownNameError("key", path, _known_keys(first["loc"][:-1]), where=where) from error
+        found = "nothing" if first["type"] == "missing" else repr(first["input"])
+        raise UsageError(asked=f"{path or 'the tables'} in {where}", found=found, next=f"{first['msg']}.") from error
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys a table knows, with its path in front."""
+    model: type[BaseModel] = RunConfiguration
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    prefix = "".join(f"{part}." for part in location)
+    return [prefix + name for name in model.model_fields]
+
+
+def read_configuration(path: Path) -> RunConfiguration:
+    """Read a `run.toml`.
+
+    Raises:
+        MissingFileError, CorruptFileError: no such file, or no TOML.
+        UnknownNameError, UsageError: as for `configuration_from_dict`.
+    """
+    if not path.is_file():
+        raise MissingFileError(asked=f"the run configuration {path}", found="no such file", next="Check the path.")
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CorruptFileError(
+            asked=f"a run configuration in {path}", found=f"no valid TOML ({error})", next="Correct the file."
+        ) from error
+    return configuration_from_dict(fields, where=str(path))
+
+
+def toml_from_dict(fields: dict[str, Any]) -> str:
+    """TOML text of JSON types: scalars and lists first, then tables, in the order given."""
+    lines: list[str] = []
+
+    def write(table: dict[str, Any], prefix: str) -> None:
+        plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        for key, value in plain.items():
+            lines.append(f"{key} = {_toml_value(value)}")
+        for key, value in table.items():
+            if isinstance(value, dict):
+                lines.extend(["", f"[{prefix}{key}]"])
+                write(value, f"{prefix}{key}.")
+
+    write(fields, "")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        import json
+
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")

@@ -1,0 +1,237 @@
+"""TensorRT 10.12 to 11.x, and TensorRT-RTX: one engine, two modules with the same API."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.engines.atomic_file import write_atomically
+from akd_deploy.engines.base import BuiltEngine, Engine, Session
+from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
+from akd_deploy.engines.tensorrt_build import Plan, Recipe, build_plan, node_settings
+from akd_deploy.engines.tensorrt_callbacks import Progress
+from akd_deploy.engines.tensorrt_inspect import (
+    executed_kernels_from_layers,
+    layers_from_inspector,
+    layers_from_log,
+    memory_from_log,
+)
+from akd_deploy.errors import BuildError, MissingFileError, UsageError
+from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.target import OptionValue, Target
+
+_OPTIMIZATION_LEVELS = range(6)
+# What both flavours understand; see docstring of `TensorRtEngine`.
+_COMMON_OPTIONS: Mapping[str, OptionValue] = {
+    "builder_optimization_level": 3,
+    "workspace_mib": 0,
+    "version_compatible": False,
+    "tf32": False,
+    "sparse_weights": False,
+    "refit": False,
+}
+
+
+class TensorRtEngine(Engine):
+    """TensorRT on data-centre and Jetson GPUs; it builds on the GPU it builds for.
+
+    Options: `builder_optimization_level` 0 to 5; `workspace_mib` of scratch memory (0: all there is);
+    `version_compatible` plans also load in later versions; `tf32` lets layers left in fp32 by a
+    half-precision model multiply in TF32 (precision "tf32" does so for a whole fp32 model);
+    `sparse_weights` uses 2:4 sparsity where it is faster; `refit` keeps weights replaceable;
+    `compute_capabilities` like ["sm87"] refuses to build on another GPU; `timing_cache` is a file of
+    kernel timings, read before a build where it exists and written after it.
+    """
+
+    name = "tensorrt"
+    options: Mapping[str, OptionValue] = {**_COMMON_OPTIONS, "compute_capabilities": (), "timing_cache": ""}
+    extra = "tensorrt"
+    suffix = ".plan"
+    module = "tensorrt"
+    oldest = (10, 12)
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        level, mib = self.option("builder_optimization_level"), self.option("workspace_mib")
+        capabilities = self._compute_capabilities()
+        if level not in _OPTIMIZATION_LEVELS:
+            raise self._wrong("builder_optimization_level", repr(level), "Write 0 to 5.")
+        if not isinstance(mib, int) or mib < 0:
+            raise self._wrong("workspace_mib", repr(mib), "Write MiB, or 0 for all memory there is.")
+        if len(set(capabilities)) < len(capabilities):
+            raise self._wrong("compute_capabilities", ", ".join(capabilities), "Name each capability once.")
+        if self.option("tf32") and target.precision == "fp32":
+            raise self._wrong("tf32", "precision fp32", 'Write precision = "tf32", or leave the option out.')
+
+    def _wrong(self, option: str, found: str, next: str) -> UsageError:
+        return UsageError(asked=f"engine_options.{option} of target {self.target.name}", found=found, next=next)
+
+    def _compute_capabilities(self) -> tuple[str, ...]:
+        names = self.option("compute_capabilities")
+        assert isinstance(names, tuple)
+        return tuple(name.lower() for name in names)
+
+    def _module(self) -> Any:
+        self.require(self._why_no_module())
+        return importlib.import_module(self.module)
+
+    def _why_no_module(self) -> str | None:
+        try:
+            trt = importlib.import_module(self.module)
+        except (ImportError, OSError) as error:  # stub wheels install without their libraries
+            return f"the Python package {self.module} cannot be imported ({error})"
+        found = tuple(int(n) for n in re.findall(r"\d+", trt.__version__)[:2])
+        if found < self.oldest:
+            return f"{self.module} {trt.__version__}, older than {'.'.join(map(str, self.oldest))}"
+        return None
+
+    def why_not(self) -> str | None:
+        reason = self._why_no_module() or why_no_gpu()
+        if reason is None:
+            import torch
+
+            if not torch.cuda.is_available():
+                reason = f"torch {torch.__version__} sees no CUDA GPU, and it holds the engine's buffers"
+        return reason
+
+    def why_not_build(self) -> str | None:
+        return self._why_no_module() or why_no_gpu()
+
+    def version(self) -> str:
+        return str(self._module().__version__)
+
+    def fingerprint(self) -> DeviceFingerprint:
+        return gpu_fingerprint()
+
+    def _recipe(self, model_path: Path) -> Recipe:
+        options = {name: self.option(name) for name in self.options}
+        cache = str(options.get("timing_cache", ""))
+        return Recipe(
+            what=f"{model_path.name} on target {self.target.name}",
+            precision=self.target.precision,
+            batch=self.target.batch,
+            optimization_level=int(options["builder_optimization_level"]),  # type: ignore[arg-type]
+            workspace_mib=int(options["workspace_mib"]),  # type: ignore[arg-type]
+            version_compatible=bool(options["version_compatible"]),
+            tf32=bool(options["tf32"]),
+            sparse_weights=bool(options["sparse_weights"]),
+            refit=bool(options["refit"]),
+            timing_cache=Path(cache) if cache else None,
+        )
+
+    def _built_for(self) -> tuple[str, ...]:
+        """The compute capability of this machine's GPU, which must be one of those asked for.
+
+        Raises:
+            BuildError: this GPU is none of the target's.
+        """
+        here = "sm" + gpu_fingerprint().facts["compute_capability"].replace(".", "")
+        asked = self._compute_capabilities()
+        if asked and here not in asked:
+            raise BuildError(
+                asked=f"a plan for {', '.join(asked)} (target {self.target.name})",
+                found=f"a GPU of {here}, and TensorRT builds for the GPU it runs on",
+                next="Build on the target's device.",
+            )
+        return (here,)
+
+    def _plan(self, model_path: Path, on_progress: Progress | None = None) -> Plan:
+        self.require(self.why_not_build())
+        self._built_for()
+        return build_plan(self._module(), model_path, self._recipe(model_path), on_progress)
+
+    def build(self, model_path: Path, out_dir: Path, on_progress: Progress | None = None) -> BuiltEngine:
+        """Turn an ONNX file into `<stem>.plan`; `on_progress` hears of phases and fractions from another thread."""
+        plan = self._plan(model_path, on_progress)
+        path = out_dir / f"{model_path.stem}{self.suffix}"
+        write_atomically(path, plan.data)
+        layers = layers_from_log(plan.messages)
+        notes = plan.notes
+        if not layers or any(layer.is_opaque for layer in layers):
+            notes = (*notes, "the build log does not show the fused kernels")
+        return BuiltEngine(
+            path=path,
+            files=(path,),
+            seconds=plan.seconds,
+            size_bytes=len(plan.data),
+            precision=plan.precision,
+            engine_version=self.version(),
+            notes=notes,
+            details={
+                "compute_capabilities": list(self._built_for()),
+                "batch": self.target.batch,
+                "kernels": [{"name": x.name, "op": x.op, "nodes": list(x.nodes)} for x in layers],
+                **memory_from_log(plan.messages),
+            },
+        )
+
+    def load(self, engine_path: Path) -> Session:
+        """Load a plan. It is native code: check it against its manifest's hash before.
+
+        Raises:
+            MissingRuntimeError: TensorRT or a GPU is not here.
+            MissingFileError, CorruptFileError, MismatchError: no file, no plan, or one for another GPU or version.
+        """
+        self.require(self.why_not())
+        if not engine_path.is_file():
+            raise MissingFileError(asked=f"engine {engine_path}", found="no such file", next="Build it first.")
+        if engine_path.suffix != self.suffix:
+            raise UsageError(
+                asked=f"a {self.suffix} file", found=str(engine_path), next="Build the model, then load what was built."
+            )
+        import torch
+
+        from akd_deploy.engines.tensorrt_session import TensorRtSession
+
+        plan, stream = engine_path.read_bytes(), torch.cuda.Stream()
+        return TensorRtSession(self._module(), plan, str(engine_path), self.target.batch, device="cuda", stream=stream)
+
+    def executed_kernels(self, model_path: Path) -> tuple[ExecutedKernel, ...]:
+        """The kernels of a build made for this: from its log, else from the engine's inspector where a GPU is here.
+
+        Raises:
+            BuildError: the build hides its kernels.
+        """
+        plan = self._plan(model_path)
+        layers = layers_from_log(plan.messages)
+        if not layers and self.why_not() is None:
+            from akd_deploy.engines.tensorrt_session import inspected
+
+            layers = layers_from_inspector(inspected(self._module(), plan.data, str(model_path)))
+        return executed_kernels_from_layers(layers, node_settings(model_path, self.target.batch))
+
+
+class TensorRtRtxEngine(TensorRtEngine):
+    """TensorRT for RTX GPUs: builds without one, a plan for several compute capabilities at a time.
+
+    Options as `TensorRtEngine`, without `timing_cache` (this flavour times nothing at build time);
+    `compute_capabilities` are those the plan is built for, by default Ampere, Ada and Blackwell cards.
+    The kernel table in the log is the fusion common to them; the kernels' tactics are chosen on the device.
+    """
+
+    name = "tensorrt-rtx"
+    options: Mapping[str, OptionValue] = {**_COMMON_OPTIONS, "compute_capabilities": ("sm86", "sm89", "sm120")}
+    extra = "tensorrt-rtx"
+    module = "tensorrt_rtx"
+    oldest = (1, 4)
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        if not self._compute_capabilities():
+            raise self._wrong("compute_capabilities", "none", "Name at least one, like sm89.")
+
+    def why_not_build(self) -> str | None:
+        return self._why_no_module()
+
+    def _recipe(self, model_path: Path) -> Recipe:
+        return replace(
+            super()._recipe(model_path), compute_capabilities=self._compute_capabilities(), absorbs_failures=True
+        )
+
+    def _built_for(self) -> tuple[str, ...]:
+        return self._compute_capabilities()

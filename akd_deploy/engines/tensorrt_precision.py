@@ -1,0 +1,96 @@
+"""Which element type each layer of a TensorRT network computes in, read from its tensors and never from a flag.
+
+The runtime's module is handed in as `trt`; nothing is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from akd_deploy.engines.precision_audit import Layer
+from akd_deploy.engines.tensorrt_inspect import EngineLayer, onnx_nodes
+from akd_deploy.errors import BuildError
+
+_MATRIX = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
+# Layers that move or convert data: they say nothing about what a network computes in.
+_MOVES = (
+    "CONSTANT", "CAST", "IDENTITY", "SHUFFLE", "SHAPE", "SLICE", "GATHER", "CONCATENATION", "QUANTIZE", "DEQUANTIZE",
+    "SQUEEZE", "UNSQUEEZE", "FILL",
+)  # fmt: skip
+_DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8e4m3", "INT8": "int8", "UINT8": "uint8",
+    "INT32": "int32", "INT64": "int64", "BOOL": "bool",
+}  # fmt: skip
+_QUANTISED = ("int8", "float8e4m3")
+_FLOATING = ("float32", "float16", "bfloat16")
+
+
+def dtype_name(dtype: Any) -> str:
+    """numpy's name of a `trt.DataType`.
+
+    Raises:
+        BuildError: an element type that this project does not account for (4-bit ones).
+    """
+    if dtype.name not in _DTYPES:
+        raise BuildError(
+            asked="an element type that can be audited",
+            found=f"{dtype.name} tensors",
+            next=f"Supported: {', '.join(_DTYPES)}.",
+        )
+    return _DTYPES[dtype.name]
+
+
+def network_layers(trt: Any, network: Any) -> list[Layer]:
+    """The layers of a strongly typed network that compute, under the names of their ONNX nodes.
+
+    A convolution or matrix product whose two operands are dequantised from the same 8-bit type computes
+    in that type; every other layer in the type of its output. A network that only moves data
+    counts by all its layers.
+    """
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    layers = [layer for layer in layers if layer.num_outputs and layer.type.name != "CONSTANT"]
+    producers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    computing = [layer for layer in layers if layer.type.name not in _MOVES] or layers
+    return [
+        Layer(
+            name=" + ".join(onnx_nodes(layer.metadata or "")) or layer.name,
+            dtype=_compute_dtype(trt, layer, producers),
+            is_matrix=layer.type.name in _MATRIX,
+        )
+        for layer in computing
+    ]
+
+
+def _compute_dtype(trt: Any, layer: Any, producers: Mapping[str, Any]) -> str:
+    if layer.type.name in _MATRIX and layer.num_inputs > 1:
+        read = {_dequantised_from(trt, layer.get_input(i), producers) for i in (0, 1)}
+        if len(read) == 1 and read <= set(_QUANTISED):
+            return str(read.pop())
+    return dtype_name(layer.get_output(0).dtype)
+
+
+def _dequantised_from(trt: Any, tensor: Any, producers: Mapping[str, Any]) -> str | None:
+    """The element type a tensor was dequantised from, seen through reshapes and transposes; None if it was not."""
+    layer = producers.get(tensor.name) if tensor is not None else None
+    while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):
+        layer = producers.get(layer.get_input(0).name)
+    if layer is None or layer.type != trt.LayerType.DEQUANTIZE:
+        return None
+    return dtype_name(layer.get_input(0).dtype)
+
+
+def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Layer]:
+    """The same layers, corrected by the kernels that were built where those are known.
+
+    TensorRT honours floating types as written, but a Q/DQ pair that does not fuse leaves its layer
+    computing in floating point: an 8-bit layer whose kernel reads no 8-bit tensor.
+    """
+    corrected = []
+    for layer in layers:
+        reads = [tensor.dtype for kernel in built if layer.name in kernel.nodes for tensor in kernel.inputs]
+        floating = [read for read in reads if read in _FLOATING]
+        unfused = layer.dtype in _QUANTISED and layer.dtype not in reads and floating
+        corrected.append(replace(layer, dtype=floating[0]) if unfused else layer)
+    return corrected

@@ -1,0 +1,145 @@
+"""Find the first tensor in which two versions of one ONNX network differ."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from akd_deploy.errors import MismatchError, UsageError
+from akd_deploy.export.parity import Arrays, output_parity
+
+Evaluate = Callable[[Path, Arrays], Arrays]
+"""Runs the ONNX file on one batch: output name → array. With an engine: `engine.load(path).run(feeds)`."""
+
+TENSORS_PER_RUN = 64
+"""Tensors exposed at once: few enough that a large network's activations fit in memory, many enough to be quick."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first tensor that differs, the node that makes it in the second network, and by how much."""
+
+    tensor: str
+    node: str
+    op: str
+    max_abs: float
+    max_rel: float
+    agreeing_tensors: int
+
+
+def first_divergence(
+    model_a: Path, model_b: Path, feeds: Arrays, max_rel: float, evaluate: Evaluate | None = None
+) -> Divergence | None:
+    """The first tensor, in the second network's order, that differs by more than `max_rel` of its largest value.
+
+    Compares the tensors that both networks name alike. All of them are looked at in order, not by halving:
+    a difference may vanish again further on (a clip hides it), so halving could step over the first. Exposing a
+    tensor as an output stops the runtime from fusing across it; a fault that only the fused form has shows
+    no divergence here.
+
+    Args:
+        model_a, model_b: the source and its conversion.
+        feeds: one batch.
+        evaluate: what runs a file; the ONNX reference evaluator (slow, exact) by default.
+
+    Returns:
+        None where every shared tensor agrees.
+
+    Raises:
+        MismatchError: the networks share no tensor, or a shared one has two shapes.
+    """
+    evaluate = evaluate or reference_evaluate
+    network_a, network_b = onnx.load(model_a), onnx.load(model_b)
+    known_a = {name for node in network_a.graph.node for name in node.output}
+    makers = {name: node for node in network_b.graph.node for name in node.output if name in known_a}
+    shared = [name for name in makers if name]
+    if not shared:
+        raise MismatchError(
+            asked="the first tensor that diverges",
+            found="no tensor that both networks name alike",
+            next="Compare a network with a conversion that keeps its names.",
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(shared), TENSORS_PER_RUN):
+            names = shared[start : start + TENSORS_PER_RUN]
+            values_a = evaluate(_saved_exposed(network_a, names, Path(folder) / "a.onnx"), feeds)
+            values_b = evaluate(_saved_exposed(network_b, names, Path(folder) / "b.onnx"), feeds)
+            for i, name in enumerate(names):
+                parity = output_parity(name, [(values_a[name], values_b[name])])
+                if parity.max_rel > max_rel:
+                    node = makers[name]
+                    return Divergence(name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i)
+    return None
+
+
+def exposed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The network with these tensors as its only outputs, and only the nodes that they need.
+
+    Raises:
+        UsageError: a name that no node makes.
+    """
+    makers = {name: i for i, node in enumerate(model.graph.node) for name in node.output if name}
+    unknown = [name for name in names if name not in makers]
+    if unknown:
+        raise UsageError(asked=f"tensors {unknown}", found="no node that makes them", next="Name outputs of nodes.")
+    needed, wanted = set(), list(names)
+    while wanted:
+        name = wanted.pop()
+        if name in makers and makers[name] not in needed:
+            needed.add(makers[name])
+            wanted.extend(_reads(model.graph.node[makers[name]]))
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(model.graph.node[i] for i in sorted(needed))
+    del result.graph.output[:]
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    types = {v.name: v for v in (*inferred, *model.graph.output)}
+    result.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return result
+
+
+def _reads(node: onnx.NodeProto) -> list[str]:
+    """Names a node reads, those captured by its subgraphs included."""
+    inner = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    inner += [g for a in node.attribute if a.type == onnx.AttributeProto.GRAPHS for g in a.graphs]
+    return [*node.input, *(name for graph in inner for child in graph.node for name in _reads(child))]
+
+
+def _saved_exposed(model: onnx.ModelProto, names: Sequence[str], path: Path) -> Path:
+    path.write_bytes(exposed(model, names).SerializeToString(deterministic=True))
+    return path
+
+
+def reference_evaluate(path: Path, feeds: Arrays) -> Mapping[str, np.ndarray]:
+    """Run a file with the ONNX reference evaluator, in plain numpy.
+
+    It adds in the type of the tensors, where engines add in float32: a pool or mean over many 16-bit values
+    (a thousand, in bfloat16) diverges here alone. Judge those with the engine.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(path))
+    with np.errstate(all="ignore"):  # an overflow is a result here: it is what is looked for
+        outputs = evaluator.run(None, dict(feeds))
+    return dict(zip(evaluator.output_names, outputs, strict=True))
+
+
+def activation_peaks(model: onnx.ModelProto, inputs: Sequence[Arrays], evaluate: Evaluate) -> dict[str, float]:
+    """Largest |value| of each floating tensor that a node makes, over the inputs; infinite where it is not finite."""
+    names = [name for node in model.graph.node for name in node.output if name]
+    peaks: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(0, len(names), TENSORS_PER_RUN):
+            path = _saved_exposed(model, names[start : start + TENSORS_PER_RUN], Path(folder) / "exposed.onnx")
+            for feeds in inputs:
+                for name, value in evaluate(path, feeds).items():
+                    if value.dtype.kind == "f":
+                        peak = float(np.abs(value).max(initial=0.0)) if np.isfinite(value).all() else np.inf
+                        peaks[name] = max(peaks.get(name, 0.0), peak)
+    return peaks

@@ -1,0 +1,34 @@
+"""What an engine runs, kernel by kernel, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from akd_deploy.kernel import ExecutedKernel
+
+
+def kernel_table(kernels: Iterable[ExecutedKernel]) -> list[dict[str, object]]:
+    """One row per executed kernel in order, as JSON types; `traffic_bytes` is read and written once each."""
+    return [
+        {
+            "name": executed.name,
+            "op": executed.kernel.op,
+            "dtype": executed.kernel.dtype,
+            "inputs": [list(shape) for shape in executed.kernel.inputs],
+            "outputs": [list(shape) for shape in executed.kernel.outputs],
+            "attributes": {
+                name: list(value) if isinstance(value, tuple) else value for name, value in executed.kernel.attributes
+            },
+            "traffic_bytes": executed.kernel.traffic_bytes,
+            "nodes": list(executed.nodes),
+        }
+        for executed in kernels
+    ]
+
+
+def precision_counts(kernels: Iterable[ExecutedKernel]) -> dict[str, int]:
+    """Number of kernels computing in each dtype, the most frequent first."""
+    counts: dict[str, int] = {}
+    for executed in kernels:
+        counts[executed.kernel.dtype] = counts.get(executed.kernel.dtype, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,44 @@
+"""How int8 is done for an engine: signs, ranges, what stays in floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from akd_deploy.errors import UnknownNameError
+
+
+@dataclass(frozen=True)
+class Int8Settings:
+    """How activations and weights become int8. Weights are always signed and symmetric.
+
+    `activation` is "uint8" or "int8"; `reduce_range` gives weights 7 bits; `exclude` names nodes that stay in
+    floating point.
+    """
+
+    activation: str = "uint8"
+    symmetric_activations: bool = False
+    per_channel: bool = True
+    reduce_range: bool = False
+    quantize_bias: bool = True
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activation not in ("uint8", "int8"):
+            raise UnknownNameError("activation type", self.activation, ("uint8", "int8"))
+
+
+def int8_settings(engine: str, isa: Collection[str]) -> Int8Settings:
+    """What an engine's int8 kernels expect.
+
+    TensorRT takes signed, symmetric activations and floating biases only. CPUs take unsigned activations with
+    signed weights; x86 without VNNI adds products in 16 bits, which saturate unless weights have 7 bits.
+
+    Args:
+        engine: as targets write it.
+        isa: the device's instruction sets, as its fingerprint lists them.
+    """
+    if engine in ("tensorrt", "tensorrt-rtx"):
+        return Int8Settings(activation="int8", symmetric_activations=True, quantize_bias=False)
+    on_arm = "asimd" in isa
+    return Int8Settings(reduce_range=not on_arm and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(isa))

@@ -1,0 +1,266 @@
+"""A bundle's manifest: what every file must be, and what was measured, promised and built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.errors import AkdError, CorruptFileError, UsageError
+from akd_deploy.target import Target, target_from_dict
+
+FORMAT = "akd-deploy-bundle"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
+UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME)
+"""The two files that a manifest cannot list: itself, and the signature over itself."""
+
+MAX_MANIFEST_BYTES = 1 << 20
+"""1 MiB: `MAX_FILES` entries take 0.2 MiB, the facts a few KiB; a larger one is a mistake or an attack."""
+MAX_FILES = 1_000
+"""An engine is one to three files; a thousand leaves room for labels and documents and stays quick to check."""
+MAX_NAME_BYTES = 200
+"""Every file system takes 255 bytes per component; the rest is for the temporary names of unpackers."""
+MAX_DEPTH = 8
+"""Folders inside folders; bundles need two."""
+
+ROLES: Mapping[str, str] = {
+    "onnx": "the network as deployed, in the target's precision",
+    "engine": "what the target's engine loads",
+    "engine_part": "a further file that the engine needs beside it",
+    "source": "the network before it was cast or quantised",
+    "config": "settings: run.toml, config.pbtxt, calibration",
+    "document": "labels, licences, reports",
+}
+
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
+_PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".npy", ".ckpt")
+"""Files that load by running what is inside them, or may."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What one file must be: the SHA-256 of its bytes, their number, and its role (a key of `ROLES`)."""
+
+    sha256: str
+    size_bytes: int
+    role: str
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """What a bundle says about its network. Mappings hold JSON types, with finite numbers only.
+
+    `latency` has `measured_s`, `predicted_s`, `interval_s` and `budget_s` where known; `provenance` says
+    where teacher and data come from; `created` is a date where the caller wants one (it changes the bytes).
+    """
+
+    target: Target
+    device: DeviceFingerprint
+    versions: Mapping[str, str]
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    certificate: Mapping[str, Any] | None = None
+    accuracy: Mapping[str, Any] | None = None
+    parity: Mapping[str, Any] | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    created: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Name → entry of every file but the manifest and its signature; `signed_by` is a public key in hexadecimal."""
+
+    files: Mapping[str, FileEntry]
+    facts: BundleFacts
+    signed_by: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", MappingProxyType(dict(sorted(self.files.items()))))
+
+    @property
+    def digest(self) -> str:
+        """The checksum written inside, 64 hexadecimal digits: what `verify --digest` expects."""
+        return hashlib.sha256(canonical_json(self._body())).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON with the checksum of everything else in `manifest_sha256`.
+
+        Raises:
+            UsageError: a fact that is not JSON, or a manifest over the limits.
+        """
+        try:
+            data = canonical_json({**self._body(), "manifest_sha256": self.digest})
+            manifest_from_bytes(data)  # what cannot be read back is not written
+        except (TypeError, ValueError) as error:
+            raise UsageError(
+                asked="the manifest of a bundle", found=str(error), next="Use JSON types and finite numbers."
+            ) from error
+        return data
+
+    def with_signer(self, public_key: str | None) -> Manifest:
+        return replace(self, signed_by=public_key)
+
+    def with_role(self, role: str) -> list[str]:
+        """Names of the files of a role."""
+        return [name for name, entry in self.files.items() if entry.role == role]
+
+    def _body(self) -> dict[str, Any]:
+        facts = self.facts
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "files": {
+                name: {"sha256": entry.sha256, "bytes": entry.size_bytes, "role": entry.role}
+                for name, entry in self.files.items()
+            },
+            "target": facts.target.as_dict(),
+            "device": dict(facts.device.facts),
+            "versions": dict(facts.versions),
+            "latency": dict(facts.latency),
+            "certificate": facts.certificate,
+            "accuracy": facts.accuracy,
+            "parity": facts.parity,
+            "provenance": dict(facts.provenance),
+            "created": facts.created,
+            "signed_by": self.signed_by,
+        }
+
+
+def canonical_json(value: object) -> bytes:
+    """The one text of a JSON value: sorted keys, no spaces, ASCII, finite numbers, a newline at the end."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.encode("ascii") + b"\n"
+
+
+def name_problem(name: str) -> str | None:
+    """Why a file's name may not be in a bundle, or None.
+
+    Names are relative, of plain ASCII components with forward slashes, so that they mean the same file on
+    every system and no archive tool can be led out of its folder.
+    """
+    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        return f"a name of more than {MAX_NAME_BYTES} bytes"
+    parts = name.split("/")
+    if len(parts) > MAX_DEPTH:
+        return f"{name!r} is more than {MAX_DEPTH} folders deep"
+    if not all(_COMPONENT.fullmatch(part) for part in parts):
+        return f"{name!r} is not a relative path of letters, digits and ._+- with forward slashes"
+    if name.lower().endswith(_PICKLES):
+        return f"{name!r} may be a pickle, which runs code when it is loaded"
+    return None
+
+
+_OBJECT, _TEXT = (dict,), (str,)
+_KEYS: Mapping[str, tuple[type, ...]] = {
+    "format": _TEXT,
+    "format_version": (int,),
+    "files": _OBJECT,
+    "target": _OBJECT,
+    "device": _OBJECT,
+    "versions": _OBJECT,
+    "latency": _OBJECT,
+    "certificate": (dict, type(None)),
+    "accuracy": (dict, type(None)),
+    "parity": (dict, type(None)),
+    "provenance": _OBJECT,
+    "created": (str, type(None)),
+    "signed_by": (str, type(None)),
+    "manifest_sha256": _TEXT,
+}
+
+
+def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
+    """Read a manifest; only the canonical text with the right checksum is one.
+
+    Raises:
+        CorruptFileError: anything else; the message says what is wrong.
+    """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise _corrupt(where, f"{len(data)} bytes, more than {MAX_MANIFEST_BYTES}")
+    try:
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise _corrupt(where, "no JSON object")
+        canonical = canonical_json(body) == data
+    except CorruptFileError:
+        raise
+    except (ValueError, RecursionError, UnicodeError) as error:
+        raise _corrupt(where, f"no JSON: {str(error)[:120]}") from error
+    if body.get("format") != FORMAT:
+        raise _corrupt(where, f"format {str(body.get('format'))[:40]!r}, not {FORMAT!r}")
+    if body.get("format_version") != FORMAT_VERSION:
+        raise _corrupt(
+            where, f"format version {str(body.get('format_version'))[:40]}; this program reads {FORMAT_VERSION}"
+        )
+    if not canonical:
+        raise _corrupt(where, "text that is not canonical JSON: it was changed after it was written")
+    if set(body) != set(_KEYS):
+        raise _corrupt(where, f"keys missing or unknown: {', '.join(sorted(set(body) ^ set(_KEYS)))[:200]}")
+    for key, kinds in _KEYS.items():
+        if not isinstance(body[key], kinds) or isinstance(body[key], bool):
+            raise _corrupt(where, f"{key!r} is of the wrong type")
+    stated = body.pop("manifest_sha256")
+    if hashlib.sha256(canonical_json(body)).hexdigest() != stated:
+        raise _corrupt(where, "a checksum that does not fit: the manifest was changed")
+    if body["signed_by"] is not None and not _PUBLIC_KEY.fullmatch(body["signed_by"]):
+        raise _corrupt(where, "'signed_by' is no Ed25519 public key in hexadecimal")
+    manifest = Manifest(_files_from_json(body["files"], where), _facts_from_json(body, where), body["signed_by"])
+    if manifest.digest != stated:
+        raise _corrupt(where, "facts that are not written in full")
+    return manifest
+
+
+def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:
+    if len(files) > MAX_FILES:
+        raise _corrupt(where, f"{len(files)} files, more than {MAX_FILES}")
+    seen: dict[str, str] = {name: name for name in UNLISTED}
+    entries = {}
+    for name, entry in files.items():
+        problem = name_problem(name)
+        if problem is not None:
+            raise _corrupt(where, problem)
+        if name.lower() in seen:
+            raise _corrupt(where, f"{name!r} and {seen[name.lower()]!r} are one file where case does not count")
+        seen[name.lower()] = name
+        if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes", "role"}:
+            raise _corrupt(where, f"the entry of {name!r} is not sha256, bytes and role")
+        sha256, size, role = entry["sha256"], entry["bytes"], entry["role"]
+        if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+            raise _corrupt(where, f"the sha256 of {name!r} is not 64 hexadecimal digits")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise _corrupt(where, f"the size of {name!r} is not a whole number of bytes")
+        if not isinstance(role, str) or role not in ROLES:
+            raise _corrupt(where, f"the role of {name!r} is not one of {', '.join(ROLES)}")
+        entries[name] = FileEntry(sha256, size, role)
+    return entries
+
+
+def _facts_from_json(body: dict[str, Any], where: str) -> BundleFacts:
+    for key in ("device", "versions"):
+        if not all(isinstance(value, str) for value in body[key].values()):
+            raise _corrupt(where, f"{key!r} holds something other than text")
+    fields = dict(body["target"])
+    name = fields.pop("name", None)
+    if not isinstance(name, str):
+        raise _corrupt(where, "a target without a name")
+    try:
+        target = target_from_dict(name, fields, where)
+    except AkdError as error:
+        raise _corrupt(where, str(error)) from error
+    return BundleFacts(
+        target=target,
+        device=DeviceFingerprint(body["device"]),
+        **{k: body[k] for k in ("versions", "latency", "certificate", "accuracy", "parity", "provenance", "created")},
+    )
+
+
+def _corrupt(where: str, found: str) -> CorruptFileError:
+    return CorruptFileError(asked=f"a bundle's manifest in {where}", found=found, next="Package the bundle again.")

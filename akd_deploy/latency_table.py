@@ -1,0 +1,371 @@
+"""A latency table: raw samples of probes on one target, in Parquet beside a header that says how they were taken.
+
+On disk (`latency_tables/<target>/`, for a generic target one folder per device fingerprint inside it):
+`header.json`, and the rows file it names with its SHA-256. The header's rename is the commit: a crash between the
+two writes leaves the old table in force.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, StorageError
+from akd_deploy.kernel import Kernel, kernel_from_signature
+from akd_deploy.measurement import Measurement
+from akd_deploy.target import Target, places, target_from_dict
+
+FORMAT_VERSION = 1
+HEADER_NAME = "header.json"
+PROBE, NETWORK = "probe", "network"
+
+
+@dataclass(frozen=True)
+class TableHeader:
+    """What every row of a table was taken with. Tables merge only when all of it but the date agrees."""
+
+    target: Target
+    device: DeviceFingerprint
+    engine_version: str
+    protocol: Mapping[str, float | int | str]
+    created: str
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", MappingProxyType(dict(sorted(self.protocol.items()))))
+
+    def differences(self, other: TableHeader) -> list[str]:
+        """One line for each field that keeps the two from merging."""
+        lines = [f"device {line}" for line in self.device.differences(other.device)]
+        for name in ("target", "engine_version", "protocol", "format_version"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "target":
+                mine, theirs = mine.as_dict(), theirs.as_dict()
+            if name == "protocol":
+                mine, theirs = dict(mine), dict(theirs)
+            if mine != theirs:
+                lines.append(f"{name}: {mine} ≠ {theirs}")
+        return lines
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "format_version": self.format_version,
+            "target": self.target.as_dict(),
+            "device": dict(self.device.facts),
+            "engine_version": self.engine_version,
+            "protocol": dict(self.protocol),
+            "created": self.created,
+        }
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One measured subject and the kernels it executed, with how often each.
+
+    `kind` is "probe" (a kernel or small block: what predictors are fitted on) or "network" (a whole
+    network: what they are calibrated and scored on). `family` groups rows that resemble each other.
+    `remeasured` counts blocks that were disturbed and taken again.
+    """
+
+    kind: str
+    family: str
+    kernels: tuple[tuple[Kernel, int], ...]
+    measurement: Measurement
+    remeasured: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.measurement.subject
+
+    def counts(self) -> Counter[Kernel]:
+        """Kernel → how often the subject executes it."""
+        return Counter(dict(self.kernels))
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Rows with unique names under one header."""
+
+    header: TableHeader
+    rows: tuple[TableRow, ...]
+
+    def __post_init__(self) -> None:
+        repeated = [name for name, n in Counter(row.name for row in self.rows).items() if n > 1]
+        if repeated:
+            raise ValueError(f"rows with the same name: {repeated[:5]}")
+
+    def of_kind(self, kind: str) -> tuple[TableRow, ...]:
+        """The rows of one kind, in order."""
+        return tuple(row for row in self.rows if row.kind == kind)
+
+    @property
+    def sigma(self) -> float | None:
+        """The median over rows of the scatter between fresh processes: the noise of this table's labels."""
+        values = sorted(row.measurement.sigma for row in self.rows if row.measurement.sigma is not None)
+        return values[len(values) // 2] if values else None
+
+    def merged(self, other: LatencyTable) -> LatencyTable:
+        """Both tables' rows; rows of the same name gain each other's blocks.
+
+        Raises:
+            MismatchError: the headers differ; the message lists every difference.
+        """
+        differences = self.header.differences(other.header)
+        if differences:
+            raise MismatchError(
+                asked=f"a merge into the table of {self.header.target.name}",
+                found="differing headers: " + "; ".join(differences),
+                next="Profile again under one setting, or keep the tables apart.",
+            )
+        rows = {row.name: row for row in self.rows}
+        for row in other.rows:
+            mine = rows.get(row.name)
+            if mine is None:
+                rows[row.name] = row
+            elif mine.kernels != row.kernels:
+                raise MismatchError(
+                    asked=f"a merge of row {row.name}", found="other kernels under the same name", next="Rename one."
+                )
+            else:
+                rows[row.name] = TableRow(
+                    mine.kind,
+                    mine.family,
+                    mine.kernels,
+                    mine.measurement.merged(row.measurement),
+                    mine.remeasured + row.remeasured,
+                )
+        return LatencyTable(self.header, tuple(rows.values()))
+
+    def digest(self) -> str:
+        """First 16 hexadecimal digits over header and rows: what a predictor is keyed by."""
+        hasher = hashlib.sha256(json.dumps(self.header.as_dict(), sort_keys=True).encode())
+        for row in self.rows:
+            hasher.update(repr((row.kind, row.family, row.kernels, row.measurement)).encode())
+        return hasher.hexdigest()[:16]
+
+
+def table_directory(root: Path, target: Target, device: DeviceFingerprint) -> Path:
+    """Where a target's table lives under a `latency_tables` folder."""
+    return root / target.name / device.digest if target.is_generic else root / target.name
+
+
+def find_table(target: Target, device: DeviceFingerprint) -> Path:
+    """The folder of the target's table for this device, looked for in `places("latency_tables")`.
+
+    Raises:
+        MissingFileError: there is none; the message names the devices there are tables of.
+    """
+    others = []
+    for place in places("latency_tables"):
+        directory = table_directory(place, target, device)
+        if (directory / HEADER_NAME).is_file():
+            return directory
+        others += [path.parent.name for path in (place / target.name).glob(f"*/{HEADER_NAME}")]
+    found = f"tables of other devices only ({', '.join(sorted(set(others)))})" if others else "no table"
+    raise MissingFileError(
+        asked=f"the latency table of target {target.name} on this device ({device.digest})",
+        found=found,
+        next=f"Run `akd-deploy profile --target {target.name}` here, or give the folder of a table.",
+    )
+
+
+def _corrupt(path: Path, found: str) -> CorruptFileError:
+    return CorruptFileError(asked=f"a latency table in {path}", found=found, next="Restore it, or profile again.")
+
+
+def _row_from_record(record: Mapping[str, Any]) -> TableRow:
+    return TableRow(
+        kind=record["kind"],
+        family=record["family"],
+        kernels=tuple((kernel_from_signature(k["signature"]), int(k["count"])) for k in record["kernels"]),
+        measurement=Measurement(record["name"], tuple(record["samples_s"]), tuple(record["block_ids"])),
+        remeasured=record["remeasured"],
+    )
+
+
+def read_table(directory: Path) -> LatencyTable:
+    """Read a table, all of it or none.
+
+    Raises:
+        MissingFileError: no header there.
+        CorruptFileError: header or rows are torn, truncated or foreign; names the file, and the row if one is at fault.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    header_path = directory / HEADER_NAME
+    if not header_path.is_file():
+        raise MissingFileError(
+            asked=f"a latency table in {directory}", found=f"no {HEADER_NAME}", next="Run `akd-deploy profile`."
+        )
+    try:
+        fields = json.loads(header_path.read_text(encoding="utf-8"))
+        version = fields["format_version"]
+        if version != FORMAT_VERSION:
+            raise _corrupt(header_path, f"format version {version!r}; this program reads {FORMAT_VERSION}")
+        target_fields = dict(fields["target"])
+        header = TableHeader(
+            target=target_from_dict(target_fields.pop("name"), target_fields, where=str(header_path)),
+            device=DeviceFingerprint(fields["device"]),
+            engine_version=fields["engine_version"],
+            protocol=fields["protocol"],
+            created=fields["created"],
+            format_version=version,
+        )
+        rows_path = directory / fields["rows"]["file"]
+        promised = fields["rows"]["sha256"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(header_path, f"no header ({type(error).__name__}: {error})") from error
+    if rows_path.parent != directory or not rows_path.is_file():
+        raise _corrupt(rows_path, "no such rows file, though the header names it")
+    content = rows_path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != promised:
+        raise _corrupt(rows_path, f"{len(content)} bytes that do not have the SHA-256 its header promises")
+    try:
+        records = pq.read_table(pa.BufferReader(content)).to_pylist()
+    except pa.ArrowException as error:
+        raise _corrupt(rows_path, f"no Parquet ({error})") from error
+    rows = []
+    for index, record in enumerate(records):
+        try:
+            rows.append(_row_from_record(record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _corrupt(rows_path, f"row {index} ({record.get('name', '?')}) is not one of ours: {error}") from error
+    try:
+        return LatencyTable(header, tuple(rows))
+    except ValueError as error:
+        raise _corrupt(rows_path, str(error)) from error
+
+
+def _rows_content(rows: Sequence[TableRow]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("name", pa.string()),
+            ("kind", pa.string()),
+            ("family", pa.string()),
+            ("kernels", pa.list_(pa.struct([("signature", pa.string()), ("count", pa.int32())]))),
+            ("samples_s", pa.list_(pa.float64())),
+            ("block_ids", pa.list_(pa.int32())),
+            ("remeasured", pa.int32()),
+            ("sigma", pa.float64()),
+        ]
+    )
+    records = [
+        {
+            "name": row.name,
+            "kind": row.kind,
+            "family": row.family,
+            "kernels": [{"signature": kernel.signature, "count": count} for kernel, count in row.kernels],
+            "samples_s": list(row.measurement.samples_s),
+            "block_ids": list(row.measurement.block_ids),
+            "remeasured": row.remeasured,
+            "sigma": row.measurement.sigma,
+        }
+        for row in rows
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records, schema=schema), sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            asked=f"to write {path}",
+            found=str(error),
+            next="Free space or choose a writable place; nothing was changed.",
+        ) from error
+
+
+def write_table(table: LatencyTable, directory: Path) -> None:
+    """Write a table in place of what was there, atomically. Hold `table_lock` while reading, merging and writing.
+
+    Raises:
+        StorageError: no space or no permission; the old table stays as it was.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            asked=f"the folder {directory}", found=str(error), next="Choose a writable place."
+        ) from error
+    content = _rows_content(table.rows)
+    digest = hashlib.sha256(content).hexdigest()
+    rows_path = directory / f"rows-{digest[:12]}.parquet"
+    header = {**table.header.as_dict(), "rows": {"file": rows_path.name, "sha256": digest, "count": len(table.rows)}}
+    _write_file(rows_path, content)
+    _write_file(directory / HEADER_NAME, (json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
+    for old in directory.glob("rows-*.parquet"):
+        if old != rows_path:
+            old.unlink(missing_ok=True)
+
+
+@contextmanager
+def table_lock(directory: Path) -> Iterator[None]:
+    """One writer at a time: a lock file that names its holder; a dead holder's lock is taken over.
+
+    Raises:
+        StorageError: another living process holds it, or the place cannot be written.
+    """
+    import psutil
+
+    path = directory / ".lock"
+    me = {"pid": os.getpid(), "host": platform.node()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for _ in range(2):
+            try:
+                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                break
+            except FileExistsError:
+                holder = _lock_holder(path)
+                alive = holder.get("host") != me["host"] or psutil.pid_exists(int(holder.get("pid", -1)))
+                if alive and holder:
+                    raise StorageError(
+                        asked=f"to write the latency table in {directory}",
+                        found=f"it is being written by process {holder.get('pid')} on {holder.get('host')}",
+                        next=f"Wait for it, or delete {path} if that process is gone.",
+                    ) from None
+                path.unlink(missing_ok=True)
+        else:
+            raise StorageError(asked=f"the lock {path}", found="another process took it first", next="Try again.")
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(asked=f"the lock {path}", found=str(error), next="Choose a writable place.") from error
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(me, file)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _lock_holder(path: Path) -> dict[str, Any]:
+    """The lock's holder; empty when the lock vanished or was never finished."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return holder if isinstance(holder, dict) else {}

@@ -1,0 +1,1 @@
+"""The whole way: the only place besides recipes/ and cli/ that knows the order of the stages."""

@@ -1,0 +1,174 @@
+"""Finding the student: searches, confirmation on the device, baselines, the long trainings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.models.student import load_student, save_student
+from akd_deploy.pipeline import shipping
+from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.latency import write_model
+from akd_deploy.pipeline.training import SEED_OFFSET
+from akd_deploy.profiling.blocks import measure_blocks
+from akd_deploy.search import SearchResult, SearchSettings, Trial, open_journal, reward_shape, search
+
+CONFIRMED = 4
+"""So many of the best candidates are measured, untrained, before the one to ship is chosen among those in budget."""
+
+
+def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict[str, Any]:
+    """One strategy's search, in a journal of its own."""
+    table = run.configuration.search
+    budget_s = results["budget"]["budget_s"]
+    settings = SearchSettings(
+        trials=table.trials,
+        budget_s=budget_s,
+        shape=reward_shape(table.reward),
+        constraint=table.constraint,
+        seed=run.configuration.seed,
+    )
+
+    def predict(architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        """Whole batches by table lookup; one candidate, about to be trained, from the kernels it executes."""
+        if len(architectures) > 1:
+            latency_s, upper_s = run.compiled.predict(architectures)
+            return latency_s, run.bound_s(upper_s)
+        prediction = run.latency.predict_architecture(architectures[0])
+        return np.array([prediction.latency_s]), run.bound_s(np.array([prediction.upper_s]))
+
+    done = 0
+
+    def on_trial(trial: Trial) -> None:
+        nonlocal done
+        done += trial.state in ("done", "failed")
+        run.on_progress(f"searching ({strategy})", done, table.trials)
+
+    path = run.directory / "searches" / strategy / "journal.sqlite"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_journal(path, {"search": strategy, **run.configuration.as_dict()}, resume=path.exists()) as journal:
+        result = search(run.space, strategy, predict, run.bed.score, settings, journal, on_trial)
+    return {
+        "trials": [_trial_row(trial) for trial in result.trials],
+        "counts": result.counts,
+        "seconds": dict(result.seconds),
+        "best_reward": _best_reward(result),
+        "stopped": result.stopped,
+    }
+
+
+def _best_reward(result: SearchResult) -> float | None:
+    rewards = [trial.reward for trial in result.trials if trial.state == "done" and trial.reward is not None]
+    return max(rewards, default=None)
+
+
+def _trial_row(trial: Trial) -> dict[str, Any]:
+    return {
+        "id": trial.id,
+        "strategy": trial.strategy,
+        "state": trial.state,
+        "arch": trial.architecture.as_dict(),
+        "digest": trial.architecture.digest,
+        "network": trial.network,
+        "latency_s": trial.latency_s,
+        "upper_s": trial.upper_s,
+        "reward": trial.reward,
+        "accuracy": trial.accuracy,
+        "seconds": trial.seconds,
+    }
+
+
+def trained(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every trained candidate of every strategy, best reward first, each network once."""
+    rows = [
+        row
+        for name, result in results.items()
+        if name.startswith("search-")
+        for row in result["trials"]
+        if row["state"] == "done"
+    ]
+    rows.sort(key=lambda row: -row["reward"])
+    return list({row["network"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def front(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The trained students that no other one beats in both latency and accuracy, fastest first."""
+    rows = sorted(trained(results), key=lambda row: (row["latency_s"], -row["accuracy"]))
+    best: list[dict[str, Any]] = []
+    for row in rows:
+        if not best or row["accuracy"] > best[-1]["accuracy"]:
+            best.append({key: row[key] for key in ("arch", "digest", "latency_s", "reward", "accuracy")})
+    return best
+
+
+def confirm(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the best candidates untrained and choose the best whose certificate holds."""
+    budget_s, table = results["budget"]["budget_s"], run.configuration.certificate
+    folder = run.directory / "candidates"
+    folder.mkdir(exist_ok=True)
+    best = trained(results)[:CONFIRMED]
+    models = {row["network"]: write_model(run.target, architecture_from_dict(row["arch"]), folder) for row in best}
+    measured = measure_blocks(
+        run.target,
+        models,
+        shipping.certificate_protocol(table),
+        run.rng("confirm"),
+        lambda done, total: run.on_progress("measuring the best candidates", done, total),
+    )
+    rows = []
+    for row in best:
+        measurement = measured[row["network"]].measurement
+        certificate = shipping.certificate_of(measurement, budget_s, table)
+        rows.append({**row, "measured_s": measurement.statistics_s(), "certificate": certificate.as_dict()})
+    within = [row for row in rows if row["certificate"]["ok"]]
+    return {"candidates": rows, "winner": (within or rows)[0]}
+
+
+def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The widest hand-shrunk network of each kind within the budget; the best of them after a short training."""
+    budget_s = results["budget"]["budget_s"]
+    fitting: list[tuple[Architecture, float]] = []
+    for family in run.space.hand_shrunk():
+        for architecture in reversed(family):
+            prediction = run.latency.predict_architecture(architecture)
+            if float(run.bound_s(np.array(prediction.upper_s))) <= budget_s:
+                fitting.append((architecture, prediction.latency_s))
+                break
+    if not fitting:
+        return {"arch": None}
+    rows = []
+    for i, (architecture, latency_s) in enumerate(fitting):
+        run.on_progress("training hand-shrunk students", i, len(fitting))
+        score = run.bed.score(architecture, run.configuration.seed)
+        rows.append({"arch": architecture.as_dict(), "latency_s": latency_s, "accuracy": score.accuracy})
+    best = max(rows, key=lambda row: float(str(row["accuracy"])))
+    return {**best, "considered": rows}
+
+
+def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The long trainings: the winner with KD and with CE, the hand-shrunk student with KD; seeds no search used."""
+    arms = {
+        "kd": (results["confirm"]["winner"]["arch"], run.bed.method),
+        "ce": (results["confirm"]["winner"]["arch"], "ce"),
+    }
+    if results["hand-shrunk"]["arch"] is not None:
+        arms["hand_shrunk"] = (results["hand-shrunk"]["arch"], run.bed.method)
+    seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
+    scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    total = len(arms) * len(seeds)
+    for i, seed in enumerate(seeds):
+        for j, (arm, (fields, method)) in enumerate(arms.items()):
+            run.on_progress("training finalists", i * len(arms) + j, total)
+            path = run.directory / "students" / f"{arm}-{seed}.safetensors"
+            if path.is_file():
+                student = load_student(path)
+            else:
+                student = run.bed.train(architecture_from_dict(fields), seed, method, run.bed.long)
+                save_student(student, path)
+            scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
+    # The shipped seed is chosen on the tuning split: the test split is only ever reported.
+    chosen = max(scores["kd"], key=lambda row: row["tuning_accuracy"])
+    return {"scores": scores, "chosen": chosen}

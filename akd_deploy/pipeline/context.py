@@ -1,0 +1,79 @@
+"""A run in progress: what its stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.configuration import RunConfiguration
+from akd_deploy.errors import StorageError
+from akd_deploy.pipeline.latency import TargetLatency, target_latency
+from akd_deploy.pipeline.training import Bed, load_bed
+from akd_deploy.predictor.compiled import CompiledSpace
+from akd_deploy.search_space import SearchSpace, load_space
+from akd_deploy.target import Target, load_target
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, total)."""
+
+
+@dataclass
+class Run:
+    """A run in progress: its configuration, its directory, and what its stages left there."""
+
+    configuration: RunConfiguration
+    directory: Path
+    tables: Path
+    on_progress: Progress = lambda what, done, total: None
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def target(self) -> Target:
+        return load_target(self.configuration.target)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return load_space(self.configuration.space.name, self.configuration.space.settings)
+
+    @cached_property
+    def bed(self) -> Bed:
+        return load_bed(
+            self.configuration,
+            self.space,
+            self.directory,
+            lambda step, steps, loss: self.on_progress("training the teacher", step, steps),
+        )
+
+    @cached_property
+    def latency(self) -> TargetLatency:
+        return target_latency(self.target)
+
+    @cached_property
+    def compiled(self) -> CompiledSpace:
+        self.on_progress("compiling the space's latencies", 0, 0)
+        return self.latency.compile(self.space)
+
+    def rng(self, stage: str) -> np.random.Generator:
+        """A generator of its own for each stage: resuming changes no later stage's draws."""
+        return np.random.default_rng([self.configuration.seed, *stage.encode()])
+
+    def bound_s(self, upper_s: np.ndarray) -> np.ndarray:
+        """The upper bound of the median, at the budget's percentile: times the target's measured tail factor."""
+        return upper_s * self.latency.predictor.tail_factor
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; StorageError where that is impossible."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            asked=f"to write {path}", found=str(error), next="Free space or choose another place."
+        ) from error

@@ -1,0 +1,146 @@
+"""From the trained winner to a bundle: export, build, measure, certify, pack."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from akd_deploy.architecture import architecture_from_dict
+from akd_deploy.engines import load_engine
+from akd_deploy.export.bundle import BundleFile, write_bundle
+from akd_deploy.export.manifest import BundleFacts
+from akd_deploy.export.verify import verify_bundle
+from akd_deploy.models.export_archive import archive_from_module
+from akd_deploy.models.student import load_student
+from akd_deploy.pipeline import shipping
+from akd_deploy.pipeline.context import Run, write_text
+from akd_deploy.target import Target, load_target
+
+
+def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """ONNX, parity against torch, typed variants, engines of every target asked for."""
+    student = load_student(run.directory / "students" / results["distill"]["chosen"]["student"])
+    folder = run.directory / "engines"
+    engine = load_engine(run.target)
+    tables = run.configuration.export
+    targets = [run.target, *(load_target(name) for name in tables.targets if name != run.target.name)]
+    run.on_progress("exporting", 0, len(targets))
+    onnx_path = shipping.export_student(student, run.target, folder)
+    images = run.bed.dataset.tuning_val.images[: shipping.PARITY_SAMPLES]
+    wanted = {"fp16": "fp16", "int8": "int8", "fp8": "fp8"}
+    modes = sorted({*tables.quantize, *(wanted[t.precision] for t in targets if t.precision in wanted)})
+    calibration = run.bed.calibration_images(shipping.CALIBRATION_SAMPLES)
+    models = shipping.typed_variants(onnx_path, modes, calibration, run.target, folder)
+    if any(t.engine == "torch" for t in targets):
+        shape = (run.target.batch, *student.input_shape)
+        models["pt2"] = archive_from_module(student, shape, folder / "student.pt2")
+    parity = shipping.student_parity(student, engine, shipping.model_for(run.target, models), images)
+    builds = {}
+    for i, target in enumerate(targets):
+        run.on_progress(f"building {target.name}", i, len(targets))
+        build = shipping.build_for(target, models, folder / target.name)
+        builds[target.name] = {
+            "path": str(build.built.path.relative_to(run.directory)) if build.built else None,
+            "files": [str(p.relative_to(run.directory)) for p in build.built.files] if build.built else [],
+            "precision": dict(build.built.precision) if build.built else None,
+            "size_bytes": build.built.size_bytes if build.built else None,
+            "seconds": build.built.seconds if build.built else None,
+            "why_not": build.why_not,
+            "why_not_measured": build.why_not_measured,
+        }
+    return {
+        "onnx": str(onnx_path.relative_to(run.directory)),
+        "models": {mode: str(path.relative_to(run.directory)) for mode, path in models.items()},
+        "parity": parity.as_dict(),
+        "builds": builds,
+    }
+
+
+def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The shipped engine and every other one that runs here, block by block in turn; the certificate."""
+    export, table = results["export"], run.configuration.certificate
+    subjects: dict[str, tuple[Target, Path]] = {}
+    for name, build in export["builds"].items():
+        if build["path"] is not None and build["why_not_measured"] is None:
+            subjects[name] = (load_target(name), run.directory / build["path"])
+    variants = {
+        mode: run.directory / path for mode, path in export["models"].items() if mode not in ("fp32", "pt2", "fp16")
+    }
+    if run.target.engine == "onnxruntime":
+        subjects |= {f"variant {mode}": (run.target, path) for mode, path in variants.items()}
+    measured = shipping.measure_together(
+        subjects,
+        shipping.certificate_protocol(table),
+        run.rng("measure"),
+        lambda done, total: run.on_progress("measuring engines", done, total),
+    )
+    main = measured[run.target.name].measurement
+    certificate = shipping.certificate_of(main, results["budget"]["budget_s"], table)
+    rows = {}
+    for name, value in measured.items():
+        ratio = shipping.paired_ratio(main, value.measurement) if name != run.target.name else None
+        rows[name] = {
+            "latency_stats_s": value.measurement.statistics_s(),
+            "ratio": ratio,
+            "sigma": value.measurement.sigma,
+            "remeasured": value.remeasured,
+            "disturbed": value.disturbed,
+            "blocks": {str(i): list(map(float, s)) for i, s in value.measurement.blocks.items()},
+        }
+    accuracy = {"fp32": results["distill"]["chosen"]["accuracy"]}
+    if run.target.engine == "onnxruntime":
+        engine = load_engine(run.target)
+        accuracy |= {mode: shipping.accuracy_of(engine, path, run.bed.dataset.test) for mode, path in variants.items()}
+    return {"measured": rows, "certificate": certificate.as_dict(), "variant_accuracy": accuracy}
+
+
+def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The shippable bundle, verified after it was written."""
+    build = results["export"]["builds"][run.target.name]
+    measured, winner = results["measure"], results["confirm"]["winner"]
+    main = measured["measured"][run.target.name]
+    engine = load_engine(run.target)
+    files = [
+        BundleFile("student.onnx", run.directory / results["export"]["onnx"], "onnx"),
+        BundleFile("run.toml", run.directory / "run.toml", "config"),
+    ]
+    for name, row in results["export"]["builds"].items():
+        for i, path in enumerate(row["files"]):
+            inside = f"engines/{name}/{Path(path).name}"
+            files.append(BundleFile(inside, run.directory / path, "engine" if i == 0 else "engine_part"))
+    samples = run.directory / "engines" / "latency_samples.json"
+    write_text(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
+    files.append(BundleFile("latency_samples.json", samples, "document"))
+    prediction = run.latency.predict_architecture(architecture_from_dict(winner["arch"]))
+    facts = BundleFacts(
+        target=run.target,
+        device=engine.fingerprint(),
+        versions=shipping.versions([load_engine(load_target(name)) for name in results["export"]["builds"]]),
+        latency={
+            "measured_s": main["latency_stats_s"],
+            "predicted_s": prediction.latency_s,
+            "interval_s": list(prediction.interval_s),
+            "budget_s": results["budget"]["budget_s"],
+        },
+        certificate=measured["certificate"],
+        accuracy={"test": results["distill"]["chosen"]["accuracy"], "images": len(run.bed.dataset.test)},
+        parity=results["export"]["parity"],
+        provenance={
+            "architecture": winner["arch"],
+            "teacher": {key: results["teacher"][key] for key in ("source", "sha256", "parameters")},
+            "data": dict(run.bed.dataset.provenance),
+            "seed": results["distill"]["chosen"]["seed"],
+        },
+    )
+    out = run.directory / "bundle"
+    manifest = write_bundle(out, files, facts, force=True)
+    verification = verify_bundle(out)
+    return {
+        "path": str(out.name),
+        "files": len(manifest.files) + 1,
+        "sha256": manifest.digest,
+        "ok": verification.ok,
+        "engine": build["path"],
+    }

@@ -1,0 +1,139 @@
+"""Latency of a target: its table, its predictor, and predictions of networks, architectures and whole spaces."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
+from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import Engine
+from akd_deploy.errors import MismatchError
+from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.latency_table import LatencyTable, find_table, read_table
+from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
+from akd_deploy.predictor.predictor import Prediction, Predictor, predictor_of
+from akd_deploy.search_space import Layer, SearchSpace, space_of
+from akd_deploy.target import Target
+
+CHAINS_PER_MODEL = 64
+"""How many stretches share one model when kernels are read off; more of them slow the runtime's optimiser down."""
+
+
+@dataclass(frozen=True)
+class TargetLatency:
+    """A target with its engine, table and predictor."""
+
+    target: Target
+    engine: Engine
+    table: LatencyTable
+    directory: Path
+    predictor: Predictor
+
+    def predict_model(self, path: Path) -> Prediction:
+        """Predict a model file.
+
+        Raises:
+            UncoveredOperatorError: names every operator the table says nothing about.
+        """
+        return self.predictor.predict(self.engine.executed_kernels(path), asked=f"the latency of {path.name}")
+
+    def predict_architecture(self, architecture: Architecture) -> Prediction:
+        """Predict an architecture from the kernels its whole network executes."""
+        with tempfile.TemporaryDirectory(prefix="akd-predict-") as scratch:
+            return self.predict_model(write_model(self.target, architecture, Path(scratch)))
+
+    def compile(self, space: SearchSpace) -> CompiledSpace:
+        """Tabulate a space's costs for fast scoring."""
+        return compile_space(space, self.predictor, chain_kernels(self.engine, self.target))
+
+
+def write_model(target: Target, architecture: Architecture, folder: Path, seed: int = 0) -> Path:
+    """An untrained network of the architecture as the target's engine reads it."""
+    if target.engine == "torch":
+        from akd_deploy.models.export_archive import archive_from_layers
+
+        layers = space_of(architecture).layers(architecture)
+        return archive_from_layers(layers, folder / f"{architecture.digest}.pt2", target.batch, seed)
+    import onnx
+
+    from akd_deploy.models.onnx_from_student import onnx_from_architecture
+
+    path = folder / f"{architecture.digest}.onnx"
+    onnx.save_model(onnx_from_architecture(architecture, np.random.default_rng(seed), target.batch), path)
+    return path
+
+
+def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
+    """How the engine executes stretches of networks, many stretches at a time."""
+
+    def one_by_one(chains: Sequence[Sequence[Layer]]) -> list[tuple[ExecutedKernel, ...]]:
+        from akd_deploy.models.export_archive import archive_from_layers
+
+        with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
+            return [
+                engine.executed_kernels(archive_from_layers(chain, Path(scratch) / f"{i}.pt2", target.batch, 0))
+                for i, chain in enumerate(chains)
+            ]
+
+    def together(chains: Sequence[Sequence[Layer]]) -> list[tuple[ExecutedKernel, ...]]:
+        import onnx
+
+        from akd_deploy.models.onnx_from_student import CHAIN_SEPARATOR, onnx_from_chains
+
+        result: list[list[ExecutedKernel]] = [[] for _ in chains]
+        with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
+            path = Path(scratch) / "chains.onnx"
+            for start in range(0, len(chains), CHAINS_PER_MODEL):
+                onnx.save_model(onnx_from_chains(chains[start : start + CHAINS_PER_MODEL], target.batch), path)
+                for executed in engine.executed_kernels(path):
+                    if not executed.nodes:
+                        raise MismatchError(
+                            asked=f"the layer that kernel {executed.name} belongs to",
+                            found="none",
+                            next="This is a defect of the engine's attribution; please report it with the model.",
+                        )
+                    number = executed.nodes[0].partition(CHAIN_SEPARATOR)[0]
+                    nodes = tuple(node.partition(CHAIN_SEPARATOR)[2] for node in executed.nodes)
+                    result[start + int(number)].append(replace(executed, nodes=nodes))
+        return [tuple(kernels) for kernels in result]
+
+    return one_by_one if target.engine == "torch" else together
+
+
+def device_of(engine: Engine) -> DeviceFingerprint:
+    """The device a target would run on; this CPU where the runtime is not here to be asked."""
+    return engine.fingerprint() if engine.why_not() is None else cpu_fingerprint()
+
+
+def target_latency(target: Target, directory: Path | None = None) -> TargetLatency:
+    """Find the target's table and its predictor.
+
+    Args:
+        directory: the folder of a table; looked for in the usual places where None.
+
+    Raises:
+        MissingFileError: no table of this device.
+        MismatchError: the table given is of another target or device.
+    """
+    engine = load_engine(target)
+    found = directory or find_table(target, device_of(engine))
+    table = read_table(found)
+    if table.header.target.engine != target.engine or table.header.target.as_dict() != target.as_dict():
+        raise MismatchError(
+            asked=f"a latency table of target {target.name}",
+            found=f"one of {table.header.target.as_dict()} in {found}",
+            next="Profile this target, or name the table's own.",
+        )
+    if target.is_generic and table.header.device != device_of(engine):
+        raise MismatchError(
+            asked=f"a latency table of this device for {target.name}",
+            found="; ".join(table.header.device.differences(device_of(engine))),
+            next=f"Run `akd-deploy profile --target {target.name}` here.",
+        )
+    return TargetLatency(target, engine, table, found, predictor_of(table, found))

@@ -1,0 +1,113 @@
+"""The whole way for one run.toml, in order; every stage is recorded and resumable."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from akd_deploy.configuration import RunConfiguration, toml_from_dict
+from akd_deploy.errors import StorageError
+from akd_deploy.pipeline import choose, deliver, prepare
+from akd_deploy.pipeline.context import Progress, Run, write_text
+from akd_deploy.pipeline.summary import summary
+from akd_deploy.report.report import write_report
+from akd_deploy.search import open_journal
+
+Stage = Callable[[Run, Mapping[str, Any]], dict[str, Any]]
+"""(run, results of earlier stages) → its own result, JSON types only."""
+
+
+def stages(configuration: RunConfiguration) -> dict[str, Stage]:
+    """Name → stage, in order."""
+    searches = {
+        f"search-{strategy}": partial(choose.search_students, strategy=strategy)
+        for strategy in configuration.search.strategies
+    }
+    return {
+        "profile": prepare.profile,
+        "teacher": prepare.teacher,
+        "budget": prepare.budget,
+        **searches,
+        "confirm": choose.confirm,
+        "hand-shrunk": choose.hand_shrunk,
+        "distill": choose.distill,
+        "export": deliver.export,
+        "measure": deliver.measure,
+        "bundle": deliver.bundle,
+    }
+
+
+def run_pipeline(
+    configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Do the whole way and return the summary that the report is made from (also `summary.json` in `directory`).
+
+    Raises:
+        UsageError: `directory` holds a run and `resume` is false.
+        MismatchError: it holds a run of another configuration.
+        InfeasibleBudgetError: nothing in the space meets the budget.
+        AkdError: any other error of the stages; what was finished stays finished.
+    """
+    run, results = _do_stages(configuration, directory, resume, on_progress, stages(configuration))
+    outcome = summary(run, results)
+    write_text(directory / "summary.json", json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_report(outcome, directory / "report.html")
+    return outcome
+
+
+def run_until_search(
+    configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Do the stages up to the searches; `run_pipeline` with `resume` goes on from there.
+
+    Returns `front` (rows of arch, latency_s, reward, accuracy), the number of `trials` trained, and `seconds`.
+    """
+    chosen = {
+        name: stage
+        for name, stage in stages(configuration).items()
+        if name in ("profile", "teacher", "budget") or name.startswith("search-")
+    }
+    run, results = _do_stages(configuration, directory, resume, on_progress, chosen)
+    searches = [result for name, result in results.items() if name.startswith("search-")]
+    return {
+        "run_dir": str(directory),
+        "budget_s": results["budget"]["budget_s"],
+        "front": choose.front(results),
+        "trials": sum(result["counts"]["done"] for result in searches),
+        "seconds": sum(run.stages.values()),
+    }
+
+
+def _do_stages(
+    configuration: RunConfiguration,
+    directory: Path,
+    resume: bool,
+    on_progress: Progress | None,
+    chosen: Mapping[str, Stage],
+) -> tuple[Run, dict[str, Any]]:
+    """Do the stages that the journal does not hold yet."""
+    run = Run(configuration, directory, Path.cwd() / "latency_tables")
+    if on_progress is not None:
+        run.on_progress = on_progress
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(asked=f"the run directory {directory}", found=str(error), next="Choose another.") from error
+    results: dict[str, Any] = {}
+    path = directory / "journal.sqlite"
+    with open_journal(path, configuration.as_dict(), resume=resume) as journal:
+        write_text(directory / "run.toml", toml_from_dict(configuration.as_dict()))
+        for name, stage in chosen.items():
+            recorded = journal.stage_result(name)
+            if recorded is None:
+                began = time.monotonic()
+                result = stage(run, results)
+                recorded = {"seconds": time.monotonic() - began, "result": result}
+                journal.record_stage(name, recorded)
+            results[name] = recorded["result"]
+            run.stages[name] = recorded["seconds"]
+    return run, results

@@ -1,0 +1,209 @@
+"""Shipping for a run: a trained student to ONNX, typed variants, engines, measurements, certificate and bundle."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import akd_deploy
+from akd_deploy.certificate import Certificate, certify, ratio_interval
+from akd_deploy.configuration import CertificateTable
+from akd_deploy.data import Split
+from akd_deploy.device import cpu_fingerprint
+from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import BuiltEngine, Engine
+from akd_deploy.errors import AkdError, BuildError
+from akd_deploy.export.parity import Parity, check_parity, compare_outputs, tolerance_for
+from akd_deploy.export.quantize import int8_settings, quantize_onnx
+from akd_deploy.measurement import Measurement
+from akd_deploy.models.onnx_from_student import INPUT, OUTPUT, onnx_from_student
+from akd_deploy.models.student import Student
+from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
+from akd_deploy.target import Target
+
+PARITY_SAMPLES = 128
+CALIBRATION_SAMPLES = 128
+
+
+def certificate_protocol(table: CertificateTable) -> Protocol:
+    """Fresh processes with enough samples each for the certificate."""
+    return Protocol(
+        blocks=table.blocks,
+        warmup_s=0.05,
+        seconds=0.05,
+        min_samples=table.samples_per_block,
+        max_samples=table.samples_per_block,
+    )
+
+
+def certificate_of(measurement: Measurement, budget_s: float, table: CertificateTable) -> Certificate:
+    """The budget's certificate on a measurement taken with `certificate_protocol`."""
+    return certify(measurement.blocks, budget_s, table.percentile, table.confidence)
+
+
+def feeds_of(images: np.ndarray, batch: int, input_name: str = INPUT) -> list[dict[str, np.ndarray]]:
+    """Whole batches of images as feeds; images that fill no batch are left out."""
+    return [{input_name: np.ascontiguousarray(images[i : i + batch])} for i in range(0, len(images) - batch + 1, batch)]
+
+
+def accuracy_of(engine: Engine, path: Path, split: Split) -> float:
+    """Accuracy of a model file on a split, run by its engine."""
+    batch = engine.target.batch
+    right = total = 0
+    with engine.load(path) as session:
+        (spec,), (out, *_) = session.inputs, session.outputs
+        for i, feed in enumerate(feeds_of(split.images, batch, spec.name)):
+            answer = session.run(feed)[out.name].argmax(-1)
+            right += int((answer == split.labels[i * batch : i * batch + len(answer)]).sum())
+            total += len(answer)
+    return right / total
+
+
+def student_parity(student: Student, engine: Engine, path: Path, images: np.ndarray) -> Parity:
+    """Compare what an engine computes with what torch computes, on real samples; raises ParityError when it differs."""
+
+    def reference(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {OUTPUT: student(torch.from_numpy(feed[INPUT])).numpy()}
+
+    with engine.load(path) as session:
+        parity = compare_outputs(reference, session.run, feeds_of(images, engine.target.batch))
+    check_parity(parity, tolerance_for(engine.target.precision))
+    return parity
+
+
+def reference_target(target: Target, engine: Engine) -> Target:
+    """The target itself where it runs here, else ONNX Runtime on this CPU in float32."""
+    if engine.why_not() is None and target.engine != "torch":
+        return target
+    return Target("cpu_onnxruntime_fp32", "cpu", "onnxruntime", batch=target.batch)
+
+
+def model_for(target: Target, models: Mapping[str, Path]) -> Path:
+    """The typed variant that a target's precision needs; bf16 and tf32 are hints on a float32 network.
+
+    Raises:
+        BuildError: that variant was not made.
+    """
+    mode = {"bf16": "fp32", "tf32": "fp32"}.get(target.precision, target.precision)
+    if target.engine == "torch":
+        mode = "pt2"
+    if mode not in models:
+        raise BuildError(
+            asked=f"a {target.precision} network for target {target.name}",
+            found=f"variants {', '.join(models)}",
+            next=f'Add "{mode}" to quantize in [export].',
+        )
+    return models[mode]
+
+
+@dataclass(frozen=True)
+class TargetBuild:
+    """What became of one further target: its engine, or why there is none."""
+
+    target: Target
+    built: BuiltEngine | None
+    why_not: str | None
+    why_not_measured: str | None = None
+
+
+def build_for(target: Target, models: Mapping[str, Path], folder: Path) -> TargetBuild:
+    """Build a target's engine in `folder`; what is impossible here is told, not raised."""
+    engine = load_engine(target)
+    reason = engine.why_not_build()
+    if reason is not None:
+        return TargetBuild(target, None, reason)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return TargetBuild(target, engine.build(model_for(target, models), folder), None, engine.why_not())
+    except AkdError as error:
+        return TargetBuild(target, None, str(error))
+
+
+def typed_variants(
+    onnx_path: Path, modes: list[str], images: np.ndarray, target: Target, folder: Path
+) -> dict[str, Path]:
+    """The float32 network and its typed variants, mode → file."""
+    models = {"fp32": onnx_path}
+    calibration = feeds_of(images, target.batch)
+    isa = cpu_fingerprint().facts["isa"].split()
+    for mode in modes:
+        settings = int8_settings(target.engine, isa) if mode == "int8" else None
+        models[mode] = quantize_onnx(
+            onnx_path, mode, calibration, folder / f"{onnx_path.stem}.{mode}.onnx", settings
+        ).path
+    return models
+
+
+def export_student(student: Student, target: Target, folder: Path) -> Path:
+    """Write `student.onnx` for the target's batch."""
+    return onnx_from_student(student, folder / "student.onnx", target.batch)
+
+
+def measure_together(
+    subjects: Mapping[str, tuple[Target, Path]],
+    protocol: Protocol,
+    rng: np.random.Generator,
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Measured]:
+    """Measure models on several targets block by block in turn: blocks of equal number belong together."""
+    by_target: dict[str, tuple[Target, dict[str, Path]]] = {}
+    for name, (target, path) in subjects.items():
+        by_target.setdefault(target.name, (target, {}))[1][name] = path
+    merged: dict[str, Measured] = {}
+    one = Protocol(**{**protocol.__dict__, "blocks": 1})
+    done = 0
+    total = protocol.blocks * len(subjects)
+    for _ in range(protocol.blocks):
+        groups = list(by_target.values())
+        for i in rng.permutation(len(groups)):
+            target, models = groups[i]
+            for name, measured in measure_blocks(target, models, one, rng).items():
+                merged[name] = _joined(merged[name], measured) if name in merged else measured
+                done += 1
+                on_model(done, total)
+    return merged
+
+
+def _joined(a: Measured, b: Measured) -> Measured:
+    return Measured(a.measurement.merged(b.measurement), a.remeasured + b.remeasured, a.disturbed + b.disturbed)
+
+
+def paired_ratio(baseline: Measurement, candidate: Measurement) -> dict[str, float] | None:
+    """Ratio candidate / baseline with its interval, from blocks taken in turn; None with too few blocks for one."""
+    if len(baseline.blocks) < 6:
+        return None
+    interval = ratio_interval(baseline.block_medians_s, candidate.block_medians_s, paired=True)
+    return {"ratio": interval.ratio, "low": interval.low, "high": interval.high}
+
+
+def versions(engines: list[Engine]) -> dict[str, str]:
+    """What built a bundle."""
+    import onnx
+
+    found = {"akd-deploy": akd_deploy.__version__, "python": platform.python_version(), "onnx": onnx.__version__}
+    for engine in engines:
+        if engine.why_not_build() is None:
+            found[engine.name] = engine.version()
+    return found
+
+
+def engine_summary(
+    build: TargetBuild, measurement: Measurement | None, ratio: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """One row of the report's table of engines."""
+    return {
+        "target": build.target.name,
+        "precision": dict(build.built.precision) if build.built else None,
+        "size_bytes": build.built.size_bytes if build.built else None,
+        "seconds": build.built.seconds if build.built else None,
+        "latency_stats_s": measurement.statistics_s() if measurement else None,
+        "ratio": dict(ratio) if ratio else None,
+        "why_not": build.why_not or (f"built; not run here: {build.why_not_measured}" if measurement is None else None),
+    }

@@ -1,0 +1,215 @@
+"""The summary of a finished run: plain JSON, the one thing the report is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+import akd_deploy
+from akd_deploy.architecture import architecture_from_dict
+from akd_deploy.configuration import RunConfiguration
+from akd_deploy.latency_table import NETWORK, PROBE
+from akd_deploy.pipeline.choose import front
+from akd_deploy.pipeline.context import Run
+from akd_deploy.predictor.predictor import calibration_points
+from akd_deploy.search_space.operations import operations
+
+
+def _mean_spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation over seeds, and how many."""
+    return {
+        "mean": float(np.mean(values)),
+        "spread": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "seeds": len(values),
+    }
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Mean of a − b over paired seeds with Student's t interval."""
+    d = np.array(a) - np.array(b)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    return {"mean": float(d.mean()), "low": float(d.mean()) - half, "high": float(d.mean()) + half, "n": len(d)}
+
+
+def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    configuration, latency = run.configuration, run.latency
+    predictor = latency.predictor
+    winner_architecture = architecture_from_dict(results["confirm"]["winner"]["arch"])
+    prediction = latency.predict_architecture(winner_architecture)
+    steps = operations(run.space.layers(winner_architecture))
+    scores = results["distill"]["scores"]
+    per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in scores.items()}
+    accuracy: dict[str, Any] = {arm: _mean_spread(values) for arm, values in per_seed.items()}
+    accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
+    hand = results["hand-shrunk"]
+    if hand["arch"] is not None:
+        digest = architecture_from_dict(hand["arch"]).digest
+        accuracy["hand_shrunk"] |= {"arch": digest, "latency_s": hand["latency_s"]}
+    searches = {name.removeprefix("search-"): r for name, r in results.items() if name.startswith("search-")}
+    measured = results["measure"]["measured"]
+    main = measured[run.target.name]
+    test_images = len(run.bed.dataset.test)
+    return {
+        "name": configuration.name,
+        "seed": configuration.seed,
+        "version": akd_deploy.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_dir": str(run.directory),
+        "target": run.target.as_dict(),
+        "device": dict(predictor.device.facts),
+        "engine_version": latency.table.header.engine_version,
+        "budget": {
+            "text": configuration.budget,
+            "budget_s": results["budget"]["budget_s"],
+            "percentile": configuration.certificate.percentile,
+            "of": results["budget"]["of"],
+        },
+        "profile": {
+            **results["profile"],
+            "probes": len(latency.table.of_kind(PROBE)),
+            "networks": len(latency.table.of_kind(NETWORK)),
+            "sigma": latency.table.sigma,
+            "remeasured": sum(row.remeasured for row in latency.table.rows),
+        },
+        "predictor": {
+            "calibrated_on": predictor.calibrated_on,
+            "factor": predictor.factor,
+            "width": predictor.width,
+            "coverage": predictor.coverage,
+            "tail_factor": predictor.tail_factor,
+            "scores": predictor.scores.__dict__,
+            "points": calibration_points(predictor, latency.table),
+        },
+        "feasible": results["budget"]["feasible"],
+        "teacher": {key: results["teacher"][key] for key in ("source", "accuracy", "latency_s", "parameters")},
+        "search": {
+            "trials": [{**row, "arch": row["digest"]} for r in searches.values() for row in r["trials"]],
+            "front": front(results),
+            "strategies": [
+                {
+                    "name": name,
+                    "trained": r["counts"]["done"],
+                    "infeasible": r["counts"]["infeasible"],
+                    "duplicates": r["counts"]["duplicate"],
+                    "failed": r["counts"]["failed"],
+                    "best_reward": r["best_reward"],
+                    "seconds": sum(r["seconds"].values()),
+                }
+                for name, r in searches.items()
+            ],
+            "seconds": sum(run.stages[f"search-{name}"] for name in searches),
+        },
+        "winner": {
+            "arch": winner_architecture.as_dict(),
+            "digest": winner_architecture.digest,
+            "budget_s": results["budget"]["budget_s"],
+            "predicted_s": prediction.latency_s,
+            "interval_s": list(prediction.interval_s),
+            "in_domain": prediction.in_domain,
+            "measured_s": main["latency_stats_s"],
+            "sigma": main["sigma"],
+            "certificate": results["measure"]["certificate"],
+            "accuracy": accuracy,
+            "bundle": str(run.directory / results["bundle"]["path"]),
+            "blocks": main["blocks"],
+            "parameters": sum(step.parameters for step in steps),
+            "macs": sum(step.macs for step in steps),
+            "layers": [
+                {"name": layer.name, "kernel": layer.kernel.signature, "latency_s": layer.latency_s}
+                for layer in prediction.layers
+            ],
+            "overhead_s": prediction.overhead_s,
+        },
+        "accuracy": {
+            **accuracy,
+            "per_seed": per_seed,
+            "paired": [
+                {"a": "kd", "b": other, **paired_difference(per_seed["kd"], per_seed[other])}
+                for other in ("ce", "hand_shrunk")
+                if other in per_seed
+            ],
+            "test_images": test_images,
+        },
+        "export": {
+            "parity": results["export"]["parity"],
+            "variants": _variants(results),
+            "engines": _engines(results),
+        },
+        "bundle": {key: results["bundle"][key] for key in ("path", "files", "sha256")},
+        "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
+        "seconds": sum(run.stages.values()),
+        "limits": _limits(len(per_seed["kd"]), test_images, len(searches), configuration),
+    }
+
+
+def _variants(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Typed variants measured on the run's own target, beside the float32 network."""
+    measured, accuracy = results["measure"]["measured"], results["measure"]["variant_accuracy"]
+    rows = []
+    for mode in results["export"]["models"]:
+        if mode == "pt2":
+            continue
+        found = measured.get(f"variant {mode}")
+        ratio = found["ratio"] if found else None
+        faster = ratio is not None and ratio["high"] < 1
+        if mode == "fp32":
+            note = "the network as distilled"
+        elif ratio is None:
+            note = "built for other targets; not measured on this one"
+        elif faster:
+            note = f"{1 / ratio['ratio']:.2f}× as fast"
+        else:
+            note = f"not proven faster: {ratio['ratio']:.2f}× the latency [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        lost = mode in accuracy and accuracy["fp32"] - accuracy[mode] > 0.01
+        rows.append(
+            {
+                "mode": mode,
+                "accuracy": accuracy.get(mode),
+                "latency_stats_s": found["latency_stats_s"] if found else None,
+                "recommended": faster and not lost,
+                "note": note + ("; loses more than one point of accuracy" if lost else ""),
+            }
+        )
+    if not any(row["recommended"] for row in rows):
+        rows[0]["recommended"] = True
+    return rows
+
+
+def _engines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    measured = results["measure"]["measured"]
+    rows = []
+    for name, build in results["export"]["builds"].items():
+        found = measured.get(name)
+        why_not = build["why_not"]
+        if why_not is None and found is None:
+            why_not = f"built; not run here: {build['why_not_measured']}"
+        rows.append(
+            {
+                "target": name,
+                **{key: build[key] for key in ("precision", "size_bytes", "seconds")},
+                "latency_stats_s": found["latency_stats_s"] if found else None,
+                "ratio": found["ratio"] if found else None,
+                "why_not": why_not,
+            }
+        )
+    return rows
+
+
+def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfiguration) -> list[str]:
+    """What these seeds can and cannot show, in sentences for the report."""
+    return [
+        f"{seeds} training seeds give each mean; with so few, a 95 % interval is about "
+        f"{stats.t.ppf(0.975, seeds - 1) / np.sqrt(seeds):.1f} times the spread over seeds, and a difference whose "
+        "interval holds 0 is not shown.",
+        f"Accuracy is measured on {test_images} images that no training, search or choice has seen; a difference "
+        f"of one image is {1 / test_images:.2%}.",
+        f"Each of {searches} strategies searched once, with one seed: that one of them found the best student says "
+        "nothing about strategies.",
+        "The winner was chosen with other seeds than those reported: its accuracy holds no luck of selection.",
+        f"The certificate is about this machine, this engine and this load, at "
+        f"p{configuration.certificate.percentile:g}.",
+    ]

@@ -1,0 +1,146 @@
+"""Training for a run: its data, its teacher, short trainings that score candidates, long ones for finalists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.configuration import RunConfiguration, TrainingTable
+from akd_deploy.data import Dataset, ViewBank, load_dataset
+from akd_deploy.distill.bank import TeacherBank, teacher_bank
+from akd_deploy.distill.evaluation import agreement, evaluate, evaluate_logits, logits_of
+from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.distill.teachers import TEACHER_SETTINGS, train_teacher
+from akd_deploy.distill.trainer import train
+from akd_deploy.errors import MismatchError
+from akd_deploy.models.convnet import load_convnet, save_convnet
+from akd_deploy.models.student import Student, student_from_architecture
+from akd_deploy.models.teacher import Teacher, teacher_from_module
+from akd_deploy.models.teacher_from_factory import teacher_from_factory
+from akd_deploy.models.teacher_from_onnx import teacher_from_onnx
+from akd_deploy.search import Score
+from akd_deploy.search_space import SearchSpace
+
+SEED_OFFSET = 1_000
+"""Finalists are trained with seeds that no search has used: selection and scoring share no luck."""
+
+
+def settings_from(table: TrainingTable, default: TrainingSettings) -> TrainingSettings:
+    """The stage's defaults with what the run's configuration says instead."""
+    return replace(default, **table.given())
+
+
+@dataclass(frozen=True, eq=False)
+class Bed:
+    """What a run trains on: the data, the teacher, and the teacher's logits for every view."""
+
+    dataset: Dataset
+    teacher: Teacher
+    views: ViewBank
+    bank: TeacherBank
+    method: str
+    short: TrainingSettings
+    long: TrainingSettings
+
+    def score(self, architecture: Architecture, seed: int) -> Score:
+        """Train one candidate briefly with the teacher; accuracy on the search's own validation split."""
+        began = time.perf_counter()
+        student = self.train(architecture, seed, self.method, self.short)
+        return Score(evaluate(student, self.dataset.reward_val).accuracy, seconds=time.perf_counter() - began)
+
+    def train(
+        self,
+        architecture: Architecture,
+        seed: int,
+        method: str,
+        settings: TrainingSettings,
+        on_step: Callable[[int, int, float], None] | None = None,
+    ) -> Student:
+        """Train one student; `seed` decides its weights, batches and views."""
+        student = student_from_architecture(architecture, seed)
+        generator = torch.Generator().manual_seed(seed)
+        train(student, self.views, settings, generator, method=method, teacher=self.bank, on_step=on_step)
+        return student
+
+    def test_scores(self, student: Student) -> dict[str, float]:
+        """Accuracy on the test and tuning splits, and agreement with the teacher on the test split."""
+        logits = logits_of(student, self.dataset.test.images)
+        taught = self.teacher.logits(torch.tensor(self.dataset.test.images))
+        alike = agreement(logits, taught)
+        return {
+            "accuracy": evaluate_logits(logits, self.dataset.test.labels).accuracy,
+            "tuning_accuracy": evaluate(student, self.dataset.tuning_val).accuracy,
+            "agreement": alike.top1,
+            "kl_to_teacher_nats": alike.mean_kl,
+        }
+
+    def teacher_accuracy(self) -> float:
+        """On the test split."""
+        logits = self.teacher.logits(torch.tensor(self.dataset.test.images))
+        return evaluate_logits(logits, self.dataset.test.labels).accuracy
+
+    def calibration_images(self, count: int) -> np.ndarray:
+        """(count, C, H, W) views of training images: what quantisation may look at."""
+        rng = np.random.default_rng(self.views.seed)
+        images = rng.integers(len(self.views), size=count)
+        return self.views.batch(rng.integers(self.views.views, size=count), images)
+
+
+def load_teacher(
+    configuration: RunConfiguration, dataset: Dataset, folder: Path, on_step: Callable[[int, int, float], None]
+) -> Teacher:
+    """The run's teacher: the user's own, or one trained here and kept in `folder`."""
+    table = configuration.teacher
+    if table.source == "factory":
+        assert table.factory is not None
+        assert table.weights is not None
+        return teacher_from_factory(table.factory, table.weights, dataset.input_shape, dataset.classes)
+    if table.source == "onnx":
+        assert table.onnx is not None
+        return teacher_from_onnx(table.onnx, dataset.input_shape, dataset.classes)
+    path = folder / "teacher.safetensors"
+    if not path.is_file():
+        settings = settings_from(table.training, TEACHER_SETTINGS)
+        save_convnet(train_teacher(dataset, configuration.seed, settings, on_step=on_step), path)
+    return teacher_from_module(load_convnet(path), dataset.input_shape, dataset.classes, "trained on the run's data")
+
+
+def load_bed(
+    configuration: RunConfiguration,
+    space: SearchSpace,
+    folder: Path,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Bed:
+    """Load the data, load or train the teacher, and cache its logits in `folder`.
+
+    Raises:
+        MismatchError: the data's images or classes are not the search space's or the teacher's.
+    """
+    dataset = load_dataset(configuration.data.name, configuration.data.settings)
+    for what, data, wanted in (
+        ("images", dataset.input_shape, space.input_shape),
+        ("classes", dataset.classes, space.classes),
+    ):
+        if data != wanted:
+            raise MismatchError(
+                asked=f"a search space for {what} {data} of dataset {dataset.name}",
+                found=f"space {space.name} with {what} {wanted}",
+                next="Set resolution, in_channels and classes in [space.settings] to the data's.",
+            )
+    teacher = load_teacher(configuration, dataset, folder, on_step)
+    views = ViewBank(dataset.train, dataset.views, configuration.seed)
+    return Bed(
+        dataset=dataset,
+        teacher=teacher,
+        views=views,
+        bank=teacher_bank([teacher], views, cache_dir=folder / "teacher_logits"),
+        method=configuration.distill.method,
+        short=settings_from(configuration.search.training, TrainingSettings()),
+        long=settings_from(configuration.distill.training, TrainingSettings()),
+    )

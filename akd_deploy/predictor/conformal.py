@@ -1,0 +1,66 @@
+"""Conformal intervals: a multiple of the model's own spread that covers measured networks as often as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+SPREAD_FLOOR = 0.005
+"""Every scale has at least this share of the latency: a spread of 0 must not make an infinite score."""
+
+
+@dataclass(frozen=True)
+class CalibrationPoint:
+    """One network (or held-out probe): predicted latency and spread, and what was measured; seconds."""
+
+    family: str
+    predicted_s: float
+    spread_s: float
+    measured_s: float
+
+
+def scale_s(predicted_s: np.ndarray, spread_s: np.ndarray) -> np.ndarray:
+    """What residuals are divided by, in seconds."""
+    return spread_s + SPREAD_FLOOR * predicted_s
+
+
+def score(point: CalibrationPoint, factor: float = 1.0) -> float:
+    """|measured − factor × predicted| over the scale."""
+    predicted = factor * point.predicted_s
+    return abs(point.measured_s - predicted) / float(scale_s(np.array(predicted), np.array(factor * point.spread_s)))
+
+
+def quantile(scores: Sequence[float], coverage: float) -> float:
+    """The ⌈(n + 1) coverage⌉-th smallest score (Vovk et al. 2005; Lei et al. 2018, arXiv:1604.04173).
+
+    With fewer than coverage / (1 − coverage) scores no finite value is guaranteed; the largest is then widened by
+    the missing share, which is a convention and not a guarantee.
+    """
+    ordered = sorted(scores)
+    n = len(ordered)
+    rank = ceil((n + 1) * coverage)
+    if rank <= n:
+        return ordered[rank - 1]
+    return ordered[-1] * (rank / n)
+
+
+def by_family_quantile(points: Sequence[CalibrationPoint], coverage: float, factor: float) -> float:
+    """The largest of the families' own quantiles and the pooled one.
+
+    Families of fewer than ten points say too little alone and count in the pool only. Pooling alone covers
+    too seldom on a family unlike the rest.
+    """
+    pooled = quantile([score(p, factor) for p in points], coverage)
+    families: dict[str, list[float]] = {}
+    for point in points:
+        families.setdefault(point.family, []).append(score(point, factor))
+    own = [quantile(scores, coverage) for scores in families.values() if len(scores) >= 10]
+    return max([pooled, *own])
+
+
+def in_place_factor(points: Sequence[CalibrationPoint]) -> float:
+    """Median of measured over predicted: kernels meet other caches inside a network than in a probe."""
+    return float(np.median([p.measured_s / p.predicted_s for p in points])) if points else 1.0

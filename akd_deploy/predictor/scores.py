@@ -1,0 +1,48 @@
+"""How good predictions are: errors, ranks and coverage, beside the noise of the labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of predictions against measurements. Rates are fractions.
+
+    `floor_mape` is 0.8 σ, what a perfect model would score on labels with relative scatter σ. Rank
+    correlations and coverage are None where fewer than two items, or no interval, were there.
+    """
+
+    items: int
+    mape: float
+    within_5: float
+    within_10: float
+    worst: float
+    kendall_tau: float | None
+    spearman: float | None
+    coverage: float | None
+    sigma: float | None
+    floor_mape: float | None
+
+
+def scores_of(
+    predicted_s: np.ndarray, measured_s: np.ndarray, covered: np.ndarray | None = None, sigma: float | None = None
+) -> Scores:
+    """Score (items,) predictions against (items,) measurements, both in seconds."""
+    error = np.abs(predicted_s / measured_s - 1)
+    ranked = len(error) > 1
+    return Scores(
+        items=len(error),
+        mape=float(error.mean()),
+        within_5=float((error <= 0.05).mean()),
+        within_10=float((error <= 0.10).mean()),
+        worst=float(error.max()),
+        kendall_tau=float(stats.kendalltau(predicted_s, measured_s).statistic) if ranked else None,
+        spearman=float(stats.spearmanr(predicted_s, measured_s).statistic) if ranked else None,
+        coverage=float(np.mean(covered)) if covered is not None else None,
+        sigma=sigma,
+        floor_mape=0.8 * sigma if sigma is not None else None,
+    )

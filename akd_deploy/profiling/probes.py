@@ -1,0 +1,135 @@
+"""Probes: the small stretches of networks that a profile measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.latency_table import NETWORK, PROBE
+from akd_deploy.search_space import Layer, SearchSpace
+from akd_deploy.search_space.operations import operations
+
+MAX_LAYERS = 3
+"""Longest stretch of a network that serves as a probe."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A chain of layers to be measured. `kind` and `family` are as in `TableRow`."""
+
+    name: str
+    kind: str
+    family: str
+    layers: tuple[Layer, ...]
+
+
+def _shapes(layers: Sequence[Layer]) -> frozenset[tuple[object, ...]]:
+    """What its operations look like, names left out: a cheap stand-in for the kernels they will become."""
+    return frozenset(
+        (step.kind, step.in_channels, step.out_channels, step.in_size, step.kernel_size, step.stride, step.groups,
+         step.activation)
+        for step in operations(layers)
+    )  # fmt: skip
+
+
+def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candidates: int = 4_000) -> list[Probe]:
+    """Stretches of one to three layers of random architectures, chosen to cover the space's operations.
+
+    Each next probe is the candidate that adds most operations not covered yet, per layer; once everything that
+    was drawn is covered, coverage starts again.
+
+    Args:
+        count: how many probes to return.
+        candidates: how many stretches to draw and choose from.
+    """
+    pool: list[tuple[Layer, ...]] = []
+    while len(pool) < candidates:
+        layers = space.layers(space.sample(rng))
+        length = int(rng.integers(1, MAX_LAYERS + 1))
+        start = int(rng.integers(0, len(layers) - length + 1))
+        if length < len(layers):
+            pool.append(layers[start : start + length])
+    shapes = [_shapes(stretch) for stretch in pool]
+    covered: set[tuple[object, ...]] = set()
+    chosen: dict[int, None] = {}
+    gains = np.array([len(s) / (1 + len(p)) for s, p in zip(shapes, pool, strict=True)])
+    while len(chosen) < min(count, len(pool)):
+        # Gains only shrink while coverage grows, so a stale maximum that still leads after recounting is the maximum.
+        while True:
+            best = int(gains.argmax())
+            fresh = len(shapes[best] - covered) / (1 + len(pool[best]))
+            if fresh == gains[best]:
+                break
+            gains[best] = fresh
+        if gains[best] == 0:
+            covered.clear()
+            gains = np.array([len(s) / (1 + len(p)) for s, p in zip(shapes, pool, strict=True)])
+            gains[list(chosen)] = -1.0
+            continue
+        chosen[best] = None
+        covered |= shapes[best]
+        gains[best] = -1.0
+    return [
+        Probe(f"probe-{i:04d}", PROBE, _family(space, pool[index]), _renamed(pool[index]))
+        for i, index in enumerate(chosen)
+    ]
+
+
+def space_networks(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Probe]:
+    """Whole networks, uniform over encodings: a predictor is calibrated and scored on them, never fitted."""
+    result = []
+    for i in range(count):
+        architecture = space.sample(rng)
+        result.append(
+            Probe(
+                f"network-{i:04d}-{architecture.digest}", NETWORK, f"{space.name}-network", space.layers(architecture)
+            )
+        )
+    return result
+
+
+def _family(space: SearchSpace, layers: Sequence[Layer]) -> str:
+    return f"{space.name}-{'+'.join(sorted({layer.op for layer in layers}))}"
+
+
+def _renamed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Layers named by position, so that equal stretches give equal files."""
+    return tuple(replace(layer, name=f"l{i}") for i, layer in enumerate(layers))
+
+
+WriteProbe = Callable[[Probe, Path], Path]
+"""(probe, folder) → the model file an engine reads."""
+
+
+def write_onnx_probe(batch: int, rng: np.random.Generator) -> WriteProbe:
+    """For engines that read ONNX."""
+    import onnx
+
+    from akd_deploy.models.onnx_from_student import onnx_from_layers
+
+    def write(probe: Probe, folder: Path) -> Path:
+        path = folder / f"{probe.name}.onnx"
+        onnx.save_model(onnx_from_layers(probe.layers, rng, batch), path)
+        return path
+
+    return write
+
+
+def write_torch_probe(batch: int, seed: int) -> WriteProbe:
+    """For the torch engine: a `torch.export` archive."""
+    from akd_deploy.models.export_archive import archive_from_layers
+
+    def write(probe: Probe, folder: Path) -> Path:
+        return archive_from_layers(probe.layers, folder / f"{probe.name}.pt2", batch, seed)
+
+    return write
+
+
+def probe_writer(engine: str, batch: int, rng: np.random.Generator) -> WriteProbe:
+    """How probes become files for an engine, by its name in targets."""
+    if engine == "torch":
+        return write_torch_probe(batch, int(rng.integers(2**31)))
+    return write_onnx_probe(batch, rng)

@@ -1,0 +1,119 @@
+"""A profile: probes and networks of a search space, measured into a latency table."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import UsageError
+from akd_deploy.kernel import Kernel
+from akd_deploy.latency_table import (
+    LatencyTable,
+    TableHeader,
+    TableRow,
+    read_table,
+    table_lock,
+    write_table,
+)
+from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
+from akd_deploy.profiling.probes import Probe, probe_writer, space_networks, space_probes
+from akd_deploy.search_space import SearchSpace
+from akd_deploy.target import Target
+
+SECONDS_PER_MODEL = 0.03
+"""What one model costs in one block beside its warm-up and samples: loading, the reference (seen: 10–25 ms)."""
+
+
+@dataclass(frozen=True)
+class ProfilePlan:
+    """What a profile measures. `networks` are for calibration and scoring only."""
+
+    probes: int = 240
+    networks: int = 40
+    protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
+    seed: int = 0
+
+
+def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
+    """The largest plan expected to take at most `minutes`, six probes for every network."""
+    per_model = protocol.blocks * (protocol.seconds + 2 * protocol.warmup_s + SECONDS_PER_MODEL)
+    models = int(minutes * 60 / per_model)
+    if models < 20:
+        raise UsageError(
+            asked=f"a profile in {minutes:g} minutes",
+            found=f"time for {models} measurements only",
+            next=f"Give at least {20 * per_model / 60:.1f} minutes.",
+        )
+    return ProfilePlan(probes=models * 6 // 7, networks=models - models * 6 // 7, protocol=protocol, seed=seed)
+
+
+def counted(kernels: Sequence[Kernel]) -> tuple[tuple[Kernel, int], ...]:
+    """Kernels and how often each, sorted."""
+    return tuple(sorted(Counter(kernels).items()))
+
+
+def profile_space(
+    target: Target,
+    space: SearchSpace,
+    plan: ProfilePlan,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[LatencyTable, float]:
+    """Measure a plan and write the table to `directory` after every block; returns it and the seconds spent.
+
+    With `resume`, rows that are already there with enough blocks are not measured again, and the others gain
+    blocks.
+
+    Raises:
+        MissingRuntimeError: the target cannot run here.
+        MismatchError: the table there was taken with other settings.
+        StorageError: the place cannot be written, or another process is writing it.
+    """
+    engine = load_engine(target)
+    engine.require(engine.why_not())
+    began = time.monotonic()
+    rng = np.random.default_rng(plan.seed)
+    probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
+    header = TableHeader(
+        target=target,
+        device=engine.fingerprint(),
+        engine_version=engine.version(),
+        protocol=plan.protocol.header(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    with table_lock(directory), tempfile.TemporaryDirectory(prefix="akd-profile-") as scratch:
+        old = read_table(directory) if resume and (directory / "header.json").is_file() else None
+        base = LatencyTable(header, ()) if old is None else LatencyTable(header, ()).merged(old)
+        have = {row.name: len(row.measurement.blocks) for row in base.rows}
+        wanted = [probe for probe in probes if have.get(probe.name, 0) < plan.protocol.blocks]
+        write = probe_writer(target.engine, target.batch, rng)
+        models = {probe.name: write(probe, Path(scratch)) for probe in wanted}
+        kernels = {name: counted([e.kernel for e in engine.executed_kernels(path)]) for name, path in models.items()}
+        by_name = {probe.name: probe for probe in wanted}
+
+        def table_of(measured: Mapping[str, Measured]) -> LatencyTable:
+            rows = tuple(_row(by_name[name], kernels[name], value) for name, value in measured.items())
+            return base.merged(LatencyTable(header, rows))
+
+        result = base
+        if models:
+            measured = measure_blocks(
+                target, models, plan.protocol, rng, on_model, lambda so_far: write_table(table_of(so_far), directory)
+            )
+            result = table_of(measured)
+        write_table(result, directory)
+    return result, time.monotonic() - began
+
+
+def _row(probe: Probe, kernels: tuple[tuple[Kernel, int], ...], measured: Measured) -> TableRow:
+    return TableRow(probe.kind, probe.family, kernels, measured.measurement, measured.remeasured)

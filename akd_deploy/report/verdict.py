@@ -1,0 +1,113 @@
+"""The headline: whether the student meets the budget, and how that is known, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from akd_deploy.report.quantities import count, latency, latency_range, number, percent, percentile, rounded, time_unit
+from akd_deploy.report.summary import Fields
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`tone` is "good" (certified), "bad" (budget not met) or "open" (not shown either way)."""
+
+    tone: str
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def verdict_of(summary: Fields) -> Verdict:
+    """Judge what the summary holds; what it lacks is said, never assumed."""
+    winner, budget = summary.get("winner"), summary.get("budget") or {}
+    if not winner:
+        return Verdict("open", "No student was chosen in this run.", ("There is nothing to hold against the budget.",))
+    certificate, measured = winner.get("certificate"), winner.get("measured_s")
+    budget_s = winner.get("budget_s", budget.get("budget_s"))
+    sentences = (
+        *_measured_sentences(measured, budget_s, budget.get("percentile")),
+        *_prediction_sentences(winner, budget_s, summary.get("predictor") or {}),
+    )
+    if not measured and not certificate:
+        return Verdict(
+            "open",
+            "Predicted only: the student was not measured in this run.",
+            (*sentences, "Without a measurement there is no certificate."),
+        )
+    if not certificate:
+        return Verdict(
+            "open", "Measured, but not certified.", (*sentences, "No certificate was made from the samples.")
+        )
+    held_s = certificate.get("budget_s")
+    if None not in (held_s, budget_s) and abs(held_s - budget_s) > 1e-9 * budget_s:
+        return Verdict(
+            "bad",
+            "The certificate is for another budget.",
+            (*sentences, f"It tests {latency(held_s)}; the budget is {latency(budget_s)}."),
+        )
+    if certificate.get("ok") is True:
+        return Verdict(
+            "good", "The student meets the budget: the certificate holds.", (*sentences, _evidence(certificate))
+        )
+    return Verdict("bad", _failed_headline(certificate), (*sentences, _evidence(certificate)))
+
+
+def _failed_headline(certificate: Fields) -> str:
+    """A certificate fails because the budget is exceeded, or because the samples cannot show that it is not."""
+    exceeding, samples, asked = (certificate.get(key) for key in ("exceeding", "samples", "percentile"))
+    if exceeding is None or asked is None or not samples:
+        return "The certificate does not hold."
+    if exceeding / samples > 1 - asked / 100:
+        return "The student exceeds the budget: the certificate does not hold."
+    return "The budget is not proven: the certificate does not hold."
+
+
+def _evidence(certificate: Fields) -> str:
+    confidence = percent(certificate.get("confidence"), 0)
+    asked = certificate.get("percentile")
+    share = "the stated share" if asked is None else f"{number(asked):g}\u00a0%"
+    claim = (
+        f"With {confidence} confidence at least {share} of calls take no longer than the budget"
+        if certificate.get("ok") is True
+        else f"It would have to show with {confidence} confidence that at least {share} of calls are within the budget"
+    )
+    return (
+        f"{claim}: {count(certificate.get('exceeding'))} of {count(certificate.get('samples'))} samples from "
+        f"{count(certificate.get('blocks'))} fresh processes exceeded it, and {count(certificate.get('allowed'))} may. "
+        f"In the worst process {percent(certificate.get('worst_block_exceeding'))} did."
+    )
+
+
+def _measured_sentences(measured: Fields | None, budget_s: float | None, asked: float | None) -> list[str]:
+    if not measured or budget_s is None or asked is None:
+        return []
+    name = percentile(asked)
+    if measured.get(name) is None:
+        return [f"{name} of the measured calls is not recorded; the budget for it is {latency(budget_s)}."]
+    unit = time_unit([budget_s])
+    return [
+        f"{name} of the measured calls is {latency(measured[name], unit)}; its budget is {latency(budget_s, unit)}."
+    ]
+
+
+def _prediction_sentences(winner: Fields, budget_s: float | None, predictor: Fields) -> list[str]:
+    interval, predicted = winner.get("interval_s"), winner.get("predicted_s")
+    measured = (winner.get("measured_s") or {}).get("median")
+    sentences = []
+    if predicted is not None and interval and measured is not None:
+        unit = time_unit([predicted, measured])
+        inside = interval[0] <= measured <= interval[1]
+        sentences.append(
+            f"The measured median, {latency(measured, unit)}, lies {'inside' if inside else 'OUTSIDE'} the predicted "
+            f"interval of {latency_range(interval, unit)}."
+        )
+    if winner.get("in_domain") is False:
+        sentences.append("Some of its kernels are outside the profiled range, so the interval was widened.")
+    tail = predictor.get("tail_factor")
+    if interval and tail is not None and budget_s is not None:
+        unit = time_unit([budget_s])
+        sentences.append(
+            f"Before training, the interval's upper end × the tail factor {rounded(tail)} was "
+            f"{latency(interval[1] * tail, unit)}, against a budget of {latency(budget_s, unit)}."
+        )
+    return sentences

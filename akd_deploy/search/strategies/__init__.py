@@ -1,0 +1,80 @@
+"""Search strategies: one visible dict, name → factory; each makes an `nni.tuner.Tuner`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from akd_deploy.errors import UnknownNameError
+from akd_deploy.search.strategies.base import (
+    LatencyBudget,
+    Parameters,
+    Strategy,
+    StrategyFactory,
+    nni_space,
+    nothing_within_budget,
+    require_nni,
+)
+
+__all__ = [
+    "STRATEGIES",
+    "LatencyBudget",
+    "Parameters",
+    "Strategy",
+    "StrategyFactory",
+    "load_strategy",
+    "nni_space",
+    "nothing_within_budget",
+    "require_nni",
+]
+
+
+def _evolution(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.nni_tuners import evolution
+
+    del budget  # learnt from penalties
+    return evolution(seed, settings)
+
+
+def _tpe(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.nni_tuners import tpe
+
+    del budget  # learnt from penalties
+    return tpe(seed, settings)
+
+
+def _random(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.nni_tuners import random_search
+
+    del budget  # nothing is learnt
+    return random_search(seed, settings)
+
+
+def _constrained_evolution(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.constrained_evolution import constrained_evolution
+
+    return constrained_evolution(seed, settings, budget)
+
+
+STRATEGIES: Mapping[str, StrategyFactory] = {
+    "constrained_evolution": _constrained_evolution,
+    "evolution": _evolution,
+    "random": _random,
+    "tpe": _tpe,
+}
+"""Strategy name → factory. A factory imports what its strategy needs when it is called."""
+
+
+def load_strategy(
+    name: str, seed: int, settings: Mapping[str, Any] | None = None, budget: LatencyBudget | None = None
+) -> Strategy:
+    """The strategy of that name, fresh.
+
+    Raises:
+        UnknownNameError: no such strategy or setting.
+        MissingRuntimeError: NNI cannot be imported here.
+    """
+    if name not in STRATEGIES:
+        raise UnknownNameError("search strategy", name, STRATEGIES)
+    require_nni()
+    return STRATEGIES[name](seed, settings or {}, budget)

@@ -1,0 +1,146 @@
+"""NNI's own tuners, each made to give one answer for one seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nni import NoMoreTrialError
+from nni.algorithms.hpo.evolution_tuner import EvolutionTuner, Individual
+from nni.algorithms.hpo.random_tuner import RandomTuner
+from nni.algorithms.hpo.tpe_tuner import TpeTuner
+
+from akd_deploy.search.strategies.base import Parameters, Strategy, strategy_settings
+
+
+@dataclass(frozen=True)
+class EvolutionSettings:
+    """The first `population_size` candidates are random. NNI's default of 32 is most of a small search."""
+
+    population_size: int = 16
+
+
+@dataclass(frozen=True)
+class TpeSettings:
+    """NNI's names, and its defaults but for `n_startup_jobs` (20): as many candidates are random, refused ones too.
+    `gamma` sets how few count as good."""
+
+    n_startup_jobs: int = 10
+    n_ei_candidates: int = 24
+    linear_forgetting: int = 25
+    prior_weight: float = 1.0
+    gamma: float = 0.25
+
+
+@dataclass(frozen=True)
+class RandomSettings:
+    """There is nothing to set."""
+
+
+class SeededEvolution(EvolutionTuner):
+    """NNI's evolution with its two sources of randomness under one seed.
+
+    It draws from the process-wide `random` module and from an unseeded RandomState that `update_search_space`
+    makes. Here each call runs on a state of `random` of its own, and the RandomState is replaced.
+    """
+
+    def __init__(self, seed: int, population_size: int) -> None:
+        super().__init__(optimize_mode="maximize", population_size=population_size)
+        self._seed = seed
+        self._random_state = random.Random(seed).getstate()
+
+    def update_search_space(self, search_space: dict[str, Any]) -> None:
+        super().update_search_space(search_space)
+        self.random_state = np.random.RandomState(self._seed)
+        self.population: list[Individual] = []
+        for _ in range(self.population_size):
+            self._random_generate_individual()
+
+    def generate_parameters(self, parameter_id: int, **options: Any) -> Parameters:
+        with self._own_random():
+            return super().generate_parameters(parameter_id, **options)
+
+    def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Add evaluated individuals, which NNI's ignores; each takes the place of one not yet evaluated."""
+        for trial in data:
+            config = {
+                name: {"_index": self.searchspace_json[name]["_value"].index(value), "_value": value}
+                for name, value in trial["parameter"].items()
+            }
+            waiting = [i for i, individual in enumerate(self.population) if individual.result is None]
+            if waiting:
+                self.population.pop(waiting[0])
+            self.population.append(Individual(config=config, result=trial["value"]))
+
+    @contextmanager
+    def _own_random(self) -> Iterator[None]:
+        theirs = random.getstate()
+        random.setstate(self._random_state)
+        try:
+            yield
+        finally:
+            self._random_state = random.getstate()
+            random.setstate(theirs)
+
+
+class NearbyTpe(TpeTuner):
+    """NNI's TPE that replaces a candidate it has proposed before by a new one nearby.
+
+    NNI replaces it by the next point of a grid that starts at every choice's first option; once TPE has converged,
+    which on a space of choices it soon does, that is all it proposes.
+    """
+
+    def update_search_space(self, space: dict[str, Any]) -> None:
+        super().update_search_space(space)
+        self.dedup = NewNearby({key: spec.size for key, spec in self.space.items()}, self.rng)
+
+
+class NewNearby:
+    """In the place of NNI's Deduplicator: changes one choice after another at random until the candidate is new."""
+
+    MAX_CHANGES = 1000
+    """Then the space counts as used up."""
+
+    def __init__(self, sizes: Mapping[Any, int], rng: np.random.Generator) -> None:
+        self._sizes, self._rng = sizes, rng
+        self._seen: set[tuple[int, ...]] = set()
+
+    def __call__(self, parameters: Mapping[Any, int]) -> dict[Any, int]:
+        parameters = dict(parameters)
+        keys = list(self._sizes)
+        for _ in range(self.MAX_CHANGES):
+            if self._key(parameters) not in self._seen:
+                self.add_history(parameters)
+                return parameters
+            key = keys[self._rng.integers(len(keys))]
+            parameters[key] = int(self._rng.integers(self._sizes[key]))
+        raise NoMoreTrialError(f"nothing new after {self.MAX_CHANGES} changes")
+
+    def add_history(self, parameters: Mapping[Any, int]) -> None:
+        """Count a candidate as proposed; NNI's name for it."""
+        self._seen.add(self._key(parameters))
+
+    def _key(self, parameters: Mapping[Any, int]) -> tuple[int, ...]:
+        return tuple(int(parameters[key]) for key in self._sizes)
+
+
+def evolution(seed: int, settings: Mapping[str, Any]) -> Strategy:
+    """NNI's naive evolution; `EvolutionSettings`. It learns the budget from penalties."""
+    own = strategy_settings(EvolutionSettings, settings, "evolution")
+    return SeededEvolution(seed % 2**32, own.population_size)
+
+
+def tpe(seed: int, settings: Mapping[str, Any]) -> Strategy:
+    """NNI's tree-structured Parzen estimator (`NearbyTpe`); `TpeSettings`. It learns the budget from penalties."""
+    own = strategy_settings(TpeSettings, settings, "tpe")
+    return NearbyTpe(optimize_mode="maximize", seed=seed, tpe_args=vars(own))
+
+
+def random_search(seed: int, settings: Mapping[str, Any]) -> Strategy:
+    """NNI's random search, which never proposes an encoding twice. It learns nothing."""
+    strategy_settings(RandomSettings, settings, "random")
+    return RandomTuner(seed=seed)

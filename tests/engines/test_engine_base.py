@@ -1,0 +1,276 @@
+import itertools
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from engine_graphs import GRAPHS, Graph
+
+from akd_deploy.engines import base, load_engine
+from akd_deploy.engines.base import TensorSpec, random_feeds, time_calls, warm_up
+from akd_deploy.engines.feeds import CACHE_LINE_BYTES, aligned_copy, checked_feeds
+from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
+from akd_deploy.engines.onnx_file import copy_onnx, node_names, read_onnx
+from akd_deploy.engines.original_graph import original_graph
+from akd_deploy.engines.precision_audit import Layer, audited_precision
+from akd_deploy.errors import (
+    BuildError,
+    CorruptFileError,
+    MissingFileError,
+    MissingRuntimeError,
+    UnknownNameError,
+    UsageError,
+)
+from akd_deploy.target import Target
+
+# --- choosing an engine, timing it --------------------------------------------------------------------------
+
+
+def test_unknown_engine_lists_the_known_ones():
+    with pytest.raises(UnknownNameError, match="onnxruntime, openvino, tensorrt"):
+        load_engine(Target("t", "cpu", "onnx-runtime"))
+
+
+class FakeClock:
+    """`perf_counter` that moves only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = FakeClock()
+    monkeypatch.setattr(base.time, "perf_counter", clock)
+    return clock
+
+
+def test_time_calls_takes_enough_samples_and_enough_time(clock):
+    def call() -> None:
+        clock.now += 0.01
+
+    assert time_calls(call, seconds=0.055, min_samples=3) == pytest.approx([0.01] * 6)
+    assert len(time_calls(call, seconds=0.0, min_samples=8)) == 8
+    assert len(time_calls(call, seconds=100.0, min_samples=1, max_samples=4)) == 4
+
+
+def test_warm_up_lasts_until_the_rate_is_stable(clock):
+    durations = itertools.chain([0.1, 0.08, 0.06, 0.04, 0.02], itertools.repeat(0.01))
+
+    def call() -> None:
+        clock.now += next(durations)
+
+    calls = warm_up(call, seconds=0.1)
+    # Each window is 10 ms, one call; the sixth and seventh agree.
+    assert calls == 7
+
+
+def test_warm_up_gives_up_on_a_rate_that_never_settles(clock):
+    durations = itertools.cycle([0.011, 0.022])
+
+    def call() -> None:
+        clock.now += next(durations)
+
+    warm_up(call, seconds=0.1, max_seconds=1.0)
+    assert 1.0 <= clock.now < 1.03
+
+
+# --- feeds --------------------------------------------------------------------------------------------------
+
+SPECS = (TensorSpec("x", (2, 3), "float32"), TensorSpec("ids", (2,), "int64"))
+
+
+def test_random_feeds_fit_the_inputs_and_come_from_the_generator():
+    class OneSession:
+        inputs = SPECS
+
+    feeds, again = (random_feeds(OneSession(), np.random.default_rng(3)) for _ in range(2))
+    assert checked_feeds(SPECS, feeds).keys() == {"x", "ids"}
+    assert not feeds["ids"].any()
+    np.testing.assert_array_equal(feeds["x"], again["x"])
+
+
+def test_feeds_are_neither_cast_nor_broadcast_and_come_in_the_inputs_order():
+    good = {"ids": np.zeros(2, np.int64), "x": np.zeros((3, 2), np.float32).T}
+    checked = checked_feeds(SPECS, good)
+    assert list(checked) == ["x", "ids"]
+    assert checked["x"].flags.c_contiguous
+    for name, wrong in [("x", np.zeros((1, 3), np.float32)), ("ids", np.zeros(2, np.int32))]:
+        with pytest.raises(UsageError, match=name):
+            checked_feeds(SPECS, {**good, name: wrong})
+    with pytest.raises(UsageError, match="no array"):
+        checked_feeds(SPECS, {"x": good["x"]})
+    with pytest.raises(UnknownNameError, match="Did you mean 'ids'"):
+        checked_feeds(SPECS, {**good, "idx": good["ids"]})
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (), (0, 4)])
+def test_aligned_copy_begins_at_a_cache_line_and_is_a_copy(shape):
+    source = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    copy = aligned_copy(source)
+    assert copy.size == 0 or copy.ctypes.data % CACHE_LINE_BYTES == 0
+    np.testing.assert_array_equal(copy, source)
+    assert not np.shares_memory(copy, source)
+
+
+# --- ONNX files ---------------------------------------------------------------------------------------------
+
+
+def saved(model: onnx.ModelProto, tmp_path: Path, **options: object) -> Path:
+    path = tmp_path / "network.onnx"
+    onnx.save(model, str(path), **options)
+    return path
+
+
+def input_shape(model: onnx.ModelProto) -> list[int]:
+    return [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+
+
+def test_dynamic_batch_becomes_the_targets(tmp_path):
+    path = saved(GRAPHS["residual"](), tmp_path)
+    model = read_onnx(path, batch=5)
+    assert input_shape(model) == [5, 3, 16, 16]
+    assert not [d for v in model.graph.value_info for d in v.type.tensor_type.shape.dim if d.dim_param]
+
+
+def test_unnamed_batch_becomes_the_targets(tmp_path):
+    model = GRAPHS["residual"]()
+    model.graph.input[0].type.tensor_type.shape.dim[0].Clear()
+    assert input_shape(read_onnx(saved(model, tmp_path), batch=5)) == [5, 3, 16, 16]
+
+
+def test_other_dynamic_dimensions_are_refused_by_name(tmp_path):
+    model = Graph().model({"x": ["N", 3, "height", "width"]}, [])
+    model.graph.node.append(onnx.helper.make_node("Relu", ["x"], ["y"]))
+    with pytest.raises(UsageError, match=r"dimension 2 \(height\), dimension 3 \(width\)"):
+        read_onnx(saved(model, tmp_path), batch=1)
+
+
+def test_fixed_batch_that_is_not_the_targets_is_refused(tmp_path):
+    g = Graph()
+    path = saved(g.model({"x": [3, 4]}, [g("Relu", "x")]), tmp_path)
+    with pytest.raises(UsageError, match="fixed batch 3"):
+        read_onnx(path, batch=2)
+    assert input_shape(read_onnx(path, batch=3)) == [3, 4]
+
+
+def test_names_are_unique_and_their_own_where_they_can_be():
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["a"], name="same"),
+        onnx.helper.make_node("Relu", ["a"], ["b"], name="same"),
+        onnx.helper.make_node("Relu", ["b"], ["c"], name="a"),
+        onnx.helper.make_node("Relu", ["c"], ["d"]),
+    ]
+    assert node_names(onnx.helper.make_graph(nodes, "g", [], [])) == ["a_", "b", "a", "d"]
+
+
+def external(tmp_path: Path) -> Path:
+    return saved(GRAPHS["residual"](), tmp_path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+
+
+def test_copy_takes_the_weights_along(tmp_path):
+    path = external(tmp_path)
+    copies = copy_onnx(path, tmp_path / "out")
+    assert [copy.name for copy in copies] == ["network.onnx", "weights.bin"]
+    assert [copy.read_bytes() for copy in copies] == [path.read_bytes(), (tmp_path / "weights.bin").read_bytes()]
+
+
+def test_copy_onto_itself_changes_nothing(tmp_path):
+    path = external(tmp_path)
+    before = path.read_bytes()
+    assert copy_onnx(path, tmp_path)[0].read_bytes() == before
+
+
+def test_missing_and_short_weights_files_are_named(tmp_path):
+    path = external(tmp_path)
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CorruptFileError, match=r"weights\.bin"):
+        read_onnx(path, batch=1)
+    weights.unlink()
+    with pytest.raises(MissingFileError, match=r"weights\.bin"):
+        read_onnx(path, batch=1)
+
+
+@pytest.mark.parametrize("location", ["/etc/passwd", "../weights.bin"])
+def test_weights_outside_the_networks_folder_are_refused(tmp_path, location):
+    path = external(tmp_path)
+    model = onnx.load(str(path), load_external_data=False)
+    next(e for e in model.graph.initializer[0].external_data if e.key == "location").value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CorruptFileError, match="outside"):
+        read_onnx(path, batch=1)
+
+
+def test_repeated_nodes_and_copies_are_the_same_tensor():
+    graph = GRAPHS["several_parts"]().graph
+    original = original_graph(graph)
+    tanh = [i for i, node in enumerate(graph.node) if node.op_type == "Tanh"]
+    assert original.twins == {tanh[0]: [tanh[1]]}
+    copy = next(node for node in graph.node if node.op_type == "Identity")
+    assert original.tensor(copy.output[0]) == original.tensor(copy.input[0])
+
+
+# --- precision ----------------------------------------------------------------------------------------------
+
+
+def test_audit_judges_the_layers_that_multiply_matrices():
+    layers = [Layer("conv", "float16", True), Layer("norm", "float32", False), Layer("shape", "int64", False)]
+    assert audited_precision("fp16", layers, "n") == ({"float16": 1, "float32": 1}, ())
+    with pytest.raises(BuildError, match=r"1 computing in float16 \(conv\)"):
+        audited_precision("fp32", layers, "n")
+
+
+def test_audit_without_such_layers_judges_what_there_is():
+    with pytest.raises(BuildError, match="relu"):
+        audited_precision("bf16", [Layer("relu", "float32", False)], "n")
+    assert audited_precision("int8", [Layer("relu", "uint8", False)], "n")[0] == {"uint8": 1}
+
+
+def test_audit_notes_layers_that_stayed_behind():
+    counts, notes = audited_precision("int8", [Layer("a", "int8", True), Layer("b", "float32", True)], "n")
+    assert counts == {"float32": 1, "int8": 1}
+    assert notes == ("1 of 2 layers are not in int8: 1 computing in float32 (b)",)
+
+
+# --- NVIDIA -------------------------------------------------------------------------------------------------
+
+
+def fake_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.defpath}")
+
+
+def test_gpu_is_told_by_its_driver(tmp_path, monkeypatch):
+    fake_driver(tmp_path, monkeypatch, 'echo "NVIDIA A100-SXM4-80GB, 550.54.15, 8.0"; echo "Other, 550.54.15, 8.6"')
+    assert why_no_gpu() is None
+    assert dict(gpu_fingerprint().facts) == {
+        "kind": "gpu", "vendor": "nvidia", "model": "NVIDIA A100-SXM4-80GB", "compute_capability": "8.0",
+        "driver": "550.54.15",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ('echo "couldn\'t communicate with the NVIDIA driver"; exit 9', "status 9.*communicate"),
+        ('echo "No devices were found"', "listed no GPU"),
+        ("true", "listed no GPU"),
+    ],
+)
+def test_driver_without_a_gpu_is_refused_with_its_words(tmp_path, monkeypatch, script, reason):
+    fake_driver(tmp_path, monkeypatch, script)
+    with pytest.raises(MissingRuntimeError, match=reason):
+        gpu_fingerprint()
+
+
+def test_no_driver_is_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia-smi" in str(why_no_gpu())

@@ -1,0 +1,177 @@
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from export_graphs import convnet, images, network, saved, weight
+from onnx import TensorProto, helper
+
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import BuildError, CorruptFileError, MissingFileError, UnknownNameError, UsageError
+from akd_deploy.export.divergence import reference_evaluate
+from akd_deploy.export.int8_settings import Int8Settings, int8_settings
+from akd_deploy.export.parity import check_parity, compare_outputs, tolerance_for
+from akd_deploy.export.quantize import quantize_onnx
+from akd_deploy.target import Target
+
+pytest.importorskip("onnxruntime")
+VNNI = ["avx2", "avx512f", "avx512_vnni"]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return saved(convnet(), tmp_path / "m.onnx")
+
+
+def session(path: Path):
+    return load_engine(Target("t", "cpu", "onnxruntime")).load(path)
+
+
+@pytest.mark.parametrize("mode", ["fp16", "int8"])
+def test_a_variant_runs_in_onnx_runtime_at_parity_with_its_source(source, tmp_path, mode):
+    written = quantize_onnx(source, mode, images(32), tmp_path / "v.onnx", int8_settings("onnxruntime", VNNI))
+    with session(source) as reference, session(written.path) as candidate:
+        assert [spec.dtype for spec in (*candidate.inputs, *candidate.outputs)] == ["float32", "float32"]
+        check_parity(compare_outputs(reference.run, candidate.run, images(20, seed=5)), tolerance_for(mode))
+
+
+@pytest.mark.parametrize("mode", ["fp16", "bf16", "int8"])
+def test_the_same_inputs_give_the_same_bytes(source, tmp_path, mode):
+    first = quantize_onnx(source, mode, images(4), tmp_path / "a.onnx")
+    second = quantize_onnx(source, mode, images(4), tmp_path / "b.onnx")
+    assert first.path.read_bytes() == second.path.read_bytes()
+    assert first.sha256 == hashlib.sha256(first.path.read_bytes()).hexdigest()
+    assert first.size_bytes == first.path.stat().st_size
+
+
+def test_int8_weights_are_signed_per_channel_and_activations_as_asked(source, tmp_path):
+    for activation, wanted in (("uint8", TensorProto.UINT8), ("int8", TensorProto.INT8)):
+        written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(activation=activation))
+        model = onnx.load(written.path)
+        weights = {t.name: t for t in model.graph.initializer}
+        assert weights["w0_quantized"].data_type == TensorProto.INT8
+        assert list(weights["w0_scale"].dims) == [16]
+        assert weights["x_zero_point"].data_type == wanted
+        assert written.op_counts["QuantizeLinear"] >= 3
+
+
+def test_tensorrt_gets_symmetric_signed_activations_and_floating_biases(source, tmp_path):
+    written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", int8_settings("tensorrt", []))
+    model = onnx.load(written.path)
+    zero_points = [t for t in model.graph.initializer if t.name.endswith("zero_point")]
+    assert zero_points
+    assert all(not onnx.numpy_helper.to_array(t).any() for t in zero_points)
+    assert not any(t.data_type == TensorProto.INT32 for t in model.graph.initializer)
+
+
+def test_seven_bit_weights_where_the_cpu_would_saturate(source, tmp_path):
+    assert int8_settings("onnxruntime", ["avx2", "fma"]).reduce_range
+    assert not int8_settings("onnxruntime", VNNI).reduce_range
+    assert not int8_settings("onnxruntime", ["asimd", "asimddp"]).reduce_range
+    written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(reduce_range=True))
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(written.path).graph.initializer}
+    assert np.abs(weights["w0_quantized"].astype(int)).max() <= 64
+
+
+def test_excluded_nodes_stay_in_floating_point(source, tmp_path):
+    written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(exclude=("pointwise",)))
+    assert "w2" in {t.name for t in onnx.load(written.path).graph.initializer}
+    with pytest.raises(UnknownNameError, match="pointwise"):
+        quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(exclude=("pointwice",)))
+
+
+def test_few_calibration_samples_are_noted(source, tmp_path):
+    assert quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx").notes
+    assert not quantize_onnx(source, "int8", images(32), tmp_path / "v.onnx").notes
+
+
+def test_activations_that_overflow_float16_keep_their_nodes_in_float32(tmp_path):
+    """A thousandfold layer that a later one takes back: cast blindly it gives infinity."""
+    nodes = [
+        helper.make_node("Mul", ["x", "up"], ["big"], "up"),
+        helper.make_node("Mul", ["big", "down"], ["small"], "down"),
+        helper.make_node("GlobalAveragePool", ["small"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    model = network(nodes, [weight("up", np.array(6e4)), weight("down", np.array(1e-4))], output_shape=(1, 3))
+    source = saved(model, tmp_path / "m.onnx")
+    blind = quantize_onnx(source, "fp16", [], tmp_path / "blind.onnx")
+    calibrated = quantize_onnx(source, "fp16", images(4), tmp_path / "calibrated.onnx")
+    assert blind.kept_float32 == {}
+    assert set(calibrated.kept_float32) == {"up", "down"}
+    # In plain numpy: ONNX Runtime computes float16 in float32 on CPUs without it, and so hides the overflow.
+    reference, bad, good = (partial(reference_evaluate, path) for path in (source, blind.path, calibrated.path))
+    assert compare_outputs(reference, bad, images(4, seed=2)).per_output[0].non_finite
+    check_parity(compare_outputs(reference, good, images(4, seed=2)), tolerance_for("fp16"))
+
+
+def test_what_makes_no_sense_is_refused_and_writes_nothing(source, tmp_path):
+    out = tmp_path / "v.onnx"
+    with pytest.raises(UnknownNameError):
+        quantize_onnx(source, "fp12", [], out)
+    with pytest.raises(UsageError, match="no calibration samples"):
+        quantize_onnx(source, "int8", [], out)
+    with pytest.raises(UsageError, match="batch 0 for inputs"):
+        quantize_onnx(source, "int8", [{"y": np.zeros(1, np.float32)}], out)
+    with pytest.raises(UsageError, match="batch 1 of input 'x'"):
+        quantize_onnx(source, "int8", [*images(1), {"x": np.zeros((1, 8, 8, 3), np.float32)}], out)
+    with pytest.raises(UsageError, match="float64"):
+        quantize_onnx(source, "fp16", [{"x": np.zeros((1, 3, 8, 8))}], out)
+    with pytest.raises(UsageError, match="opset 12"):
+        quantize_onnx(saved(convnet(opset=12), tmp_path / "old.onnx"), "int8", images(1), out)
+    with pytest.raises(UnknownNameError):
+        Int8Settings(activation="int4")
+    with pytest.raises(MissingFileError):
+        quantize_onnx(tmp_path / "nothing.onnx", "fp16", [], out)
+    (tmp_path / "bad.onnx").write_bytes(b"\x08\x09garbage")
+    with pytest.raises(CorruptFileError):
+        quantize_onnx(tmp_path / "bad.onnx", "fp16", [], out)
+    assert not out.exists()
+
+
+def test_normalisation_stays_in_floating_point_and_batch_norm_goes_into_the_convolution(tmp_path):
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", kernel_shape=[1, 1]),
+        helper.make_node("BatchNormalization", ["c", "one", "zero", "zero", "one"], ["b"], "norm"),
+        helper.make_node("LayerNormalization", ["b", "g", "g"], ["n"], "layer_norm", axis=1),
+        helper.make_node("Relu", ["n"], ["r"], "relu"),
+        helper.make_node("GlobalAveragePool", ["r"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    rng = np.random.default_rng(0)
+    model = network(
+        nodes,
+        [
+            weight("w", rng.standard_normal((4, 3, 1, 1))),
+            weight("one", np.ones(4)),
+            weight("zero", np.zeros(4)),
+            weight("g", np.ones((4, 8, 8))),
+        ],
+        output_shape=(1, 4),
+    )
+    source = saved(model, tmp_path / "m.onnx")
+    written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx")
+    assert "BatchNormalization" not in written.op_counts
+    result = onnx.load(written.path)
+    makers = {name: n.op_type for n in result.graph.node for name in n.output}
+    norm = next(n for n in result.graph.node if n.op_type == "LayerNormalization")
+    assert [makers.get(name) for name in norm.input[1:]] == [None, None]
+    assert not result.metadata_props
+    assert [opset.domain for opset in result.opset_import] == [""]
+    with pytest.raises(BuildError, match="norm: fused"):
+        quantize_onnx(source, "int8", images(4), tmp_path / "v2.onnx", Int8Settings(exclude=("norm",)))
+
+
+def test_a_network_quantised_already_is_refused(source, tmp_path):
+    first = quantize_onnx(source, "int8", images(4), tmp_path / "int8.onnx")
+    for mode in ("int8", "fp16"):
+        with pytest.raises(UsageError, match=r"Q/DQ|quantised"):
+            quantize_onnx(first.path, mode, images(4), tmp_path / "again.onnx")
+
+
+def test_nothing_to_quantise_is_a_build_error(tmp_path):
+    model = network([helper.make_node("Exp", ["x"], ["logits"], "exp")], [], output_shape=(1, 3, 8, 8))
+    with pytest.raises(BuildError, match="no operator"):
+        quantize_onnx(saved(model, tmp_path / "m.onnx"), "int8", images(2), tmp_path / "v.onnx")

@@ -1,0 +1,15 @@
+BEGIN TRANSACTION;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO "meta" VALUES('format','akd_deploy journal');
+INSERT INTO "meta" VALUES('format_version','1');
+INSERT INTO "meta" VALUES('created','2026-11-20T11:15:38.656+00:00');
+INSERT INTO "meta" VALUES('configuration','{"budget": "2ms", "search": {"seed": 1, "trials": 8}, "teacher": "wide"}');
+INSERT INTO "meta" VALUES('configuration_sha256','baf41bf69ea614094a4e9ead86a5976de8087df2ad58a9fd6ecd172c06cfcb39');
+CREATE TABLE stages (name TEXT PRIMARY KEY, result TEXT NOT NULL, finished TEXT NOT NULL);
+INSERT INTO "stages" VALUES('fit','{"mape": 0.03}','2026-11-20T11:15:38.659+00:00');
+CREATE TABLE trials (id INTEGER PRIMARY KEY, strategy TEXT NOT NULL, architecture TEXT NOT NULL, network TEXT NOT NULL, state TEXT NOT NULL, latency_s REAL NOT NULL, upper_s REAL NOT NULL, seed INTEGER NOT NULL, reward REAL, accuracy REAL, metrics TEXT NOT NULL, seconds REAL NOT NULL, attempts INTEGER NOT NULL, started TEXT, finished TEXT, error TEXT);
+INSERT INTO "trials" VALUES(0,'tpe','{"choices":{"b0.op":"conv","b0.width":0.5},"settings":{"widths":[16]},"space":"mobile"}','000000000000','done',0.001,0.0012,77,0.91,0.9,'{"agreement": 0.95}',2.5,1,'2026-01-02T03:04:05.678+00:00','2026-01-02T03:04:08.178+00:00',NULL);
+INSERT INTO "trials" VALUES(1,'tpe','{"choices":{"b0.op":"conv","b0.width":0.5},"settings":{"widths":[16]},"space":"mobile"}','000000000001','infeasible',0.001,0.0012,77,NULL,NULL,'{}',0.0,0,NULL,'2026-01-02T03:04:09.000+00:00',NULL);
+INSERT INTO "trials" VALUES(2,'tpe','{"choices":{"b0.op":"conv","b0.width":0.5},"settings":{"widths":[16]},"space":"mobile"}','000000000002','failed',0.001,0.0012,77,NULL,NULL,'{}',0.0,2,NULL,NULL,'TrainingError: the loss became nan');
+INSERT INTO "trials" VALUES(3,'tpe','{"choices":{"b0.op":"conv","b0.width":0.5},"settings":{"widths":[16]},"space":"mobile"}','000000000003','running',0.001,0.0012,77,NULL,NULL,'{}',0.0,1,'2026-01-02T03:04:10.000+00:00',NULL,NULL);
+COMMIT;

@@ -1,0 +1,118 @@
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from contracts.strategy_contract import SPACE, StrategyContract, accuracy, predict
+
+from akd_deploy.errors import InfeasibleBudgetError, MissingRuntimeError, UnknownNameError, UsageError
+from akd_deploy.search.strategies import STRATEGIES, LatencyBudget, load_strategy, nni_space, require_nni
+
+
+class TestRandom(StrategyContract):
+    name = "random"
+    learns = False
+
+
+class TestEvolution(StrategyContract):
+    name = "evolution"
+
+
+class TestTpe(StrategyContract):
+    name = "tpe"
+
+
+class TestConstrainedEvolution(StrategyContract):
+    name = "constrained_evolution"
+    proposes_within_budget = True
+
+    def test_walks_into_a_budget_that_a_single_encoding_in_221184_meets(self):
+        fastest_s = 1.1e-3  # every choice at its first option
+        strategy = self.fresh(0, LatencyBudget(fastest_s * 1.0001, _upper_s))
+        only = strategy.generate_parameters(0)
+        assert _upper_s([only])[0] == pytest.approx(fastest_s)
+
+    def test_a_child_differs_from_every_earlier_proposal(self):
+        rows = self.proposals(seed=6, count=200)
+        assert len({tuple(row.items()) for row in rows}) == 200
+
+    def test_the_oldest_leaves_the_population_even_if_it_is_the_best(self):
+        strategy = load_strategy("constrained_evolution", 0, {"population": 4, "tournament": 4, "crossover": 1e-9})
+        strategy.update_search_space(nni_space(SPACE))
+        best = strategy.generate_parameters(0)
+        strategy.receive_trial_result(0, best, 1.0)
+        for number in range(1, 5):
+            strategy.receive_trial_result(number, strategy.generate_parameters(number), 0.1 * number)
+        parents = [tuple(map(int, strategy._parent())) for _ in range(20)]
+        assert tuple(SPACE.tokens(SPACE.architecture(best))) not in parents
+        assert len(set(parents)) == 1  # the whole population competes, and one of it is the best
+
+    def test_reaches_nearly_the_best_reward_in_a_hundred_trials(self):
+        """Additive accuracy: the greatest over the space is known without looking at it."""
+        strategy = self.fresh(7)
+        values = []
+        for number in range(150):
+            row = strategy.generate_parameters(number)
+            values.append(accuracy(SPACE.architecture(row)))
+            strategy.receive_trial_result(number, row, values[-1])
+        assert max(values) > 0.97 * 0.9
+
+
+def test_every_strategy_has_a_contract_test():
+    tested = {kind.name for kind in StrategyContract.__subclasses__()}
+    assert set(STRATEGIES) <= tested
+
+
+def test_an_unknown_strategy_or_setting_is_named_with_the_known_ones():
+    with pytest.raises(UnknownNameError, match="Did you mean 'evolution'"):
+        load_strategy("evolutoin", 0)
+    with pytest.raises(UnknownNameError, match="population_size"):
+        load_strategy("evolution", 0, {"population": 4})
+    with pytest.raises(UsageError, match="n_startup_jobs"):
+        load_strategy("tpe", 0, {"n_startup_jobs": 0})
+
+
+def test_the_space_in_nni_form_keeps_names_options_and_order():
+    form = nni_space(SPACE)
+    assert list(form) == list(SPACE.choices)
+    assert form["b0.op"] == {"_type": "choice", "_value": ["conv", "dw_separable", "mbconv3", "mbconv6"]}
+
+
+def test_an_infeasible_budget_is_told_after_bounded_work():
+    asked = []
+
+    def upper_s(candidates):
+        asked.append(len(candidates))
+        return _upper_s(candidates)
+
+    strategy = load_strategy("constrained_evolution", 0, budget=LatencyBudget(1e-3, upper_s))
+    strategy.update_search_space(nni_space(SPACE))
+    with pytest.raises(InfeasibleBudgetError, match=r"within 1 ms.*bound by 1\.1 ms"):
+        strategy.generate_parameters(0)
+    assert sum(asked) < 20_000
+
+
+def test_without_nni_the_error_says_where_it_can_be_had(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nni", None)
+    with pytest.raises(MissingRuntimeError, match="x86_64"):
+        load_strategy("random", 0)
+
+
+def test_nni_writes_nothing_to_standard_output(capsys):
+    require_nni()
+    logging.getLogger("nni.tuner.tpe").info("heard by nobody")
+    strategy = load_strategy("tpe", 0)
+    strategy.update_search_space(nni_space(SPACE))
+    strategy.generate_parameters(0)
+    logging.getLogger("nni").warning("no handler of NNI's left")
+    assert capsys.readouterr().out == ""
+
+
+def test_importing_the_room_loads_neither_nni_nor_torch():
+    code = "import sys, akd_deploy.search; print([m for m in ('nni', 'torch', 'scipy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def _upper_s(candidates):
+    return np.asarray(predict([SPACE.architecture(candidate) for candidate in candidates])[1])
