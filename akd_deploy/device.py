@@ -17,6 +17,7 @@ _ISA_FLAGS = (
     "avx512f",
     "avx512_vnni",
     "avx512_bf16",
+    "avx_vnni",
     "amx_int8",
     "amx_bf16",
     "fma",

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, StorageError
+from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError
 from akd_deploy.kernel import Kernel, kernel_from_signature
 from akd_deploy.measurement import Measurement
+from akd_deploy.storage import exclusive_lock, write_atomically, write_text_atomically
 from akd_deploy.target import Target, places, target_from_dict
 
 FORMAT_VERSION = 1
@@ -281,91 +280,27 @@ def _rows_content(rows: Sequence[TableRow]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def _write_file(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            asked=f"to write {path}",
-            found=str(error),
-            next="Free space or choose a writable place; nothing was changed.",
-        ) from error
-
-
 def write_table(table: LatencyTable, directory: Path) -> None:
     """Write a table in place of what was there, atomically. Hold `table_lock` while reading, merging and writing.
 
     Raises:
         StorageError: no space or no permission; the old table stays as it was.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(
-            asked=f"the folder {directory}", found=str(error), next="Choose a writable place."
-        ) from error
     content = _rows_content(table.rows)
     digest = hashlib.sha256(content).hexdigest()
     rows_path = directory / f"rows-{digest[:12]}.parquet"
     header = {**table.header.as_dict(), "rows": {"file": rows_path.name, "sha256": digest, "count": len(table.rows)}}
-    _write_file(rows_path, content)
-    _write_file(directory / HEADER_NAME, (json.dumps(header, indent=2, sort_keys=True) + "\n").encode())
+    write_atomically(rows_path, content)
+    write_text_atomically(directory / HEADER_NAME, json.dumps(header, indent=2, sort_keys=True) + "\n")
     for old in directory.glob("rows-*.parquet"):
         if old != rows_path:
             old.unlink(missing_ok=True)
 
 
-@contextmanager
-def table_lock(directory: Path) -> Iterator[None]:
-    """One writer at a time: a lock file that names its holder; a dead holder's lock is taken over.
+def table_lock(directory: Path) -> AbstractContextManager[None]:
+    """One writer at a time: a lock that names its holder.
 
     Raises:
-        StorageError: another living process holds it, or the place cannot be written.
+        StorageError: another process holds it, or the place cannot be written.
     """
-    import psutil
-
-    path = directory / ".lock"
-    me = {"pid": os.getpid(), "host": platform.node()}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
-            try:
-                descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-                break
-            except FileExistsError:
-                holder = _lock_holder(path)
-                alive = holder.get("host") != me["host"] or psutil.pid_exists(int(holder.get("pid", -1)))
-                if alive and holder:
-                    raise StorageError(
-                        asked=f"to write the latency table in {directory}",
-                        found=f"it is being written by process {holder.get('pid')} on {holder.get('host')}",
-                        next=f"Wait for it, or delete {path} if that process is gone.",
-                    ) from None
-                path.unlink(missing_ok=True)
-        else:
-            raise StorageError(asked=f"the lock {path}", found="another process took it first", next="Try again.")
-    except StorageError:
-        raise
-    except OSError as error:
-        raise StorageError(asked=f"the lock {path}", found=str(error), next="Choose a writable place.") from error
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(me, file)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _lock_holder(path: Path) -> dict[str, Any]:
-    """The lock's holder; empty when the lock vanished or was never finished."""
-    try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return holder if isinstance(holder, dict) else {}
+    return exclusive_lock(directory / ".lock")

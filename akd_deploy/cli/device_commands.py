@@ -402,9 +402,9 @@ def bench(
     if output is not None:
         import json
 
-        from akd_deploy.pipeline.context import write_text
+        from akd_deploy.storage import write_text_atomically
 
-        write_text(output, json.dumps(data, indent=1, default=float) + "\n")
+        write_text_atomically(output, json.dumps(data, indent=1, default=float) + "\n")
 
     def show(console: Console) -> None:
         console.print(bench_table(data))

@@ -14,7 +14,7 @@ import torch
 from akd_deploy.data import ViewBank
 from akd_deploy.errors import CorruptFileError, MismatchError, TrainingError, UsageError
 from akd_deploy.models.teacher import Teacher
-from akd_deploy.models.weights import write_atomically
+from akd_deploy.storage import write_atomically
 
 FORMAT = 1
 DTYPES = ("float32", "float16")

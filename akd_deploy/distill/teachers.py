@@ -11,8 +11,8 @@ from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.trainer import train
 from akd_deploy.models.convnet import ConvNet, ConvNetSettings, convnet, default_widths
 
-TEACHER_SETTINGS = TrainingSettings(steps=400, fresh_views=True)
-"""For the digits bed: 97 % on its noisy images."""
+TEACHER_SETTINGS = TrainingSettings(steps=400, batch_size=64, learning_rate=0.1, fresh_views=True)
+"""For the digits bed, where it reaches about 96 % on noisy images (chosen on the tuning split)."""
 
 
 def train_teacher(

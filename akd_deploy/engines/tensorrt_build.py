@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from akd_deploy.engines.atomic_file import write_atomically
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.precision_audit import audited_precision
@@ -22,6 +21,7 @@ from akd_deploy.engines.tensorrt_inspect import NodeSettings, layers_from_log
 from akd_deploy.engines.tensorrt_precision import as_built, network_layers
 from akd_deploy.errors import BuildError, CorruptFileError, StorageError, UnknownNameError, UsageError
 from akd_deploy.kernel import Shape
+from akd_deploy.storage import write_atomically
 
 # TensorRT's own default of 1 picks kernels by one noisy timing each.
 _TIMING_ITERATIONS = 8

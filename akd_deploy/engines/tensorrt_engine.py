@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.engines.atomic_file import write_atomically
 from akd_deploy.engines.base import BuiltEngine, Engine, Session
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.tensorrt_build import Plan, Recipe, build_plan, node_settings
@@ -23,6 +22,7 @@ from akd_deploy.engines.tensorrt_inspect import (
 )
 from akd_deploy.errors import BuildError, MissingFileError, UsageError
 from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.storage import write_atomically
 from akd_deploy.target import OptionValue, Target
 
 _OPTIMIZATION_LEVELS = range(6)

@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from akd_deploy.engines.atomic_file import write_atomically
 from akd_deploy.errors import AkdError, BuildError, CorruptFileError, MissingFileError, UsageError
 from akd_deploy.kernel import Shape
+from akd_deploy.storage import write_atomically
 
 _HOW_TO_EXPORT = "Write a .pt2 file with torch.export.save, or with akd_deploy.engines.torch_archive.export_module."
 # Constants that are neither tensors nor numbers are stored pickled, under these names.

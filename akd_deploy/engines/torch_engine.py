@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.atomic_file import write_atomically
 from akd_deploy.engines.base import BuiltEngine, Engine, Session
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.precision_audit import audited_precision
 from akd_deploy.errors import BuildError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Shape
+from akd_deploy.storage import write_atomically
 from akd_deploy.target import Target
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from akd_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
-from akd_deploy.export.atomic import write_file_atomically
 from akd_deploy.export.calibration import CalibrationReader, check_calibration
 from akd_deploy.export.cast import cast_model
 from akd_deploy.export.divergence import activation_peaks
@@ -28,6 +27,7 @@ from akd_deploy.export.low_precision import LOW_PRECISIONS
 from akd_deploy.export.onnx_file import name_nodes, read_onnx
 from akd_deploy.export.operators import INT8_OPERATORS
 from akd_deploy.export.parity import Arrays
+from akd_deploy.storage import write_atomically
 
 __all__ = ["MODES", "Int8Settings", "QuantizedModel", "int8_settings", "quantize_onnx"]
 
@@ -101,7 +101,7 @@ def quantize_onnx(
         if len(calibration) < FEW_SAMPLES:
             notes.append(f"calibrated on {len(calibration)} batches only; {FEW_SAMPLES} or more cover the range better")
     data = typed.SerializeToString(deterministic=True)
-    write_file_atomically(out, data)
+    write_atomically(out, data)
     return QuantizedModel(
         path=out,
         mode=mode,

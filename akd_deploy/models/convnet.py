@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from akd_deploy.errors import CorruptFileError, MismatchError, UsageError
-from akd_deploy.models.weights import read_weights, write_atomically
+from akd_deploy.models.weights import read_weights
+from akd_deploy.storage import write_atomically
 
 _METADATA_KEY = "convnet"
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from akd_deploy.architecture import Architecture
 from akd_deploy.search_space import Layer, space_of
 from akd_deploy.search_space.operations import INPUT, Operation, operations
+from akd_deploy.storage import write_atomically
 
 if TYPE_CHECKING:
     from akd_deploy.models.student import Student
@@ -206,8 +207,5 @@ def onnx_from_chains(chains: Sequence[Sequence[Layer]], batch: int = 1) -> onnx.
 def onnx_from_student(student: Student, path: Path, batch: int = 1) -> Path:
     """Write a trained student to `path` (input `input`, output `logits`, static batch) and return the path."""
     model = _model(student.operations, _weights_of(student), batch, student.architecture.digest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    onnx.save_model(model, partial)
-    partial.replace(path)
+    write_atomically(path, model.SerializeToString())
     return path

@@ -13,6 +13,7 @@ from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError
 from akd_deploy.search_space import SearchSpace, space_of
 from akd_deploy.search_space.operations import INPUT, Operation, operations
+from akd_deploy.storage import write_atomically
 
 _ACTIVATIONS = {
     "none": lambda x: x,
@@ -105,13 +106,10 @@ def student_from_architecture(architecture: Architecture, seed: int) -> Student:
 
 def save_student(student: Student, path: Path) -> None:
     """Write weights and architecture to one `.safetensors` file (the architecture in its metadata)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in student.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"architecture": student.architecture.text})
-    partial.replace(path)
+    write_atomically(path, save(state, metadata={"architecture": student.architecture.text}))
 
 
 def load_student(path: Path) -> Student:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle  # noqa: TID251 - for the name of the error that weights_only raises; nothing is unpickled here
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from akd_deploy.errors import CorruptFileError, MissingFileError, StorageError
+from akd_deploy.errors import CorruptFileError, MissingFileError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts commonly keep the weights in a checkpoint."""
@@ -77,26 +76,3 @@ def _state(loaded: object, path: Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     return state
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing.
-
-    Raises:
-        StorageError: the place is full or cannot be written; what was there is left as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(
-            asked=f"to write {path}",
-            found=str(error),
-            next="Free some space, or choose a place that can be written.",
-        ) from error

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from akd_deploy.configuration import RunConfiguration
-from akd_deploy.errors import StorageError
 from akd_deploy.pipeline.latency import TargetLatency, target_latency
 from akd_deploy.pipeline.training import Bed, load_bed
 from akd_deploy.predictor.compiled import CompiledSpace
@@ -64,16 +63,3 @@ class Run:
     def bound_s(self, upper_s: np.ndarray) -> np.ndarray:
         """The upper bound of the median, at the budget's percentile: times the target's measured tail factor."""
         return upper_s * self.latency.predictor.tail_factor
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; StorageError where that is impossible."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            asked=f"to write {path}", found=str(error), next="Free space or choose another place."
-        ) from error

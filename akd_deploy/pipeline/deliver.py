@@ -15,7 +15,8 @@ from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import shipping
-from akd_deploy.pipeline.context import Run, write_text
+from akd_deploy.pipeline.context import Run
+from akd_deploy.storage import write_text_atomically
 from akd_deploy.target import Target, load_target
 
 
@@ -29,8 +30,7 @@ def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     run.on_progress("exporting", 0, len(targets))
     onnx_path = shipping.export_student(student, run.target, folder)
     images = run.bed.dataset.tuning_val.images[: shipping.PARITY_SAMPLES]
-    wanted = {"fp16": "fp16", "int8": "int8", "fp8": "fp8"}
-    modes = sorted({*tables.quantize, *(wanted[t.precision] for t in targets if t.precision in wanted)})
+    modes = sorted({*tables.quantize, *map(shipping.mode_for, targets)} - {"fp32", "pt2"})
     calibration = run.bed.calibration_images(shipping.CALIBRATION_SAMPLES)
     models = shipping.typed_variants(onnx_path, modes, calibration, run.target, folder)
     if any(t.engine == "torch" for t in targets):
@@ -111,7 +111,7 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             inside = f"engines/{name}/{Path(path).name}"
             files.append(BundleFile(inside, run.directory / path, "engine" if i == 0 else "engine_part"))
     samples = run.directory / "engines" / "latency_samples.json"
-    write_text(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
+    write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
     files.append(BundleFile("latency_samples.json", samples, "document"))
     prediction = run.latency.predict_architecture(architecture_from_dict(winner["arch"]))
     facts = BundleFacts(

@@ -48,9 +48,15 @@ class TargetLatency:
         with tempfile.TemporaryDirectory(prefix="akd-predict-") as scratch:
             return self.predict_model(write_model(self.target, architecture, Path(scratch)))
 
-    def compile(self, space: SearchSpace) -> CompiledSpace:
+    def compile(self, space: SearchSpace, seed: int = 0) -> CompiledSpace:
         """Tabulate a space's costs for fast scoring."""
-        return compile_space(space, self.predictor, chain_kernels(self.engine, self.target))
+        return compile_space(
+            space,
+            self.predictor,
+            chain_kernels(self.engine, self.target),
+            lambda architecture: self.predict_architecture(architecture).latency_s,
+            np.random.default_rng(seed),
+        )
 
 
 def write_model(target: Target, architecture: Architecture, folder: Path, seed: int = 0) -> Path:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from akd_deploy.configuration import RunConfiguration, toml_from_dict
-from akd_deploy.errors import StorageError
 from akd_deploy.pipeline import choose, deliver, prepare
-from akd_deploy.pipeline.context import Progress, Run, write_text
+from akd_deploy.pipeline.context import Progress, Run
 from akd_deploy.pipeline.summary import summary
 from akd_deploy.report.report import write_report
 from akd_deploy.search import open_journal
+from akd_deploy.storage import make_folder, write_text_atomically
 
 Stage = Callable[[Run, Mapping[str, Any]], dict[str, Any]]
 """(run, results of earlier stages) → its own result, JSON types only."""
@@ -54,7 +54,9 @@ def run_pipeline(
     """
     run, results = _do_stages(configuration, directory, resume, on_progress, stages(configuration))
     outcome = summary(run, results)
-    write_text(directory / "summary.json", json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text_atomically(
+        directory / "summary.json", json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    )
     write_report(outcome, directory / "report.html")
     return outcome
 
@@ -93,14 +95,11 @@ def _do_stages(
     run = Run(configuration, directory, Path.cwd() / "latency_tables")
     if on_progress is not None:
         run.on_progress = on_progress
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(asked=f"the run directory {directory}", found=str(error), next="Choose another.") from error
+    make_folder(directory)
     results: dict[str, Any] = {}
     path = directory / "journal.sqlite"
     with open_journal(path, configuration.as_dict(), resume=resume) as journal:
-        write_text(directory / "run.toml", toml_from_dict(configuration.as_dict()))
+        write_text_atomically(directory / "run.toml", toml_from_dict(configuration.as_dict()))
         for name, stage in chosen.items():
             recorded = journal.stage_result(name)
             if recorded is None:

@@ -15,7 +15,6 @@ import akd_deploy
 from akd_deploy.certificate import Certificate, certify, ratio_interval
 from akd_deploy.configuration import CertificateTable
 from akd_deploy.data import Split
-from akd_deploy.device import cpu_fingerprint
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine, Engine
 from akd_deploy.errors import AkdError, BuildError
@@ -70,7 +69,7 @@ def student_parity(student: Student, engine: Engine, path: Path, images: np.ndar
 
     def reference(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         with torch.no_grad():
-            return {OUTPUT: student(torch.from_numpy(feed[INPUT])).numpy()}
+            return {OUTPUT: student(torch.tensor(feed[INPUT])).numpy()}
 
     with engine.load(path) as session:
         parity = compare_outputs(reference, session.run, feeds_of(images, engine.target.batch))
@@ -85,15 +84,22 @@ def reference_target(target: Target, engine: Engine) -> Target:
     return Target("cpu_onnxruntime_fp32", "cpu", "onnxruntime", batch=target.batch)
 
 
+def mode_for(target: Target) -> str:
+    """The typed variant a target reads; OpenVINO takes bf16, and TensorRT tf32, as a hint on the float32 network."""
+    if target.engine == "torch":
+        return "pt2"
+    if target.precision == "tf32" or (target.precision == "bf16" and target.engine == "openvino"):
+        return "fp32"
+    return target.precision
+
+
 def model_for(target: Target, models: Mapping[str, Path]) -> Path:
-    """The typed variant that a target's precision needs; bf16 and tf32 are hints on a float32 network.
+    """The typed variant that a target reads.
 
     Raises:
         BuildError: that variant was not made.
     """
-    mode = {"bf16": "fp32", "tf32": "fp32"}.get(target.precision, target.precision)
-    if target.engine == "torch":
-        mode = "pt2"
+    mode = mode_for(target)
     if mode not in models:
         raise BuildError(
             asked=f"a {target.precision} network for target {target.name}",
@@ -132,7 +138,7 @@ def typed_variants(
     """The float32 network and its typed variants, mode → file."""
     models = {"fp32": onnx_path}
     calibration = feeds_of(images, target.batch)
-    isa = cpu_fingerprint().facts["isa"].split()
+    isa = load_engine(target).fingerprint().facts.get("isa", "").split()
     for mode in modes:
         settings = int8_settings(target.engine, isa) if mode == "int8" else None
         models[mode] = quantize_onnx(

@@ -1,25 +1,34 @@
 """A predictor compiled for a search space: costs tabulated per segment, so that scoring is a lookup.
 
-A segment's kernels depend on its own few choices only, except that a runtime may insert layout changes where
-segments meet. Every distinct stretch of layers is therefore compiled between the neighbours it will have.
+Every distinct layer is costed once, between plain neighbours. What a runtime inserts where two layers meet (layout
+changes) can depend on both, so a table is close to the prediction of the whole network and not equal to it: `compile_space`
+measures how close on networks it is handed, and the bounds are widened by that.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.predictor.predictor import Predictor
-from akd_deploy.search_space import Layer, SearchSpace, Segment
-from akd_deploy.search_space.base import Value
+from akd_deploy.search_space import Layer, SearchSpace
 
 KernelsOf = Callable[[Sequence[Sequence[Layer]]], list[tuple[ExecutedKernel, ...]]]
 """Chains of layers → the kernels each executes, their `nodes` named after the layers' operations."""
+
+
+Exactly = Callable[[Architecture], float]
+"""An architecture → its latency in seconds as predicted from its whole network."""
+
+CHECKED = 48
+"""Random architectures predicted both ways."""
+CHECK_QUANTILE = 0.9
+"""The bound covers this share of the checked differences."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +36,15 @@ class CompiledSpace:
     """Latencies of a whole space by table lookup.
 
     `tables[s]` has shape (options of choice 1, …, options of choice n, 2) for segment s: seconds of
-    latency and of spread. `columns[s]` are the positions of those choices among the tokens.
+    latency and of spread. `columns[s]` are the positions of those choices among the tokens. `slack` is the
+    relative difference to predictions of whole networks that bounds allow for.
     """
 
     space: SearchSpace
     predictor: Predictor
     tables: tuple[np.ndarray, ...]
     columns: tuple[tuple[int, ...], ...]
+    slack: float = 0.0
 
     def latencies_s(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, choices) tokens → (n,) latency and (n,) upper bound of the interval, seconds."""
@@ -41,59 +52,76 @@ class CompiledSpace:
         for table, columns in zip(self.tables, self.columns, strict=True):
             total += table[tuple(tokens[:, column] for column in columns)] if columns else table
         latency = total[:, 0] + self.predictor.overhead_s
-        return latency, self.predictor.interval_s(latency, total[:, 1])[1]
+        return latency, (1 + self.slack) * self.predictor.interval_s(latency, total[:, 1])[1]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
         """(n,) latency and (n,) upper bound in seconds; what a search is handed."""
         return self.latencies_s(np.stack([self.space.tokens(a) for a in architectures]))
 
 
-def compile_space(space: SearchSpace, predictor: Predictor, kernels_of: KernelsOf) -> CompiledSpace:
+def compile_space(
+    space: SearchSpace, predictor: Predictor, kernels_of: KernelsOf, exactly: Exactly, rng: np.random.Generator
+) -> CompiledSpace:
     """Tabulate every segment's cost over the options of the choices it depends on.
+
+    Args:
+        kernels_of: how the engine executes stretches of networks.
+        exactly: predictions of whole networks, which the table is checked against on `CHECKED` random ones.
 
     Raises:
         UncoveredOperatorError: the space holds operators the latency table says nothing about.
     """
     positions = {name: i for i, name in enumerate(space.choices)}
-    probes: dict[tuple[str, tuple[Layer, ...]], tuple[Layer, ...]] = {}
-    plans: list[tuple[Segment, list[tuple[Value, ...]], list[tuple[Layer, ...]]]] = []
-    for index, segment in enumerate(space.segments):
-        combinations = list(itertools.product(*(space.choices[name] for name in segment.choices)))
-        stretches = []
-        for combination in combinations:
-            values = {name: options[0] for name, options in space.choices.items()}
-            values.update(zip(segment.choices, combination, strict=True))
-            layers = space.segment_layers(segment, values)
-            stretches.append(layers)
-            if (segment.name, layers) not in probes:
-                probes[segment.name, layers] = _in_context(space, index, values)
-        plans.append((segment, combinations, stretches))
-    keys = list(probes)
-    executed = dict(zip(keys, kernels_of([probes[key] for key in keys]), strict=True))
-    inside = {key: _kernels_inside(key[1], kernels) for key, kernels in executed.items()}
-    distinct = list(dict.fromkeys(kernel for kernels in inside.values() for kernel in kernels))
-    costs = dict(zip(distinct, predictor.costs(distinct, f"latencies of space {space.name}"), strict=True))
+    stretches: list[list[tuple[Layer, ...]]] = []
+    for segment in space.segments:
+        combinations = itertools.product(*(space.choices[name] for name in segment.choices))
+        stretches.append(
+            [space.segment_layers(segment, dict(zip(segment.choices, values, strict=True))) for values in combinations]
+        )
+    distinct = list(dict.fromkeys(layer for segment in stretches for layers in segment for layer in layers))
+    chains = [_in_context(layer) for layer in distinct]
+    inside = {
+        layer: _kernels_of_layer(layer, executed) for layer, executed in zip(distinct, kernels_of(chains), strict=True)
+    }
+    kernels = list(dict.fromkeys(kernel for found in inside.values() for kernel in found))
+    costs = dict(zip(kernels, predictor.costs(kernels, f"latencies of space {space.name}"), strict=True))
     summed = {
-        key: (sum(costs[k].mean_s for k in kernels), sum(costs[k].spread_s for k in kernels))
-        for key, kernels in inside.items()
+        layer: np.array([sum(costs[k].mean_s for k in found), sum(costs[k].spread_s for k in found)])
+        for layer, found in inside.items()
     }
     tables, columns = [], []
-    for segment, _combinations, stretches in plans:
+    for segment, layers_of in zip(space.segments, stretches, strict=True):
         shape = tuple(len(space.choices[name]) for name in segment.choices)
-        tables.append(np.array([summed[segment.name, layers] for layers in stretches]).reshape(*shape, 2))
+        rows = [sum((summed[layer] for layer in layers), np.zeros(2)) for layers in layers_of]
+        tables.append(np.array(rows).reshape(*shape, 2))
         columns.append(tuple(positions[name] for name in segment.choices))
-    return CompiledSpace(space, predictor, tuple(tables), tuple(columns))
+    compiled = CompiledSpace(space, predictor, tuple(tables), tuple(columns))
+    return replace(compiled, slack=_slack(compiled, exactly, rng))
 
 
-def _in_context(space: SearchSpace, index: int, values: Mapping[str, Value]) -> tuple[Layer, ...]:
-    """The segment's layers between the last layer before them and the first one after."""
-    before = space.segment_layers(space.segments[index - 1], values)[-1:] if index > 0 else ()
-    own = space.segment_layers(space.segments[index], values)
-    after = space.segment_layers(space.segments[index + 1], values)[:1] if index + 1 < len(space.segments) else ()
-    return (*before, *own, *after)
+def _slack(compiled: CompiledSpace, exactly: Exactly, rng: np.random.Generator) -> float:
+    """How far whole networks lie above the table, relatively, for all but a few of the checked ones; at least 0."""
+    architectures = [compiled.space.sample(rng) for _ in range(CHECKED)]
+    table_s, _ = compiled.predict(architectures)
+    whole_s = np.array([exactly(architecture) for architecture in architectures])
+    return max(0.0, float(np.quantile(whole_s / table_s - 1, CHECK_QUANTILE)))
 
 
-def _kernels_inside(layers: Sequence[Layer], executed: Sequence[ExecutedKernel]) -> tuple[Kernel, ...]:
-    """The kernels whose nodes belong to these layers."""
-    prefixes = tuple(f"{layer.name}." for layer in layers)
-    return tuple(e.kernel for e in executed if e.nodes and e.nodes[0].startswith(prefixes))
+def _in_context(layer: Layer) -> tuple[Layer, ...]:
+    """The layer after and before a plain convolution: inside a network, not at its rim."""
+    before: tuple[Layer, ...] = ()
+    after: tuple[Layer, ...] = ()
+    if layer.op != "stem":
+        before = (_plain("before", layer.in_channels, layer.in_size),)
+    if layer.op != "head":
+        after = (_plain("after", layer.out_channels, layer.out_size),)
+    return (*before, layer, *after)
+
+
+def _plain(name: str, channels: int, size: int) -> Layer:
+    return Layer(name, "conv", channels, channels, size, kernel_size=1)
+
+
+def _kernels_of_layer(layer: Layer, executed: Sequence[ExecutedKernel]) -> tuple[Kernel, ...]:
+    """The kernels whose first node belongs to the layer."""
+    return tuple(e.kernel for e in executed if e.nodes and e.nodes[0].startswith(f"{layer.name}."))

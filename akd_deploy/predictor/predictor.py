@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.errors import CorruptFileError, UncoveredOperatorError, UsageError
+from akd_deploy.errors import CorruptFileError, StorageError, UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.predictor.conformal import (
@@ -29,6 +30,7 @@ from akd_deploy.predictor.kernel_cost import (
     observation_of,
 )
 from akd_deploy.predictor.scores import Scores, scores_of
+from akd_deploy.storage import write_atomically
 
 COVERAGE = 0.9
 """Nominal coverage of intervals."""
@@ -255,10 +257,9 @@ def save_predictor(predictor: Predictor, directory: Path) -> Path:
         "model": fields,
     }
     path = directory / f"predictor-{predictor.table_digest}.npz"
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, json=np.array(json.dumps(document)), **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, json=np.array(json.dumps(document)), **arrays)  # type: ignore[arg-type]
+    write_atomically(path, content.getvalue())
     for old in directory.glob("predictor-*.npz"):
         if old != path:
             old.unlink(missing_ok=True)
@@ -315,7 +316,7 @@ def predictor_of(table: LatencyTable, directory: Path) -> Predictor:
     predictor = fit_predictor(table)
     try:
         save_predictor(predictor, directory)
-    except OSError:
+    except StorageError:
         # A read-only place for tables is legitimate; the predictor is only a cache.
         return predictor
     return predictor

@@ -145,5 +145,5 @@ def _security_policy(*scripts: str) -> str:
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "script-src 'unsafe-inline'"
+        "base-uri 'none'; form-action 'none'"
     )

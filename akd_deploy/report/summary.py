@@ -17,6 +17,7 @@ PARTS: Mapping[str, type | tuple[type, ...]] = {
     "seed": int,
     "version": str,
     "created": str,
+    "run_dir": str,
     "target": Mapping,
     "device": Mapping,
     "engine_version": str,

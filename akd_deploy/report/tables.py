@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,7 +115,8 @@ def paired_rows(accuracy: Fields) -> list[PairedRow]:
     for pair in accuracy.get("paired") or []:
         a, b = (NETWORKS.get(pair[key], pair[key]) for key in ("a", "b"))
         low, high = pair.get("low"), pair.get("high")
-        if low is None or high is None:
+        # one seed gives no interval; arithmetic on it gives NaN
+        if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
             interval, reading = "none", "too few seeds for an interval"
         else:
             interval = f"{percentage_points(low)} to {percentage_points(high)}"

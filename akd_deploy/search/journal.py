@@ -15,8 +15,8 @@ from typing import Any
 
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.errors import AkdError, CorruptFileError, MismatchError, MissingFileError, StorageError, UsageError
-from akd_deploy.search.lock import exclusive_lock
 from akd_deploy.search.trial import STATES, Trial
+from akd_deploy.storage import exclusive_lock
 
 FORMAT = "akd_deploy journal"
 FORMAT_VERSION = 1

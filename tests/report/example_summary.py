@@ -33,6 +33,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
         "seed": 7,
         "version": "0.1.0",
         "created": "2025-03-14T15:09:26+00:00",
+        "run_dir": "runs/demo",
         "target": {
             "name": "cpu_onnxruntime_fp32",
             "device": "cpu",
@@ -109,6 +110,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                 "p90": float(np.percentile(pooled, 90)),
                 "p99": float(np.percentile(pooled, 99)),
             },
+            "sigma": 0.0147,
             "certificate": certificate.as_dict(),
             "blocks": {str(i): samples.tolist() for i, samples in blocks.items()},
             "parameters": 38_412,

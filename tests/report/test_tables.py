@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from example_summary import example_summary
 
@@ -38,7 +40,8 @@ def test_latency_says_whether_it_was_measured():
 @pytest.mark.parametrize(
     ("low", "high", "reading"),
     [(0.001, 0.01, "first is better"), (-0.01, -0.001, "second is better"), (-0.001, 0.01, "not resolved"),
-     (0.0, 0.01, "not resolved"), (None, None, "too few seeds for an interval")],
+     (0.0, 0.01, "not resolved"),
+     (math.nan, math.nan, "too few seeds for an interval"), (None, None, "too few seeds for an interval")],
 )  # fmt: skip
 def test_a_difference_is_read_from_its_interval_alone(low, high, reading):
     pair = {"a": "kd", "b": "ce", "mean": 0.005, "low": low, "high": high, "n": 3}

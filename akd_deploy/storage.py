@@ -1,0 +1,107 @@
+"""Writing to disk: a file whole or not at all, one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from akd_deploy.errors import StorageError
+
+_MODE = 0o644
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the destination, flush to the disk, then rename over it; missing folders are made.
+
+    Raises:
+        StorageError: the place is full, read-only or not a folder; what was there is left as it was.
+    """
+    draft: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        draft = Path(name)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(_MODE)
+        draft.replace(path)
+    except OSError as error:
+        raise StorageError(
+            asked=f"to write {path}", found=str(error), next="Free some space, or choose another place."
+        ) from error
+    finally:
+        if draft is not None:
+            with suppress(OSError):  # already renamed
+                draft.unlink()
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """`write_atomically` for text, as UTF-8."""
+    write_atomically(path, text.encode())
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and the ones above it.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(asked=f"the folder {path}", found=str(error), next="Choose another place.") from error
+    return path
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold `path` for this process; the system lets go of it when the process ends, however it ends.
+
+    The file stays behind: removing it would let two processes each lock a different file of the same name.
+
+    Raises:
+        StorageError: another process holds it, which the message names, or the place cannot be written.
+    """
+    import fcntl
+
+    make_folder(path.parent)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, _MODE)
+    except OSError as error:
+        raise StorageError(asked=f"the lock {path}", found=str(error), next="Choose a writable place.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            me = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        except BlockingIOError:
+            raise StorageError(
+                asked=f"to write beside {path}",
+                found=f"it is in use by {_holder(path)}",
+                next="Wait for that process to end, or stop it.",
+            ) from None
+        except OSError as error:
+            raise StorageError(
+                asked=f"the lock {path}", found=str(error), next="Choose a writable file system that can lock files."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _holder(path: Path) -> str:
+    """The holder in words; it may be writing its name this very moment."""
+    try:
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,83 @@
+"""Predictions against measurements, on networks drawn at random from a search space.
+
+    python benchmarks/predict_vs_bench.py --target cpu_onnxruntime_fp32 --networks 48
+
+Each network is written as ONNX, predicted as `akd-deploy predict --onnx` does, and measured as `akd-deploy bench` does.
+The target must have a latency table (`akd-deploy profile`); none of the networks is in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from akd_deploy.pipeline.latency import target_latency, write_model
+from akd_deploy.pipeline.spaces import named_space
+from akd_deploy.predictor.scores import scores_of
+from akd_deploy.profiling.blocks import Protocol, measure_blocks
+from akd_deploy.target import load_target
+from akd_deploy.units import format_seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="cpu_onnxruntime_fp32")
+    parser.add_argument("--space", default="mobile", help="a space's name, or a run.toml that has one")
+    parser.add_argument("--networks", type=int, default=48)
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=20_000)
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+
+    latency = target_latency(load_target(given.target))
+    space, rng = named_space(given.space), np.random.default_rng(given.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        models = {}
+        for _ in range(given.networks):
+            architecture = space.sample(rng)
+            models[architecture.digest] = write_model(latency.target, architecture, Path(scratch))
+        predictions = {name: latency.predict_model(path) for name, path in models.items()}
+        protocol = Protocol(blocks=given.blocks, warmup_s=0.02, seconds=0.05, min_samples=100, max_samples=2_000)
+        measured = measure_blocks(
+            latency.target,
+            models,
+            protocol,
+            rng,
+            lambda done, total: print(f"\r{done}/{total}", end="", file=sys.stderr),
+        )
+    print(file=sys.stderr)
+    rows = [
+        {
+            "network": name,
+            "predicted_s": predictions[name].latency_s,
+            "interval_s": list(predictions[name].interval_s),
+            "measured_s": value.measurement.median_s,
+            "sigma": value.measurement.sigma,
+        }
+        for name, value in measured.items()
+    ]
+    predicted = np.array([row["predicted_s"] for row in rows])
+    actual = np.array([row["measured_s"] for row in rows])
+    covered = np.array([row["interval_s"][0] <= row["measured_s"] <= row["interval_s"][1] for row in rows])
+    sigma = float(np.median([row["sigma"] for row in rows]))
+    scores = asdict(scores_of(predicted, actual, covered, sigma))
+    if given.json:
+        print(json.dumps({"target": given.target, "scores": scores, "networks": rows}))
+        return
+    for row in sorted(rows, key=lambda row: row["measured_s"]):
+        print(
+            f"{row['network']}  predicted {format_seconds(row['predicted_s']):>8}  measured "
+            f"{format_seconds(row['measured_s']):>8}  {row['predicted_s'] / row['measured_s'] - 1:+.1%}"
+        )
+    for name, value in scores.items():
+        print(f"{name:12} {value:.4g}" if isinstance(value, float) else f"{name:12} {value}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Oracle distillation: only the teachers that are right teach."""
+
+from math import log
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from akd_deploy.losses import correct_teachers, mean_kd_loss, oracle_kd_loss
+
+
+def logits(seed: int, *shape: int) -> torch.Tensor:
+    return torch.tensor(np.random.default_rng(seed).normal(0, 2, shape), dtype=torch.float64)
+
+
+def slow_oracle(student: torch.Tensor, teachers: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
+    """The published equation, one view and one teacher at a time."""
+    total = 0.0
+    for i, label in enumerate(labels.tolist()):
+        right = [z[i] for z in teachers if int(z[i].argmax()) == label]
+        if right:
+            q = sum(torch.softmax(z / temperature, 0) for z in right) / len(right)
+            s = torch.softmax(student[i] / temperature, 0)
+            total += temperature**2 * float((q * (q / s).log()).sum())
+        else:
+            total += -float(torch.log_softmax(student[i], 0)[label])
+    return total / len(labels)
+
+
+def test_oracle_computed_by_hand() -> None:
+    # View 0 (label 0): teacher 0 says (3/4, 1/4) and is right, teacher 1 says (1/4, 3/4) and is not heard.
+    # View 1 (label 1): both are wrong, so cross-entropy with the label, ln 2 for an undecided student.
+    teachers = torch.tensor([[[0.75, 0.25], [0.75, 0.25]], [[0.25, 0.75], [0.6, 0.4]]], dtype=torch.float64).log()
+    labels = torch.tensor([0, 1])
+    assert correct_teachers(teachers, labels).tolist() == [[True, False], [False, False]]
+    expected = (0.75 * log(1.5) + 0.25 * log(0.5) + log(2)) / 2
+    actual = oracle_kd_loss(torch.zeros(2, 2, dtype=torch.float64), teachers, labels, 1.0)
+    assert float(actual) == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8), teachers=st.integers(1, 4))
+def test_oracle_equals_the_slow_equation(seed: int, temperature: float, teachers: int) -> None:
+    student, taught = logits(seed, 6, 3), logits(seed + 1, teachers, 6, 3)
+    labels = torch.tensor(np.random.default_rng(seed).integers(0, 3, 6))
+    fast = float(oracle_kd_loss(student, taught, labels, temperature))
+    assert fast == pytest.approx(slow_oracle(student, taught, labels, temperature))
+
+
+def test_oracle_is_mean_distillation_where_every_teacher_is_right() -> None:
+    labels = torch.tensor([0, 1, 2])
+    teachers = logits(1, 4, 3, 3) + 20 * F.one_hot(labels, 3)
+    student = logits(0, 3, 3)
+    expected = float(mean_kd_loss(student, teachers, 3.0))
+    assert float(oracle_kd_loss(student, teachers, labels, 3.0)) == pytest.approx(expected)
+
+
+def test_oracle_is_cross_entropy_where_no_teacher_is_right() -> None:
+    labels = torch.tensor([0, 1, 2])
+    teachers = logits(1, 4, 3, 3) - 20 * F.one_hot(labels, 3)
+    student = logits(0, 3, 3).requires_grad_()
+    loss = oracle_kd_loss(student, teachers, labels, 3.0)
+    assert float(loss.detach()) == pytest.approx(float(F.cross_entropy(student, labels)))
+    loss.backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()
+
+
+def test_oracle_is_zero_at_a_teacher_that_is_right_and_gives_it_no_gradient() -> None:
+    teacher = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]).requires_grad_()
+    student = teacher.detach()[0].clone().requires_grad_()
+    loss = oracle_kd_loss(student, teacher, torch.tensor([0, 1]), 2.0)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert teacher.grad is None
+
+
+def test_correctness_is_that_of_the_view_not_of_the_image() -> None:
+    # One image in two views; the teacher errs on the second, and there the label teaches.
+    teachers = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
+    assert correct_teachers(teachers, torch.tensor([0, 0])).tolist() == [[True, False]]
