@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -79,8 +81,8 @@ def pinned_cpus(target: Target) -> list[int]:
 
 def _run_block(
     target: Target, models: Mapping[str, Path], order: list[str], protocol: Protocol, seed: int
-) -> Iterator[tuple[str, _Taken]]:
-    """One fresh process; yields as models are finished."""
+) -> Generator[tuple[str, _Taken]]:
+    """One fresh process; yields as models are finished. Closing the generator ends the process."""
     job = {
         "target": target.as_dict(),
         "models": [{"name": name, "path": str(models[name])} for name in order],
@@ -102,7 +104,8 @@ def _run_block(
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            with process.stdin as stdin:
+            # A process that died before it read its job tells by its status.
+            with suppress(BrokenPipeError), process.stdin as stdin:
                 stdin.write(json.dumps(job))
             for line in process.stdout:
                 fields = json.loads(line)
@@ -128,10 +131,11 @@ def _run_block(
 def _raised_in_worker(fields: dict[str, Any]) -> AkdError:
     from akd_deploy import errors
 
-    described = fields["error"]
-    error = AkdError(asked=described["asked"], found=described["found"], next=described["next"])
-    kind = getattr(errors, fields["class"], AkdError)
-    error.__class__ = kind if issubclass(kind, AkdError) else AkdError
+    described = {key: value for key, value in fields["error"].items() if key != "kind"}
+    kind: type[AkdError] = getattr(errors, fields["class"], AkdError)
+    # Some classes write their own message when constructed; this one is written already.
+    error = kind.__new__(kind)
+    AkdError.__init__(error, **described)
     return error
 
 
@@ -142,6 +146,7 @@ def measure_blocks(
     rng: np.random.Generator,
     on_model: Callable[[int, int], None] = lambda done, total: None,
     on_block: Callable[[dict[str, Measured]], None] = lambda measured: None,
+    have: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Measured]:
     """Measure every model in every block, each block a fresh process in a fresh random order.
 
@@ -153,6 +158,7 @@ def measure_blocks(
         models: name → model file.
         on_model: called with (measured so far, planned) after each model.
         on_block: called with everything measured so far after each block; write it down to resume from it.
+        have: model → blocks measured earlier; only what `protocol.blocks` asks for beyond them is measured.
 
     Raises:
         MissingRuntimeError: the runtime is not here or died.
@@ -166,7 +172,8 @@ def measure_blocks(
     taken: dict[str, dict[int, _Taken]] = {name: {} for name in models}
     remeasured = dict.fromkeys(models, 0)
     usual_s: list[float] = []
-    done = 0
+    missing = {name: max(0, protocol.blocks - have.get(name, 0)) for name in models}
+    done, planned = 0, sum(missing.values())
 
     def disturbed(sample: _Taken) -> bool:
         return sample.steal > STEAL_TOLERANCE or sample.reference_s > REFERENCE_TOLERANCE * float(
@@ -183,16 +190,17 @@ def measure_blocks(
                 result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), remeasured[name], bad)
         return result
 
-    for block in range(protocol.blocks):
-        pending = list(models)
+    for block in range(max(missing.values(), default=0)):
+        pending = [name for name in models if block < missing[name]]
         for attempt in range(protocol.max_remeasure + 1):
             order = [pending[i] for i in rng.permutation(len(pending))]
-            for name, sample in _run_block(target, models, order, protocol, int(rng.integers(2**31))):
-                taken[name][block] = sample
-                usual_s.append(sample.reference_s)
-                if attempt == 0:
-                    done += 1
-                    on_model(done, protocol.blocks * len(models))
+            with closing(_run_block(target, models, order, protocol, int(rng.integers(2**31)))) as samples:
+                for name, sample in samples:
+                    taken[name][block] = sample
+                    usual_s.append(sample.reference_s)
+                    if attempt == 0:
+                        done += 1
+                        on_model(done, planned)
             pending = [name for name in pending if disturbed(taken[name][block])]
             if not pending or attempt == protocol.max_remeasure:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +15,22 @@ from akd_deploy.search_space.operations import operations
 
 MAX_LAYERS = 3
 """Longest stretch of a network that serves as a probe."""
+DRAWS_PER_NETWORK = 20
+"""How often to draw for one more different network before a space counts as exhausted."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """A chain of layers to be measured. `kind` and `family` are as in `TableRow`."""
 
-    name: str
     kind: str
     family: str
     layers: tuple[Layer, ...]
+
+    @property
+    def name(self) -> str:
+        """Equal for equal chains only, so that a table never takes one probe for another when it is resumed."""
+        return f"{self.kind}-{hashlib.sha256(repr(self.layers).encode()).hexdigest()[:12]}"
 
 
 def _shapes(layers: Sequence[Layer]) -> frozenset[tuple[object, ...]]:
@@ -42,16 +49,16 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
     was drawn is covered, coverage starts again.
 
     Args:
-        count: how many probes to return.
+        count: how many probes to return; a small space may have fewer.
         candidates: how many stretches to draw and choose from.
     """
-    pool: list[tuple[Layer, ...]] = []
-    while len(pool) < candidates:
+    drawn: dict[tuple[Layer, ...], None] = {}
+    for _ in range(candidates):
         layers = space.layers(space.sample(rng))
-        length = int(rng.integers(1, MAX_LAYERS + 1))
+        length = int(rng.integers(1, min(MAX_LAYERS, len(layers) - 1) + 1))
         start = int(rng.integers(0, len(layers) - length + 1))
-        if length < len(layers):
-            pool.append(layers[start : start + length])
+        drawn[_renamed(layers[start : start + length])] = None
+    pool = list(drawn)
     shapes = [_shapes(stretch) for stretch in pool]
     covered: set[tuple[object, ...]] = set()
     chosen: dict[int, None] = {}
@@ -72,23 +79,20 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
         chosen[best] = None
         covered |= shapes[best]
         gains[best] = -1.0
-    return [
-        Probe(f"probe-{i:04d}", PROBE, _family(space, pool[index]), _renamed(pool[index]))
-        for i, index in enumerate(chosen)
-    ]
+    return [Probe(PROBE, _family(space, pool[index]), pool[index]) for index in chosen]
 
 
 def space_networks(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Probe]:
-    """Whole networks, uniform over encodings: a predictor is calibrated and scored on them, never fitted."""
-    result = []
-    for i in range(count):
-        architecture = space.sample(rng)
-        result.append(
-            Probe(
-                f"network-{i:04d}-{architecture.digest}", NETWORK, f"{space.name}-network", space.layers(architecture)
-            )
-        )
-    return result
+    """Different whole networks, uniform over encodings: a predictor is calibrated and scored on them, never fitted.
+
+    A small space may have fewer than `count`.
+    """
+    drawn: dict[tuple[Layer, ...], None] = {}
+    for _ in range(DRAWS_PER_NETWORK * count):
+        if len(drawn) == count:
+            break
+        drawn[space.layers(space.sample(rng))] = None
+    return [Probe(NETWORK, f"{space.name}-network", layers) for layers in drawn]
 
 
 def _family(space: SearchSpace, layers: Sequence[Layer]) -> str:

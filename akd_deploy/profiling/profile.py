@@ -71,8 +71,7 @@ def profile_space(
 ) -> tuple[LatencyTable, float]:
     """Measure a plan and write the table to `directory` after every block; returns it and the seconds spent.
 
-    With `resume`, rows that are already there with enough blocks are not measured again, and the others gain
-    blocks.
+    With `resume`, only the blocks that the rows already there lack are measured.
 
     Raises:
         MissingRuntimeError: the target cannot run here.
@@ -108,7 +107,13 @@ def profile_space(
         result = base
         if models:
             measured = measure_blocks(
-                target, models, plan.protocol, rng, on_model, lambda so_far: write_table(table_of(so_far), directory)
+                target,
+                models,
+                plan.protocol,
+                rng,
+                on_model,
+                on_block=lambda so_far: write_table(table_of(so_far), directory),
+                have=have,
             )
             result = table_of(measured)
         write_table(result, directory)

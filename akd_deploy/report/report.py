@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from akd_deploy.errors import CorruptFileError, StorageError
+from akd_deploy.errors import CorruptFileError
 from akd_deploy.report import quantities, tables
 from akd_deploy.report.summary import PARTS, Fields, check_parts
 from akd_deploy.report.verdict import verdict_of
@@ -34,16 +34,7 @@ def write_report(summary: Fields, path: Path) -> Path:
     """
     check_parts(summary, where="the run's summary")
     page = _render(summary)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", newline="\n")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StorageError(
-            asked=f"the report {path}", found=str(error), next="Free some space or choose another place."
-        ) from error
+    write_text_atomically(path, page)
     return path
 
 
