@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import ceil, comb, lgamma, log
+from math import ceil, comb, log
 
 import numpy as np
 
 from akd_deploy.errors import UsageError
+
+
+def _check_levels(percentile: float, confidence: float) -> None:
+    if not 0 < percentile < 100:
+        raise UsageError(asked="a percentile", found=f"{percentile:g}", next="Choose one between 0 and 100.")
+    if not 0 < confidence < 1:
+        raise UsageError(asked="a confidence", found=f"{confidence:g}", next="Choose one between 0 and 1.")
 
 
 def binomial_cdf(successes: int, trials: int, probability: float) -> float:
@@ -18,7 +25,7 @@ def binomial_cdf(successes: int, trials: int, probability: float) -> float:
     if successes >= trials:
         return 1.0
     k = np.arange(successes + 1)
-    log_choose = np.array([lgamma(trials + 1) - lgamma(i + 1) - lgamma(trials - i + 1) for i in k])
+    log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - k[1:] + 1) / k[1:]))])
     log_terms = log_choose + k * log(probability) + (trials - k) * np.log1p(-probability)
     peak = log_terms.max()
     return float(min(1.0, np.exp(peak) * np.exp(log_terms - peak).sum()))
@@ -26,6 +33,7 @@ def binomial_cdf(successes: int, trials: int, probability: float) -> float:
 
 def samples_needed(percentile: float, confidence: float) -> int:
     """Smallest sample in which the largest value bounds the percentile: 29, 59, 299 for p90, p95, p99 at 95 %."""
+    _check_levels(percentile, confidence)
     return ceil(log(1 - confidence) / log(percentile / 100))
 
 
@@ -36,7 +44,7 @@ def order_statistic_upper_bound_s(samples_s: np.ndarray, percentile: float, conf
     (David & Nagaraja, Order Statistics, section 7.1).
 
     Raises:
-        UsageError: fewer samples than `samples_needed`.
+        UsageError: fewer samples than `samples_needed`, or a level out of range.
     """
     n = len(samples_s)
     needed = samples_needed(percentile, confidence)
@@ -84,10 +92,15 @@ def allowed_exceedances(samples: int, percentile: float, confidence: float) -> i
     Exact binomial test: under "the budget is met less than `percentile` of the time", seeing so few
     exceedances has probability ≤ 1 − confidence. 1,000 samples of p99 at 99 %: 2; 3,000: 17; 10,000: 77.
     """
+    _check_levels(percentile, confidence)
     exceed_probability = 1 - percentile / 100
-    allowed = -1
-    while allowed < samples and binomial_cdf(allowed + 1, samples, exceed_probability) <= 1 - confidence:
-        allowed += 1
+    allowed, too_many = -1, samples
+    while too_many - allowed > 1:
+        middle = (allowed + too_many) // 2
+        if binomial_cdf(middle, samples, exceed_probability) <= 1 - confidence:
+            allowed = middle
+        else:
+            too_many = middle
     return allowed
 
 
@@ -103,9 +116,9 @@ def certify(
         confidence: of the test, 0 to 1.
 
     Raises:
-        UsageError: too few samples for the certificate ever to hold.
+        UsageError: too few samples for the certificate ever to hold, or a level out of range.
     """
-    pooled = np.concatenate(list(blocks_s.values()))
+    pooled = np.concatenate([np.empty(0), *blocks_s.values()])
     allowed = allowed_exceedances(len(pooled), percentile, confidence)
     if allowed < 0:
         raise UsageError(
@@ -113,8 +126,9 @@ def certify(
             found=f"{len(pooled)} samples",
             next=f"Take at least {samples_needed(percentile, confidence)}.",
         )
-    exceeding = int((pooled > budget_s).sum())
-    worst = max(float((samples > budget_s).mean()) for samples in blocks_s.values())
+    # Not "> budget_s": what is no number must never count as within the budget.
+    exceeding = int((~(pooled <= budget_s)).sum())
+    worst = max(float((~(samples <= budget_s)).mean()) for samples in blocks_s.values())
     return Certificate(
         budget_s=budget_s,
         percentile=percentile,

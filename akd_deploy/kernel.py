@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 
 Shape = tuple[int, ...]
 AttributeValue = int | float | str | tuple[int, ...]
@@ -16,6 +16,17 @@ BYTES_PER_ELEMENT: Mapping[str, float] = {
     "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
     "int8": 1, "uint8": 1, "bool": 1, "float8e4m3": 1, "float8e5m2": 1,
 }  # fmt: skip
+
+
+def _plain(value: object) -> AttributeValue:
+    """The one way to write a value: whole numbers as int (1.0 and True equal 1), sequences as tuples."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)  # type: ignore[misc]
+    if isinstance(value, int | float) and isfinite(value):
+        return int(value) if value == int(value) else float(value)
+    if isinstance(value, str):
+        return value
+    raise ValueError(f"{value!r} is not a number, a text or a tuple of whole numbers")
 
 
 @dataclass(frozen=True, order=True)
@@ -38,11 +49,12 @@ class Kernel:
         if self.dtype not in BYTES_PER_ELEMENT:
             raise ValueError(f"kernel {self.op}: unknown dtype {self.dtype!r}; known: {sorted(BYTES_PER_ELEMENT)}")
         for shape in (*self.inputs, *self.outputs):
-            if any(not isinstance(n, int) or n < 0 for n in shape):
+            if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
                 raise ValueError(f"kernel {self.op}: shape {shape} is not made of whole numbers")
-        ordered = tuple(sorted(self.attributes))
-        if ordered != self.attributes:
-            object.__setattr__(self, "attributes", ordered)
+        values = {name: _plain(value) for name, value in self.attributes}
+        if len(values) != len(self.attributes):
+            raise ValueError(f"kernel {self.op}: an attribute is given twice in {self.attributes}")
+        object.__setattr__(self, "attributes", tuple(sorted(values.items())))
 
     def attribute(self, name: str) -> AttributeValue | None:
         """The attribute's value, or None where the operator does not have it."""
@@ -81,15 +93,14 @@ def kernel_from_signature(text: str) -> Kernel:
     """
     try:
         fields = json.loads(text)
-        attributes = tuple(
-            (str(name), tuple(value) if isinstance(value, list) else value) for name, value in fields["attr"].items()
-        )
+        if not isinstance(fields["op"], str):
+            raise TypeError("op is no text")
         return Kernel(
             op=fields["op"],
             inputs=tuple(tuple(s) for s in fields["in"]),
             outputs=tuple(tuple(s) for s in fields["out"]),
             dtype=fields["dtype"],
-            attributes=attributes,
+            attributes=tuple(fields["attr"].items()),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"not a kernel signature: {text[:120]!r} ({error})") from error

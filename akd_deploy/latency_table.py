@@ -11,14 +11,15 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 from typing import Any
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError
+from akd_deploy.errors import AkdError, CorruptFileError, MismatchError, MissingFileError
 from akd_deploy.kernel import Kernel, kernel_from_signature
 from akd_deploy.measurement import Measurement
 from akd_deploy.storage import exclusive_lock, write_atomically, write_text_atomically
@@ -82,6 +83,12 @@ class TableRow:
     measurement: Measurement
     remeasured: int = 0
 
+    def __post_init__(self) -> None:
+        if self.kind not in (PROBE, NETWORK):
+            raise ValueError(f"row {self.name}: kind {self.kind!r} is neither {PROBE!r} nor {NETWORK!r}")
+        if len(dict(self.kernels)) != len(self.kernels) or any(count < 1 for _, count in self.kernels):
+            raise ValueError(f"row {self.name}: a kernel is listed twice, or less than once")
+
     @property
     def name(self) -> str:
         return self.measurement.subject
@@ -110,8 +117,8 @@ class LatencyTable:
     @property
     def sigma(self) -> float | None:
         """The median over rows of the scatter between fresh processes: the noise of this table's labels."""
-        values = sorted(row.measurement.sigma for row in self.rows if row.measurement.sigma is not None)
-        return values[len(values) // 2] if values else None
+        values = [sigma for row in self.rows if (sigma := row.measurement.sigma) is not None]
+        return median(values) if values else None
 
     def merged(self, other: LatencyTable) -> LatencyTable:
         """Both tables' rows; rows of the same name gain each other's blocks.
@@ -131,9 +138,11 @@ class LatencyTable:
             mine = rows.get(row.name)
             if mine is None:
                 rows[row.name] = row
-            elif mine.kernels != row.kernels:
+            elif (mine.kind, mine.family, mine.counts()) != (row.kind, row.family, row.counts()):
                 raise MismatchError(
-                    asked=f"a merge of row {row.name}", found="other kernels under the same name", next="Rename one."
+                    asked=f"a merge of row {row.name}",
+                    found="another kind, family or other kernels under the same name",
+                    next="Rename one.",
                 )
             else:
                 rows[row.name] = TableRow(
@@ -167,15 +176,27 @@ def find_table(target: Target, device: DeviceFingerprint) -> Path:
     others = []
     for place in places("latency_tables"):
         directory = table_directory(place, target, device)
-        if (directory / HEADER_NAME).is_file():
+        # A folder can be copied or renamed: for a generic target its header has the last word.
+        if (directory / HEADER_NAME).is_file() and (
+            not target.is_generic or _read_header(directory)[0].device == device
+        ):
             return directory
-        others += [path.parent.name for path in (place / target.name).glob(f"*/{HEADER_NAME}")]
+        others += [_device_in(path.parent) for path in (place / target.name).glob(f"*/{HEADER_NAME}")]
     found = f"tables of other devices only ({', '.join(sorted(set(others)))})" if others else "no table"
     raise MissingFileError(
         asked=f"the latency table of target {target.name} on this device ({device.digest})",
         found=found,
         next=f"Run `akd-deploy profile --target {target.name}` here, or give the folder of a table.",
     )
+
+
+def _device_in(directory: Path) -> str:
+    """The device of a table, for people; its folder where the header cannot be read."""
+    try:
+        device = _read_header(directory)[0].device
+    except AkdError:
+        return directory.name
+    return f"{device.digest}: {device.facts.get('model', 'unknown model')}"
 
 
 def _corrupt(path: Path, found: str) -> CorruptFileError:
@@ -202,29 +223,7 @@ def read_table(directory: Path) -> LatencyTable:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    header_path = directory / HEADER_NAME
-    if not header_path.is_file():
-        raise MissingFileError(
-            asked=f"a latency table in {directory}", found=f"no {HEADER_NAME}", next="Run `akd-deploy profile`."
-        )
-    try:
-        fields = json.loads(header_path.read_text(encoding="utf-8"))
-        version = fields["format_version"]
-        if version != FORMAT_VERSION:
-            raise _corrupt(header_path, f"format version {version!r}; this program reads {FORMAT_VERSION}")
-        target_fields = dict(fields["target"])
-        header = TableHeader(
-            target=target_from_dict(target_fields.pop("name"), target_fields, where=str(header_path)),
-            device=DeviceFingerprint(fields["device"]),
-            engine_version=fields["engine_version"],
-            protocol=fields["protocol"],
-            created=fields["created"],
-            format_version=version,
-        )
-        rows_path = directory / fields["rows"]["file"]
-        promised = fields["rows"]["sha256"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise _corrupt(header_path, f"no header ({type(error).__name__}: {error})") from error
+    header, rows_path, promised = _read_header(directory)
     if rows_path.parent != directory or not rows_path.is_file():
         raise _corrupt(rows_path, "no such rows file, though the header names it")
     content = rows_path.read_bytes()
@@ -232,7 +231,7 @@ def read_table(directory: Path) -> LatencyTable:
         raise _corrupt(rows_path, f"{len(content)} bytes that do not have the SHA-256 its header promises")
     try:
         records = pq.read_table(pa.BufferReader(content)).to_pylist()
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise _corrupt(rows_path, f"no Parquet ({error})") from error
     rows = []
     for index, record in enumerate(records):
@@ -244,6 +243,35 @@ def read_table(directory: Path) -> LatencyTable:
         return LatencyTable(header, tuple(rows))
     except ValueError as error:
         raise _corrupt(rows_path, str(error)) from error
+
+
+def _read_header(directory: Path) -> tuple[TableHeader, Path, str]:
+    """The header, the rows file it names and the SHA-256 it promises."""
+    header_path = directory / HEADER_NAME
+    if not header_path.is_file():
+        raise MissingFileError(
+            asked=f"a latency table in {directory}", found=f"no {HEADER_NAME}", next="Run `akd-deploy profile`."
+        )
+    try:
+        fields = json.loads(header_path.read_text(encoding="utf-8"))
+        version = fields["format_version"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise _corrupt(header_path, f"no header ({type(error).__name__}: {error})") from error
+    if version != FORMAT_VERSION:
+        raise _corrupt(header_path, f"format version {version!r}; this program reads {FORMAT_VERSION}")
+    try:
+        target_fields = dict(fields["target"])
+        header = TableHeader(
+            target=target_from_dict(target_fields.pop("name"), target_fields, where=str(header_path)),
+            device=DeviceFingerprint(fields["device"]),
+            engine_version=fields["engine_version"],
+            protocol=fields["protocol"],
+            created=fields["created"],
+            format_version=version,
+        )
+        return header, directory / fields["rows"]["file"], fields["rows"]["sha256"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _corrupt(header_path, f"no header ({type(error).__name__}: {error})") from error
 
 
 def _rows_content(rows: Sequence[TableRow]) -> bytes:
@@ -294,7 +322,8 @@ def write_table(table: LatencyTable, directory: Path) -> None:
     write_text_atomically(directory / HEADER_NAME, json.dumps(header, indent=2, sort_keys=True) + "\n")
     for old in directory.glob("rows-*.parquet"):
         if old != rows_path:
-            old.unlink(missing_ok=True)
+            with suppress(OSError):  # the new table is in force; what cannot be removed is only in the way
+                old.unlink()
 
 
 def table_lock(directory: Path) -> AbstractContextManager[None]:

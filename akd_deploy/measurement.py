@@ -22,10 +22,16 @@ class Measurement:
     block_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not self.samples_s or len(self.samples_s) != len(self.block_ids):
+        samples, ids = np.asarray(self.samples_s), np.asarray(self.block_ids)
+        if samples.ndim != 1 or samples.size == 0 or samples.shape != ids.shape:
             raise ValueError(f"{self.subject}: {len(self.samples_s)} samples, {len(self.block_ids)} block ids")
-        if not all(np.isfinite(s) and s > 0 for s in self.samples_s):
+        if samples.dtype.kind not in "fiu" or not (np.isfinite(samples) & (samples > 0)).all():
             raise ValueError(f"{self.subject}: a sample is not a positive number of seconds")
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"{self.subject}: a block id is not a whole number")
+        # Plain numbers, whatever came in: a measurement equals itself read back from a file.
+        object.__setattr__(self, "samples_s", tuple(samples.astype(float).tolist()))
+        object.__setattr__(self, "block_ids", tuple(ids.tolist()))
 
     @property
     def blocks(self) -> dict[int, np.ndarray]:

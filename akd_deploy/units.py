@@ -1,4 +1,4 @@
-"""Quantities as people write them: `2ms`, `30MiB`, `60%`, `3m`."""
+"""Quantities as people write them: `2ms`, `30MiB`, `60%`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def parse_bytes(text: str) -> int:
     value, unit = _split(text, "a size", "30MiB")
     if unit not in _BYTES:
         raise UsageError(asked="a size", found=f"unit {unit!r} in {text!r}", next=f"Use {', '.join(_BYTES)}.")
-    return max(1, int(_positive(value * _BYTES[unit], "a size", text)))
+    count = _positive(value * _BYTES[unit], "a size", text)
+    if count < 1:
+        raise UsageError(asked="a size", found=repr(text), next="It must be at least one byte.")
+    return round(count)
 
 
 def parse_fraction(text: str) -> float:
@@ -78,19 +81,24 @@ def parse_latency_budget(text: str, teacher_s: float | None) -> float:
     return parse_fraction(text) * teacher_s
 
 
+def _three_digits(value: float) -> str:
+    """Three significant digits, whole from 1000 on: `.3g` would write 1e+03."""
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+
+
 def format_seconds(seconds: float) -> str:
     """Three significant digits in the unit people read: `1.23 ms`, `45.6 µs`, `12.3 s`."""
     if not math.isfinite(seconds):
         return str(seconds)
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if abs(seconds) >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+            return f"{_three_digits(seconds / scale)} {unit}"
+    return f"{_three_digits(seconds / 1e-9)} ns"
 
 
 def format_bytes(count: float) -> str:
     """Three significant digits in binary units: `1.5 MiB`."""
     for unit in ("GiB", "MiB", "KiB"):
         if count >= _BYTES[unit]:
-            return f"{count / _BYTES[unit]:.3g} {unit}"
+            return f"{_three_digits(count / _BYTES[unit])} {unit}"
     return f"{int(count)} B"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from akd_deploy.architecture import Architecture, architecture_from_dict
-from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError
+from akd_deploy.errors import AkdError, CorruptFileError, MismatchError, MissingFileError
 from akd_deploy.search_space import SearchSpace, space_of
 from akd_deploy.search_space.operations import INPUT, Operation, operations
 from akd_deploy.storage import write_atomically
@@ -139,13 +139,23 @@ def load_student(path: Path) -> Student:
             found="weights without an architecture",
             next="Students are written by `akd-deploy distill`; for other networks use their ONNX.",
         )
-    architecture = architecture_from_dict(json.loads(metadata["architecture"]), where=str(path))
-    student = Student(space_of(architecture), architecture)
-    missing, unexpected = student.load_state_dict(state, strict=False)
-    if missing or unexpected:
+    try:
+        architecture = architecture_from_dict(json.loads(metadata["architecture"]), where=str(path))
+        student = student_from_architecture(architecture, seed=0)
+    except (AkdError, json.JSONDecodeError) as error:
+        raise CorruptFileError(
+            asked=f"the architecture of the student in {path}", found=str(error), next="Train or copy it again."
+        ) from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in student.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    differing = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+    if differing:
+        name = differing[0]
         raise MismatchError(
             asked=f"weights of architecture {architecture.digest} in {path}",
-            found=f"missing {sorted(missing)}, unexpected {sorted(unexpected)}",
+            found=f"{len(differing)} that differ, first {name}: {found.get(name, 'missing')} where its shape is "
+            f"{shapes.get(name, 'none')}",
             next="Train or copy it again.",
         )
+    student.load_state_dict(state)
     return student.eval()

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 
 from akd_deploy.data.dataset import file_sha256
 from akd_deploy.errors import MismatchError, MissingFileError
 from akd_deploy.models.teacher import Teacher, TeacherProvenance, check_classes
+
+_BATCH = 32
+"""Images per call where the file leaves the batch open."""
 
 
 def teacher_from_onnx(
@@ -27,7 +31,7 @@ def teacher_from_onnx(
     with `threads`. A file of fixed batch size is fed in batches of that size.
 
     Raises:
-        MissingFileError: no such file.
+        MissingFileError, CorruptFileError: the file is not there, or no ONNX network.
         MissingRuntimeError: ONNX Runtime is not here and no `run` was given.
         MismatchError: the network does not fit the data.
     """
@@ -48,7 +52,7 @@ def _run_onnx(path: Path, input_shape: tuple[int, int, int], threads: int) -> Ca
     from akd_deploy.engines import load_engine
     from akd_deploy.target import Target
 
-    batch = 32
+    batch = _declared_batch(path) or _BATCH
     target = Target("teacher", device="cpu", engine="onnxruntime", batch=batch, engine_options={"threads": threads})
     engine = load_engine(target)
     engine.require(engine.why_not())
@@ -72,3 +76,13 @@ def _run_onnx(path: Path, input_shape: tuple[int, int, int], threads: int) -> Ca
         return np.concatenate(parts)
 
     return run
+
+
+def _declared_batch(path: Path) -> int | None:
+    """The first dimension of the first input; None where it is open."""
+    from akd_deploy.engines.onnx_file import graph_inputs, read_onnx
+
+    read_onnx(path, 1)  # says what is wrong with the file, if anything is
+    inputs = graph_inputs(onnx.load(str(path), load_external_data=False).graph)
+    dims = inputs[0].type.tensor_type.shape.dim if inputs else []
+    return dims[0].dim_value if len(dims) and dims[0].HasField("dim_value") else None

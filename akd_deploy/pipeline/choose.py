@@ -14,14 +14,14 @@ from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.latency import write_model
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
-from akd_deploy.search import SearchResult, SearchSettings, Trial, open_journal, reward_shape, search
+from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape, search
 
 CONFIRMED = 4
 """So many of the best candidates are measured, untrained, before the one to ship is chosen among those in budget."""
 
 
 def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict[str, Any]:
-    """One strategy's search, in a journal of its own."""
+    """One strategy's search, its trials in the run's journal under the strategy's name."""
     table = run.configuration.search
     budget_s = results["budget"]["budget_s"]
     settings = SearchSettings(
@@ -47,10 +47,7 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         done += trial.state in ("done", "failed")
         run.on_progress(f"searching ({strategy})", done, table.trials)
 
-    path = run.directory / "searches" / strategy / "journal.sqlite"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_journal(path, {"search": strategy, **run.configuration.as_dict()}, resume=path.exists()) as journal:
-        result = search(run.space, strategy, predict, run.bed.score, settings, journal, on_trial)
+    result = search(run.space, strategy, predict, run.bed.score, settings, run.journal.of_search(strategy), on_trial)
     return {
         "trials": [_trial_row(trial) for trial in result.trials],
         "counts": result.counts,

@@ -13,6 +13,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.pipeline.latency import TargetLatency, target_latency
 from akd_deploy.pipeline.training import Bed, load_bed
 from akd_deploy.predictor.compiled import CompiledSpace
+from akd_deploy.search import Journal
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import Target, load_target
 
@@ -27,6 +28,7 @@ class Run:
     configuration: RunConfiguration
     directory: Path
     tables: Path
+    journal: Journal
     on_progress: Progress = lambda what, done, total: None
     stages: dict[str, float] = field(default_factory=dict)
 

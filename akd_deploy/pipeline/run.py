@@ -92,13 +92,13 @@ def _do_stages(
     chosen: Mapping[str, Stage],
 ) -> tuple[Run, dict[str, Any]]:
     """Do the stages that the journal does not hold yet."""
-    run = Run(configuration, directory, Path.cwd() / "latency_tables")
-    if on_progress is not None:
-        run.on_progress = on_progress
     make_folder(directory)
     results: dict[str, Any] = {}
     path = directory / "journal.sqlite"
     with open_journal(path, configuration.as_dict(), resume=resume) as journal:
+        run = Run(configuration, directory, Path.cwd() / "latency_tables", journal)
+        if on_progress is not None:
+            run.on_progress = on_progress
         write_text_atomically(directory / "run.toml", toml_from_dict(configuration.as_dict()))
         for name, stage in chosen.items():
             recorded = journal.stage_result(name)

@@ -1,8 +1,8 @@
 """A predictor compiled for a search space: costs tabulated per segment, so that scoring is a lookup.
 
 Every distinct layer is costed once, between plain neighbours. What a runtime inserts where two layers meet (layout
-changes) can depend on both, so a table is close to the prediction of the whole network and not equal to it: `compile_space`
-measures how close on networks it is handed, and the bounds are widened by that.
+changes) can depend on both, so a table is close to the prediction of the whole network and not equal to it:
+`compile_space` measures how close on random networks, and the bounds are widened by that.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def quantile(scores: Sequence[float], coverage: float) -> float:
     """
     ordered = sorted(scores)
     n = len(ordered)
-    rank = ceil((n + 1) * coverage)
+    rank = ceil((n + 1) * coverage - 1e-9)  # 100 × 0.55 is a little more than 55
     if rank <= n:
         return ordered[rank - 1]
     return ordered[-1] * (rank / n)

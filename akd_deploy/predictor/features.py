@@ -32,7 +32,7 @@ def _weight(kernel: Kernel) -> Shape | None:
 def groups(kernel: Kernel) -> int:
     """The convolution's group count; 1 where the operator has none."""
     value = kernel.attribute("groups")
-    return value if isinstance(value, int) else 1
+    return value if isinstance(value, int) and value > 0 else 1
 
 
 def regime(kernel: Kernel) -> str:
@@ -82,7 +82,7 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
     padded = macs(kernel) * _padded(out_channels) / out_channels
     weight = _weight(kernel)
     if weight is not None and groups(kernel) == 1:
-        padded *= _padded(weight[1]) / weight[1]
+        padded *= _padded(weight[1]) / max(1, weight[1])
     rows = prod(output[:-1]) * _padded(out_channels) / out_channels / VECTOR_CHANNELS if len(output) > 2 else 0.0
     return (1.0, float(macs(kernel)), padded, kernel.traffic_bytes, float(kernel.output_elements), rows)
 

@@ -26,7 +26,10 @@ from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, regime
 NOISE_FLOOR = 0.004
 """Relative noise assumed of a probe's median at least, whatever its blocks say: two processes never agree better."""
 BASE_FLOOR = 0.01
-"""No kernel's base is below this share of the call overhead: least squares may give a rare regime no cost at all."""
+"""No kernel's base is below this share of the quickest probe: least squares may give a rare regime, and the overhead,
+no cost at all."""
+CORRECTION_FLOOR = 0.05
+"""No kernel costs less than this share of its base: a correction of −100 % or less would make it free."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,13 @@ class _Features:
 class KernelCostModel:
     """The fitted model, as plain arrays. `kernels` are the observed ones, in the order of the rows below.
 
-    `terms_s` (regimes, terms): seconds per unit. `alpha` (observations,) and `factor` (observations,
-    observations) are K_y⁻¹ r and the lower Cholesky factor; `weights` (observations, kernels) are n b / y.
+    `terms_s` (regimes, terms): seconds per unit; `floor_s` bounds base costs from below. `alpha` (observations,)
+    and `factor` (observations, observations) are K_y⁻¹ r and the lower Cholesky factor; `weights` (observations,
+    kernels) are n b / y.
     """
 
     overhead_s: float
+    floor_s: float
     regimes: tuple[str, ...]
     terms_s: np.ndarray
     kernels: tuple[Kernel, ...]
@@ -110,8 +115,7 @@ class KernelCostModel:
         mean = cross @ self.alpha
         solved = linalg.solve_triangular(self.factor, cross.T, lower=True)
         variance = np.maximum(self.amplitude**2 + self.own**2 - (solved**2).sum(0), 0.0)
-        # A correction of −100 % or less would be a kernel that costs nothing.
-        mean_s = base * np.maximum(1 + mean, 0.05)
+        mean_s = base * np.maximum(1 + mean, CORRECTION_FLOOR)
         spread_s = base * np.sqrt(variance)
         low, high = self._bounds
         x = asked.coordinates
@@ -120,13 +124,14 @@ class KernelCostModel:
 
     def base_s(self, features: _Features) -> np.ndarray:
         """(n,) base costs in seconds."""
-        return np.maximum((self.terms_s[features.regime] * features.terms).sum(1), BASE_FLOOR * self.overhead_s)
+        return np.maximum((self.terms_s[features.regime] * features.terms).sum(1), self.floor_s)
 
     def as_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         """Arrays and JSON fields; `model_from_arrays` reads them back."""
         arrays = {"terms_s": self.terms_s, "weights": self.weights, "alpha": self.alpha, "factor": self.factor}
         fields = {
             "overhead_s": self.overhead_s,
+            "floor_s": self.floor_s,
             "regimes": list(self.regimes),
             "terms": list(TERMS),
             "kernels": [kernel.signature for kernel in self.kernels],
@@ -142,10 +147,11 @@ def model_from_arrays(arrays: Mapping[str, np.ndarray], fields: Mapping[str, obj
     if fields["terms"] != list(TERMS):
         raise ValueError(f"terms {fields['terms']}, this program has {list(TERMS)}")
     kernels, regimes = fields["kernels"], fields["regimes"]
-    assert isinstance(kernels, list)
-    assert isinstance(regimes, list)
+    if not isinstance(kernels, list) or not isinstance(regimes, list):
+        raise ValueError("kernels or regimes that are no lists")
     return KernelCostModel(
         overhead_s=float(str(fields["overhead_s"])),
+        floor_s=float(str(fields["floor_s"])),
         regimes=tuple(regimes),
         terms_s=arrays["terms_s"],
         kernels=tuple(kernel_from_signature(text) for text in kernels),
@@ -211,8 +217,11 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
     regimes = tuple(sorted({regime(kernel) for kernel in kernels}))
     features = _Features.of(kernels, regimes)
     overhead_s, terms_s = _fit_base(observations, features, counts, len(regimes))
+    latency = np.array([o.latency_s for o in observations])
+    floor_s = BASE_FLOOR * float(latency.min())
     bare = KernelCostModel(
         overhead_s,
+        floor_s,
         regimes,
         terms_s,
         kernels,
@@ -224,7 +233,6 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
         own=0.05,
     )
     base = bare.base_s(features)
-    latency = np.array([o.latency_s for o in observations])
     weights = counts * base / latency[:, None]
     residual = (latency - overhead_s - counts @ base) / latency
     noise = np.maximum([o.noise for o in observations], NOISE_FLOOR)
@@ -260,7 +268,9 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
     final = factored(best)
     assert final is not None
     amplitude, length, own = (float(v) for v in np.exp(best))
-    return KernelCostModel(overhead_s, regimes, terms_s, kernels, weights, final[1], final[0], amplitude, length, own)
+    return KernelCostModel(
+        overhead_s, floor_s, regimes, terms_s, kernels, weights, final[1], final[0], amplitude, length, own
+    )
 
 
 def _squared_distances(a: _Features, b: _Features) -> np.ndarray:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -38,6 +40,8 @@ OUT_OF_DOMAIN_WIDENING = 2.0
 """Spread of a kernel outside the measured range is multiplied by this (picked by eye)."""
 MIN_NETWORKS = 10
 """With fewer measured networks, held-out probes calibrate instead."""
+MIN_POINTS = 5
+"""Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
 FORMAT_VERSION = 1
 
@@ -132,9 +136,13 @@ class Predictor:
         )
 
 
+def _covered(model: KernelCostModel, rows: Iterable[TableRow]) -> list[TableRow]:
+    """The rows of which the model covers every kernel."""
+    return [row for row in rows if all(model.covered(kernel) for kernel, _ in row.kernels)]
+
+
 def _points(model: KernelCostModel, rows: Sequence[TableRow]) -> list[CalibrationPoint]:
-    """Predict rows; those that hold a kernel the model does not cover are left out."""
-    rows = [row for row in rows if all(model.covered(kernel) for kernel, _ in row.kernels)]
+    """Predict rows of which the model covers every kernel."""
     distinct = list(dict.fromkeys(kernel for row in rows for kernel, _ in row.kernels))
     costs = dict(zip(distinct, model.costs(distinct), strict=True))
     points = []
@@ -167,7 +175,7 @@ def _held_out_points(rows: Sequence[TableRow]) -> list[CalibrationPoint]:
     points = []
     for fold in range(FOLDS):
         model = _fit(row for i, row in enumerate(rows) if i % FOLDS != fold)
-        points += _points(model, [row for i, row in enumerate(rows) if i % FOLDS == fold])
+        points += _points(model, _covered(model, (row for i, row in enumerate(rows) if i % FOLDS == fold)))
     return points
 
 
@@ -200,10 +208,16 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
             next="Profile more: `akd-deploy profile --minutes 2`.",
         )
     model = _fit(probes)
-    points = _points(model, networks)
+    points = _points(model, _covered(model, networks))
     calibrated_on = "networks"
     if len(points) < MIN_NETWORKS:
         points, calibrated_on = _held_out_points(probes), "held-out probes"
+    if len(points) < MIN_POINTS:
+        raise UsageError(
+            asked=f"an interval for predictions of target {table.header.target.name}",
+            found=f"{len(points)} measurements to calibrate it on",
+            next="Profile more: `akd-deploy profile --minutes 2`.",
+        )
     factor = in_place_factor(points) if calibrated_on == "networks" else 1.0
     return Predictor(
         target=table.header.target.name,
@@ -221,8 +235,8 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
 
 
 def calibration_points(predictor: Predictor, table: LatencyTable) -> list[dict[str, float | str]]:
-    """Every network of the table as the predictor sees it, beside its measurement; seconds."""
-    rows = table.of_kind(NETWORK) or table.of_kind(PROBE)
+    """Every network of the table that it covers as the predictor sees it, beside its measurement; seconds."""
+    rows = _covered(predictor.model, table.of_kind(NETWORK) or table.of_kind(PROBE))
     result: list[dict[str, float | str]] = []
     for row, point in zip(rows, _points(predictor.model, rows), strict=True):
         latency = predictor.factor * point.predicted_s
@@ -297,7 +311,7 @@ def read_predictor(path: Path) -> Predictor:
             scores=Scores(**document["scores"]),  # type: ignore[arg-type]
             **values,  # type: ignore[arg-type]
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptFileError(
             asked=f"a predictor in {path}",
             found=f"{type(error).__name__}: {error}",

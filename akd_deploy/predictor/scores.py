@@ -13,7 +13,7 @@ class Scores:
     """Of predictions against measurements. Rates are fractions.
 
     `floor_mape` is 0.8 σ, what a perfect model would score on labels with relative scatter σ. Rank
-    correlations and coverage are None where fewer than two items, or no interval, were there.
+    correlations are None where all predictions or all measurements are equal, coverage where no interval was there.
     """
 
     items: int
@@ -33,7 +33,7 @@ def scores_of(
 ) -> Scores:
     """Score (items,) predictions against (items,) measurements, both in seconds."""
     error = np.abs(predicted_s / measured_s - 1)
-    ranked = len(error) > 1
+    ranked = len(set(predicted_s)) > 1 and len(set(measured_s)) > 1
     return Scores(
         items=len(error),
         mape=float(error.mean()),

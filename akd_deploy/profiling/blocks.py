@@ -81,7 +81,7 @@ def pinned_cpus(target: Target) -> list[int]:
 
 def _run_block(
     target: Target, models: Mapping[str, Path], order: list[str], protocol: Protocol, seed: int
-) -> Generator[tuple[str, _Taken]]:
+) -> Generator[tuple[str, _Taken], None, None]:
     """One fresh process; yields as models are finished. Closing the generator ends the process."""
     job = {
         "target": target.as_dict(),

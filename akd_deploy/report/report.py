@@ -16,6 +16,7 @@ from akd_deploy.errors import CorruptFileError
 from akd_deploy.report import quantities, tables
 from akd_deploy.report.summary import PARTS, Fields, check_parts
 from akd_deploy.report.verdict import verdict_of
+from akd_deploy.storage import write_text_atomically
 
 ABSENT = "not part of this run"
 """What stands where a part of the report has nothing to show."""

@@ -153,7 +153,9 @@ class _Search:
         from nni import NoMoreTrialError
 
         space = {"name": self.space.name, "settings": dict(self.space.settings)}
-        self.journal.agree_on("search", {"strategy": self.name, "space": space, **self.settings.as_dict()})
+        self.journal.agree_on(
+            f"search {self.journal.search}".strip(), {"strategy": self.name, "space": space, **self.settings.as_dict()}
+        )
         recorded = {trial.id: trial for trial in self.journal.trials()}
         with self._timed("strategy"):
             self.strategy.update_search_space(nni_space(self.space))

@@ -26,25 +26,33 @@ BUSY_TIMEOUT_S = 30.0
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE stages (name TEXT PRIMARY KEY, result TEXT NOT NULL, finished TEXT NOT NULL)",
-    "CREATE TABLE trials (id INTEGER PRIMARY KEY, strategy TEXT NOT NULL, architecture TEXT NOT NULL, "
-    "network TEXT NOT NULL, state TEXT NOT NULL, latency_s REAL NOT NULL, upper_s REAL NOT NULL, "
+    "CREATE TABLE trials (search TEXT NOT NULL, id INTEGER NOT NULL, strategy TEXT NOT NULL, "
+    "architecture TEXT NOT NULL, network TEXT NOT NULL, state TEXT NOT NULL, "
+    "latency_s REAL NOT NULL, upper_s REAL NOT NULL, "
     "seed INTEGER NOT NULL, reward REAL, accuracy REAL, metrics TEXT NOT NULL, seconds REAL NOT NULL, "
-    "attempts INTEGER NOT NULL, started TEXT, finished TEXT, error TEXT)",
+    "attempts INTEGER NOT NULL, started TEXT, finished TEXT, error TEXT, PRIMARY KEY (search, id))",
 )
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Trial))
 _UPSERT = (
-    f"INSERT INTO trials ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
-    f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _COLUMNS[1:])} "
+    f"INSERT INTO trials (search, {', '.join(_COLUMNS)}) VALUES (?, {', '.join('?' * len(_COLUMNS))}) "
+    f"ON CONFLICT (search, id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _COLUMNS[1:])} "
     "WHERE trials.state IN ('running', 'interrupted')"
 )
 _STORAGE_ERRORS = ("FULL", "READONLY", "IOERR", "CANTOPEN", "BUSY", "LOCKED", "PERM", "NOLFS", "AUTH")
 
 
 class Journal:
-    """An open journal. `open_journal` writes, `read_journal` reads, `Journal()` lives in memory and dies with it."""
+    """An open journal. `open_journal` writes, `read_journal` reads, `Journal()` lives in memory and dies with it.
 
-    def __init__(self, path: Path | None = None, connection: sqlite3.Connection | None = None) -> None:
+    A journal holds the trials of several searches, each under its name: `of_search(name)` is the same journal
+    seen by one of them. The unnamed search is the only one of a journal that has no others.
+    """
+
+    def __init__(
+        self, path: Path | None = None, connection: sqlite3.Connection | None = None, search: str = ""
+    ) -> None:
         self.path = path
+        self.search = search
         self._held = ExitStack()
         if connection is None:
             connection = sqlite3.connect(":memory:", isolation_level=None)
@@ -62,19 +70,27 @@ class Journal:
         """Close the file and let the next writer in."""
         self._held.close()
 
+    def of_search(self, name: str) -> Journal:
+        """This journal as the search of that name sees it; it is closed with this one, not by itself."""
+        view = Journal.__new__(Journal)
+        view.path, view.search, view._connection, view._held = self.path, name, self._connection, ExitStack()
+        return view
+
     @property
     def configuration(self) -> dict[str, Any]:
         """The resolved configuration the run was started with."""
         return self._meta_json("configuration") or {}
 
     def trials(self) -> list[Trial]:
-        """Every trial, by id.
+        """Every trial of this search, by id.
 
         Raises:
             CorruptFileError: a row that cannot be a trial; names the file and the row.
         """
         with _errors_about(self.path):
-            rows = self._connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM trials ORDER BY id").fetchall()
+            rows = self._connection.execute(
+                f"SELECT {', '.join(_COLUMNS)} FROM trials WHERE search = ? ORDER BY id", (self.search,)
+            ).fetchall()
         return [self._trial(row) for row in rows]
 
     def record(self, trials: Sequence[Trial]) -> None:
@@ -88,7 +104,7 @@ class Journal:
         """
         with self._transaction():
             for trial in trials:
-                if self._connection.execute(_UPSERT, _row(trial)).rowcount != 1:
+                if self._connection.execute(_UPSERT, [self.search, *_row(trial)]).rowcount != 1:
                     raise MismatchError(
                         asked=f"to record trial {trial.id} as {trial.state} in {self.path}",
                         found="it is finished already",

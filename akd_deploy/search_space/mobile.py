@@ -7,7 +7,7 @@ space serves 12×12 digits and 224×224 photographs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from akd_deploy.architecture import Architecture
@@ -15,6 +15,8 @@ from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment, Value
 
 OPERATORS = ("conv", "dw_separable", "mbconv3", "mbconv6")
+SKIPS = ("none", "identity", "pool")
+ACTIVATIONS = ("relu", "hardswish")
 CHANNEL_MULTIPLE = 4
 """Widths are rounded to this many channels."""
 
@@ -50,6 +52,58 @@ MOBILENET_SETTINGS: Mapping[str, Any] = {
 """The seven blocks of MobileNetV2 with AKD's choices around them, for 224×224 images."""
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_number(value: object, least: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
+
+
+def _are_options(value: object, is_option: Callable[[Any], bool]) -> bool:
+    """Whether it is a list of different options, at least one."""
+    return isinstance(value, list | tuple) and all(map(is_option, value)) and 0 < len(value) == len(set(value))
+
+
+_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    **{
+        key: ("a whole number ≥ 1", _is_count)
+        for key in ("resolution", "in_channels", "classes", "stem_width", "stem_stride")
+    },
+    "widths": ("a list of numbers ≥ 1", lambda v: isinstance(v, list | tuple) and all(_is_number(n, 1) for n in v)),
+    "strides": ("a list of whole numbers ≥ 1", lambda v: isinstance(v, list | tuple) and all(map(_is_count, v))),
+    "layers": (
+        "a list of lists of different whole numbers ≥ 1",
+        lambda v: isinstance(v, list | tuple) and all(_are_options(options, _is_count) for options in v),
+    ),
+    # With an even window no padding gives ⌈size / stride⌉.
+    "kernels": ("different odd whole numbers", lambda v: _are_options(v, lambda k: _is_count(k) and k % 2 == 1)),
+    "se_ratios": ("different numbers ≥ 0", lambda v: _are_options(v, lambda r: _is_number(r, 0))),
+    "width_multipliers": ("different numbers > 0", lambda v: _are_options(v, lambda m: _is_number(m, 1e-9))),
+    "operators": (f"different ones of {OPERATORS}", lambda v: _are_options(v, lambda o: o in OPERATORS)),
+    "skips": (f"different ones of {SKIPS}", lambda v: _are_options(v, lambda s: s in SKIPS)),
+    "activation": (f"one of {ACTIVATIONS}", lambda v: v in ACTIVATIONS),
+}
+"""Setting → what it must be, and the test."""
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError at the first setting that is not what it must be."""
+    for key, (expected, holds) in _RULES.items():
+        if not holds(settings[key]):
+            raise UsageError(
+                asked=f"setting {key!r} of space mobile", found=repr(settings[key]), next=f"Write {expected}."
+            )
+    blocks = len(settings["widths"])
+    for key in ("strides", "layers"):
+        if len(settings[key]) != blocks or not blocks:
+            raise UsageError(
+                asked=f"{max(1, blocks)} entries in setting {key!r} of space mobile, one per width",
+                found=str(len(settings[key])),
+                next="Give widths, strides and layers the same length, at least 1.",
+            )
+
+
 def rounded_channels(channels: float) -> int:
     """The nearest multiple of `CHANNEL_MULTIPLE`, at least one of them."""
     return max(CHANNEL_MULTIPLE, CHANNEL_MULTIPLE * int(channels / CHANNEL_MULTIPLE + 0.5))
@@ -69,19 +123,8 @@ class MobileSpace(SearchSpace):
             if key not in _DEFAULTS:
                 raise UnknownNameError("setting", key, _DEFAULTS, where="space mobile")
         self.settings = {**_DEFAULTS, **given}
+        _check(self.settings)
         blocks = len(self.settings["widths"])
-        for key in ("strides", "layers"):
-            if len(self.settings[key]) != blocks:
-                raise UsageError(
-                    asked=f"{blocks} entries in setting {key!r} of space mobile, one per width",
-                    found=str(len(self.settings[key])),
-                    next="Give widths, strides and layers the same length.",
-                )
-        for operator in self.settings["operators"]:
-            if operator not in OPERATORS:
-                raise UnknownNameError("operator", operator, OPERATORS, where="space mobile")
-        if self.settings["activation"] not in ("relu", "hardswish"):
-            raise UnknownNameError("activation", self.settings["activation"], ("relu", "hardswish"), "space mobile")
         choices: dict[str, tuple[Value, ...]] = {}
         for b in range(blocks):
             choices[f"b{b}.op"] = tuple(self.settings["operators"])

@@ -325,3 +325,16 @@ def test_the_architecture_text_in_a_row_is_the_canonical_one(path):
         text = journal._connection.execute("SELECT architecture FROM trials").fetchone()[0]
     assert text == trial(0).architecture.text
     assert json.loads(text)["choices"] == {"b0.op": "conv", "b0.width": 0.5}
+
+
+def test_searches_share_a_journal_without_seeing_each_others_trials(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "journal.sqlite", {}) as journal:
+        first, second = journal.of_search("tpe"), journal.of_search("evolution")
+        first.record([trial(0), trial(1)])
+        second.record([trial(0)])
+        first.agree_on("search tpe", {"seed": 1})
+        second.agree_on("search evolution", {"seed": 2})
+    with open_journal(tmp_path / "journal.sqlite", {}, resume=True) as journal:
+        assert [t.id for t in journal.of_search("tpe").trials()] == [0, 1]
+        assert [t.id for t in journal.of_search("evolution").trials()] == [0]
+        assert journal.trials() == []
