@@ -81,6 +81,7 @@ class StorageError(AkdError, OSError):
     """A place that cannot be written: full, read-only, or locked by another process."""
 
     kind = "storage"
+    exit_code = 5
 
 
 class UncoveredOperatorError(AkdError, LookupError):

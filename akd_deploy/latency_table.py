@@ -231,7 +231,7 @@ def read_table(directory: Path) -> LatencyTable:
         raise _corrupt(rows_path, f"{len(content)} bytes that do not have the SHA-256 its header promises")
     try:
         records = pq.read_table(pa.BufferReader(content)).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _corrupt(rows_path, f"no Parquet ({error})") from error
     rows = []
     for index, record in enumerate(records):

@@ -139,7 +139,7 @@ def table_of(
 ) -> LatencyTable:
     """A whole profile; `slowdown` is how much slower kernels are inside networks, `more` are measured besides."""
     rng = np.random.default_rng(seed)
-    stretches = [*space_probes(space, probes, rng, candidates=1_500), *more]
+    stretches = [*space_probes(space, probes, rng, candidates=500), *more]
     rows = [row_of(device, probe, noise, rng) for probe in stretches]
     rows += [row_of(device, probe, noise, rng, slowdown=slowdown) for probe in space_networks(space, networks, rng)]
     return LatencyTable(header(), tuple(rows))

@@ -70,8 +70,8 @@ class ViewBank:
         """SHA-256 over the images, their labels, the settings and the seed: equal banks hold equal views."""
         digest = hashlib.sha256(json.dumps({**asdict(self.settings), "seed": self.seed}, sort_keys=True).encode())
         digest.update(repr(self.split.images.shape).encode())
-        digest.update(np.ascontiguousarray(self.split.images))
-        digest.update(np.ascontiguousarray(self.split.labels))
+        digest.update(self.split.images.tobytes())
+        digest.update(self.split.labels.tobytes())
         return digest.hexdigest()
 
     def batch(self, view_ids: np.ndarray, image_ids: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def train(
     losses: list[float] = []
     begin = time.perf_counter()
     # Depthwise and 1×1 convolutions run up to twice as fast on this layout, plain 3×3 ones no slower.
-    student.to(memory_format=torch.channels_last)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.train()
     try:
         for step, (images, labels, taught) in enumerate(_batches_on(device, views, settings, teacher, generator)):
@@ -164,7 +164,7 @@ def train(
             if on_step is not None:
                 on_step(step + 1, settings.steps, value)
     finally:
-        student.to(memory_format=torch.contiguous_format)
+        student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         student.eval()
     return TrainingResult(method, settings, tuple(losses), time.perf_counter() - begin)
 

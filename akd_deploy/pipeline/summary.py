@@ -48,7 +48,11 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     hand = results["hand-shrunk"]
     if hand["arch"] is not None:
         digest = architecture_from_dict(hand["arch"]).digest
-        accuracy["hand_shrunk"] |= {"arch": digest, "latency_s": hand["latency_s"]}
+        accuracy["hand_shrunk"] |= {
+            "arch": digest,
+            "latency_s": hand["measured_s"]["median"],
+            "within_budget": hand["certificate"]["ok"],
+        }
     searches = {name.removeprefix("search-"): r for name, r in results.items() if name.startswith("search-")}
     measured = results["measure"]["measured"]
     main = measured[run.target.name]
@@ -135,8 +139,8 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "test_images": test_images,
         },
         "export": {
-            "parity": results["export"]["parity"],
-            "variants": _variants(results),
+            "parity": {k: v for k, v in results["export"]["parity"].items() if k != "per_output"},
+            "variants": _variants(run, results),
             "engines": _engines(results),
         },
         "bundle": {key: results["bundle"][key] for key in ("path", "files", "sha256")},
@@ -146,14 +150,14 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _variants(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _variants(run: Run, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Typed variants measured on the run's own target, beside the float32 network."""
     measured, accuracy = results["measure"]["measured"], results["measure"]["variant_accuracy"]
     rows = []
     for mode in results["export"]["models"]:
         if mode == "pt2":
             continue
-        found = measured.get(f"variant {mode}")
+        found = measured.get(run.target.name if mode == "fp32" else f"variant {mode}")
         ratio = found["ratio"] if found else None
         faster = ratio is not None and ratio["high"] < 1
         if mode == "fp32":

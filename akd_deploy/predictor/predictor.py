@@ -287,7 +287,8 @@ def read_predictor(path: Path) -> Predictor:
         CorruptFileError: the file is torn or another version's; it can simply be deleted.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file open that it opened itself and found torn.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             document: Mapping[str, object] = json.loads(str(archive["json"]))
             arrays = {name: archive[name] for name in archive.files if name != "json"}
         if document["format_version"] != FORMAT_VERSION:

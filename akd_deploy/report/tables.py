@@ -74,7 +74,7 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
                 label=NETWORKS.get(name, name),
                 accuracy=_mean_and_spread(scores),
                 seeds=str(_seed_count(scores.get("seeds"))),
-                latency=f"{latency(value_s, unit)} {kind}".strip(),
+                latency=f"{latency(value_s, unit)} {kind}".strip() if value_s is not None else latency(None, unit),
                 per_seed=", ".join(percent(value, 2) for value in per_seed),
             )
         )
@@ -102,10 +102,10 @@ def _latencies(summary: Fields) -> dict[str, tuple[float | None, str]]:
     student = (measured, "(measured)") if measured is not None else (winner.get("predicted_s"), "(predicted)")
     student = student if student[0] is not None else (None, "")
     return {
-        "teacher": ((summary.get("teacher") or {}).get("latency_s"), ""),
+        "teacher": ((summary.get("teacher") or {}).get("latency_s"), "(measured)"),
         "kd": student,
         "ce": student,
-        "hand_shrunk": ((accuracy.get("hand_shrunk") or {}).get("latency_s"), ""),
+        "hand_shrunk": ((accuracy.get("hand_shrunk") or {}).get("latency_s"), "(measured)"),
     }
 
 

@@ -12,7 +12,7 @@ from akd_deploy.search_space.mobile import MobileSpace
 
 __all__ = ["SPACES", "Layer", "SearchSpace", "Segment", "load_space", "space_of"]
 
-SPACES: Mapping[str, type[MobileSpace]] = {"mobile": MobileSpace}
+SPACES: Mapping[str, type[SearchSpace]] = {"mobile": MobileSpace}
 """Space name → class; constructed with the space's settings."""
 
 

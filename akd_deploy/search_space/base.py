@@ -65,6 +65,10 @@ class SearchSpace(ABC):
     segments: tuple[Segment, ...]
 
     @abstractmethod
+    def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        """Check the settings; what they leave out has a default, so that `self.settings` is complete."""
+
+    @abstractmethod
     def segment_layers(self, segment: Segment, values: Mapping[str, Value]) -> tuple[Layer, ...]:
         """The layers of one segment, given values for at least the choices it names."""
 
@@ -108,10 +112,9 @@ class SearchSpace(ABC):
             MismatchError: it names another space or other settings.
             UnknownNameError, UsageError: a choice is unknown, missing, or has no such option.
         """
-        reference = Architecture(self.name, self.settings, {})
-        if architecture.space != self.name or dict(architecture.settings) != dict(reference.settings):
+        if architecture.space != self.name or not self._has_settings(architecture.settings):
             raise MismatchError(
-                asked=f"an architecture of space {self.name} with settings {dict(reference.settings)}",
+                asked=f"an architecture of space {self.name} with settings {dict(self.settings)}",
                 found=f"one of {architecture.space} with {dict(architecture.settings)}",
                 next="Load the space from the architecture's own settings.",
             )
@@ -126,6 +129,13 @@ class SearchSpace(ABC):
                     asked=f"choice {key}", found=repr(architecture.choices[key]), next=f"Options: {options}."
                 )
         return architecture
+
+    def _has_settings(self, settings: Mapping[str, Any]) -> bool:
+        """Whether these settings, completed, are this space's; lists and tuples are the same."""
+        mine = Architecture(self.name, self.settings, {}).settings
+        if settings == mine:
+            return True
+        return settings.keys() < mine.keys() and type(self)(settings).settings == dict(mine)
 
     @property
     def size(self) -> int:

@@ -203,13 +203,13 @@ class MobileSpace(SearchSpace):
         return tuple(layers)
 
     def hand_shrunk(self) -> list[list[Architecture]]:
-        """Per operator, one plain network at every uniform width from a fifth to one and a half, narrowest first.
+        """Per operator, one plain network at every uniform width from a fifth to three times, narrowest first.
 
         3×3 windows, no squeeze-excite, identity skips, the middle number of layers. Each width is a setting of
         its own, so the architectures belong to spaces beside this one.
         """
         return [
-            [self._plain(operator, round(percent / 100, 2)) for percent in range(20, 151, 5)]
+            [self._plain(operator, round(percent / 100, 2)) for percent in range(20, 301, 5)]
             for operator in self.settings["operators"]
         ]
 

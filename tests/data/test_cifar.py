@@ -139,7 +139,7 @@ def test_a_packed_archive_is_recognised(tmp_path: Path) -> None:
 def test_a_wrong_root_and_a_missing_root_are_told_apart_from_nothing(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="no such folder"):
         load_dataset("cifar10", {"root": str(tmp_path / "nowhere")})
-    with pytest.raises(UsageError, match="'root'.*none"):
+    with pytest.raises(UsageError, match=r"'root'.*none"):
         load_dataset("cifar10", {})
 
 

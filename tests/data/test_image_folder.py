@@ -131,7 +131,9 @@ def test_settings_out_of_range_are_refused(root: Path) -> None:
             load_dataset("image_folder", {"root": str(root), **SETTINGS, **wrong})
 
 
-def test_the_hash_changes_with_any_image_and_not_with_the_place(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_hash_changes_with_any_image_and_not_with_the_place(
+    root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     def files(folder: Path) -> object:
         return load_dataset("image_folder", {"root": str(folder), **SETTINGS}).provenance["files"]
 

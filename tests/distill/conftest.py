@@ -1,34 +1,9 @@
-"""A small bed: twelve images, two views each, three classes."""
+"""What every test of distillation starts from."""
 
-import numpy as np
 import pytest
-import torch
-from torch import nn
+from small_bed import small_split
 
-from akd_deploy.data import Split, ViewBank, ViewSettings
-from akd_deploy.models.teacher import Teacher, teacher_from_module
-
-SHAPE = (1, 4, 4)
-CLASSES = 3
-
-
-def small_network(seed: int, classes: int = CLASSES) -> nn.Sequential:
-    """Linear, norm, ReLU, linear; one seed gives one set of weights."""
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, classes))
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in net.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=0.4, generator=generator)
-    return net
-
-
-def small_split(n: int = 12, seed: int = 0) -> Split:
-    images = np.random.default_rng(seed).normal(size=(n, *SHAPE)).astype(np.float32)
-    return Split(images, np.arange(n) % CLASSES, np.arange(n))
-
-
-def small_teacher(seed: int, classes: int = CLASSES) -> Teacher:
-    return teacher_from_module(small_network(seed, classes), SHAPE, classes, f"teacher {seed}")
+from akd_deploy.data import ViewBank, ViewSettings
 
 
 @pytest.fixture

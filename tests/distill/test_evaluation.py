@@ -5,13 +5,13 @@ from math import log
 import numpy as np
 import pytest
 import torch
+from small_bed import small_network, small_split
 from torch import nn
 
 from akd_deploy.data import Split
 from akd_deploy.distill import agreement, evaluate, evaluate_logits, logits_of
 from akd_deploy.distill.evaluation import expected_calibration_error
 from akd_deploy.errors import MismatchError
-from tests.distill.conftest import small_network, small_split
 
 
 def test_accuracy_and_loss_computed_by_hand() -> None:
@@ -70,5 +70,5 @@ def test_evaluate_scores_a_network_on_a_split() -> None:
 
 
 def test_a_label_beyond_the_classes_is_refused() -> None:
-    with pytest.raises(MismatchError, match="labels up to 4.*2 classes"):
+    with pytest.raises(MismatchError, match=r"labels up to 4.*2 classes"):
         evaluate_logits(torch.zeros(1, 2), np.array([4]))

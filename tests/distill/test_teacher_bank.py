@@ -115,7 +115,7 @@ def test_logits_that_are_not_finite_are_reported_with_their_image(views: ViewBan
         teacher_bank([Counting().teacher], ViewBank(Split(images, views.split.labels, np.arange(12)), plain, 0))
     large = Counting(scale=1e6).teacher
     teacher_bank([large], views)
-    with pytest.raises(TrainingError, match="float16.*float32"):
+    with pytest.raises(TrainingError, match=r"float16.*float32"):
         teacher_bank([large], views, dtype="float16")
 
 

@@ -86,7 +86,7 @@ def test_provenance_counts_parameters_and_hashes_the_weights() -> None:
 
 
 def test_classes_that_do_not_match_are_refused_with_both_numbers() -> None:
-    with pytest.raises(MismatchError, match="10 classes.*3 classes") as caught:
+    with pytest.raises(MismatchError, match=r"10 classes.*3 classes") as caught:
         teacher_from_module(network(3), SHAPE, 10, "mine")
     assert caught.value.as_dict()["dataset_classes"] == 10
     assert caught.value.as_dict()["teacher_classes"] == 3
@@ -183,7 +183,9 @@ def test_keys_that_do_not_fit_are_named(factory: str, tmp_path: Path) -> None:
     state["3.bias"] = torch.zeros(4)
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(state, path)
-    with pytest.raises(MismatchError, match=r"missing 1\.bias; unknown extra\.weight; of another shape 3\.bias") as caught:
+    with pytest.raises(
+        MismatchError, match=r"missing 1\.bias; unknown extra\.weight; of another shape 3\.bias"
+    ) as caught:
         teacher_from_factory(factory, path, SHAPE, 3)
     assert caught.value.as_dict()["missing"] == ["1.bias"]
 
@@ -256,7 +258,7 @@ def test_onnx_teachers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     path = tmp_path / "teacher.onnx"
     classifier_onnx(path, "n")
-    with pytest.raises(MismatchError, match="10 classes.*3 classes"):
+    with pytest.raises(MismatchError, match=r"10 classes.*3 classes"):
         teacher_from_onnx(path, SHAPE, 10)
     with pytest.raises(MismatchError, match=r"image.*1, 4, 4"):
         teacher_from_onnx(path, (3, 4, 4), 3)

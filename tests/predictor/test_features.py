@@ -1,0 +1,105 @@
+"""Counts are the textbook's, and any kernel at all has finite features."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
+from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, macs, regime
+
+
+def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> Kernel:
+    attributes = (("kernel_size", weight[2:]), ("groups", groups), ("strides", strides))
+    return Kernel("Conv", (in_shape, weight, (weight[0],)), (out_shape,), attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"),
+    [
+        # 12·12 positions × 8 outputs × 3 inputs × 3·3 window
+        pytest.param(conv((1, 8, 12, 12), (8, 3, 3, 3)), 144 * 8 * 3 * 9, id="dense"),
+        pytest.param(conv((4, 8, 12, 12), (8, 3, 3, 3)), 4 * 144 * 8 * 3 * 9, id="batch of four"),
+        pytest.param(conv((1, 24, 6, 6), (24, 16, 1, 1)), 36 * 24 * 16, id="pointwise"),
+        pytest.param(conv((1, 32, 6, 6), (32, 1, 5, 5), groups=32), 36 * 32 * 25, id="depthwise"),
+        # 4 groups of 8 inputs and 4 outputs each
+        pytest.param(conv((1, 16, 5, 5), (16, 8, 3, 3), groups=4), 25 * 16 * 8 * 9, id="grouped"),
+        pytest.param(Kernel("Gemm", ((2, 48), (10, 48), (10,)), ((2, 10),)), 2 * 48 * 10, id="gemm"),
+        pytest.param(Kernel("MatMul", ((3, 7, 5), (5, 11)), ((3, 7, 11),)), 3 * 7 * 5 * 11, id="matmul"),
+        pytest.param(Kernel("Add", ((1, 8, 4, 4), (1, 8, 4, 4)), ((1, 8, 4, 4),)), 0, id="addition"),
+        pytest.param(
+            Kernel("AveragePool", ((1, 8, 4, 4),), ((1, 8, 2, 2),), attributes=(("kernel_size", (3, 3)),)),
+            32 * 9,
+            id="pooling reads its window",
+        ),
+    ],
+)
+def test_multiply_accumulates_are_those_counted_by_hand(kernel: Kernel, expected: int) -> None:
+    assert macs(kernel) == expected
+
+
+def test_padded_multiply_accumulates_round_channels_up_to_full_vectors() -> None:
+    terms = dict(zip(TERMS, cost_terms(conv((1, 24, 2, 2), (24, 20, 1, 1))), strict=True))
+    assert terms["macs"] == 4 * 24 * 20
+    assert terms["padded_macs"] == 4 * 32 * 32
+
+
+def test_padded_multiply_accumulates_of_a_depthwise_convolution_pad_its_channels_once() -> None:
+    terms = dict(zip(TERMS, cost_terms(conv((1, 24, 2, 2), (24, 1, 3, 3), groups=24)), strict=True))
+    assert terms["padded_macs"] == 4 * 32 * 9
+
+
+def test_traffic_counts_every_tensor_once_in_its_own_width() -> None:
+    kernel = Kernel("Add", ((1, 8, 4, 4), (1, 8, 4, 4)), ((1, 8, 4, 4),), dtype="float16")
+    assert dict(zip(TERMS, cost_terms(kernel), strict=True))["traffic_bytes"] == 3 * 128 * 2
+
+
+def test_convolutions_of_different_kinds_are_different_regimes() -> None:
+    kinds = [
+        conv((1, 8, 4, 4), (8, 8, 3, 3)),
+        conv((1, 8, 4, 4), (8, 8, 1, 1)),
+        conv((1, 8, 4, 4), (8, 1, 3, 3), groups=8),
+        conv((1, 8, 4, 4), (8, 4, 3, 3), groups=2),
+        Kernel("Add", ((1, 8, 4, 4),) * 2, ((1, 8, 4, 4),)),
+    ]
+    assert len({regime(kernel) for kernel in kinds}) == len(kinds)
+
+
+def test_one_doubling_of_channels_is_one_unit_of_distance() -> None:
+    narrow = coordinates(conv((1, 15, 4, 4), (15, 8, 1, 1)))
+    wide = coordinates(conv((1, 31, 4, 4), (31, 8, 1, 1)))
+    assert wide[1] - narrow[1] == pytest.approx(1.0)
+
+
+SHAPES = st.lists(st.integers(0, 2048), max_size=5).map(tuple)
+WINDOWS = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+KERNELS = st.builds(
+    lambda op, inputs, outputs, dtype, attributes: Kernel(op, inputs, outputs, dtype, tuple(attributes.items())),
+    st.sampled_from(["Conv", "nchwc.Conv", "QLinearConv", "Gemm", "FusedMatMul", "AveragePool", "Shape", "Никто", ""]),
+    st.lists(SHAPES, max_size=4).map(tuple),
+    st.lists(SHAPES, max_size=3).map(tuple),
+    st.sampled_from(sorted(BYTES_PER_ELEMENT)),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "kernel_size": WINDOWS,
+            "strides": WINDOWS,
+            "groups": st.integers(0, 64) | st.just("many"),
+            "activation": st.sampled_from(["", "Relu"]),
+            "residual": st.integers(0, 1),
+        },
+    ),
+)
+
+
+@given(KERNELS)
+def test_features_of_any_kernel_are_finite_and_as_many_as_of_any_other(kernel: Kernel) -> None:
+    terms, place = cost_terms(kernel), coordinates(kernel)
+    assert len(terms) == len(TERMS)
+    assert len(place) == len(coordinates(Kernel("Add", (), ())))
+    assert all(math.isfinite(value) and value >= 0 for value in (*terms, *place))
+    assert terms[0] == 1.0  # no kernel is without a launch
+    assert regime(kernel).startswith(kernel.op)

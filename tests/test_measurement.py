@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from akd_deploy.errors import UsageError
+from akd_deploy.measurement import Measurement
+
+SECONDS = st.floats(1e-9, 10)
+MEASUREMENTS = st.lists(st.tuples(SECONDS, st.integers(-3, 5)), min_size=1, max_size=30).map(
+    lambda pairs: Measurement("conv", tuple(s for s, _ in pairs), tuple(i for _, i in pairs))
+)
+
+
+@pytest.mark.parametrize(
+    ("samples", "ids"),
+    [
+        ((), ()),
+        ((1.0,), ()),
+        ((1.0, 2.0), (0,)),
+        ((1.0,), (0, 0)),
+        ((0.0,), (0,)),
+        ((-1.0,), (0,)),
+        ((float("nan"),), (0,)),
+        ((float("inf"),), (0,)),
+        ((1.0, None), (0, 0)),
+        (("1.0",), (0,)),
+        ((True,), (0,)),
+        (((1.0, 2.0),), (0,)),
+        ((1.0,), (0.5,)),
+        ((1.0,), (None,)),
+        ((1.0,), ("0",)),
+    ],
+)
+def test_what_is_no_measurement_is_refused_by_name(samples, ids):
+    with pytest.raises(ValueError, match="conv"):
+        Measurement("conv", samples, ids)
+
+
+def test_samples_are_kept_as_plain_numbers_in_the_order_taken():
+    measurement = Measurement("conv", np.array([3.0, 1.0, 2.0]), [1, 0, 1])
+    assert measurement.samples_s == (3.0, 1.0, 2.0)
+    assert {type(s) for s in measurement.samples_s} == {float}
+    assert {type(i) for i in measurement.block_ids} == {int}
+    assert hash(measurement) == hash(Measurement("conv", (3.0, 1.0, 2.0), (1, 0, 1)))
+    assert {i: samples.tolist() for i, samples in measurement.blocks.items()} == {1: [3.0, 2.0], 0: [1.0]}
+
+
+def test_statistics_of_a_hand_computed_case():
+    # Block medians 2, 4 and 9: their median 4, mean 5, standard deviation √13.
+    measurement = Measurement("conv", (1.0, 2.0, 3.0, 4.0, 4.0, 9.0), (0, 0, 0, 1, 1, 2))
+    assert measurement.block_medians_s.tolist() == [2, 4, 9]
+    assert measurement.median_s == 4
+    assert measurement.sigma == pytest.approx(np.sqrt(13) / 5)
+    assert measurement.percentile_s(50) == 3.5
+    assert measurement.percentile_s(90) == 6.5
+    assert measurement.tail_factor == pytest.approx(6.5 / 4)
+    assert measurement.statistics_s() == {"median": 4, "p90": 6.5, "p99": pytest.approx(8.75)}
+
+
+def test_one_block_has_no_scatter_between_processes():
+    assert Measurement("conv", (1.0, 2.0), (7, 7)).sigma is None
+
+
+def test_one_loaded_process_does_not_move_the_median():
+    calm = Measurement("conv", (1.0,) * 30, (0,) * 10 + (1,) * 10 + (2,) * 10)
+    loaded = Measurement("conv", (1.0,) * 20 + (50.0,) * 100, (0,) * 10 + (1,) * 10 + (2,) * 100)
+    assert loaded.median_s == calm.median_s
+
+
+def test_an_upper_bound_from_too_few_samples_is_refused():
+    assert Measurement("conv", tuple(range(1, 30)), (0,) * 29).upper_bound_s(90) == 29
+    with pytest.raises(UsageError, match="at least 29"):
+        Measurement("conv", tuple(range(1, 29)), (0,) * 28).upper_bound_s(90)
+
+
+@given(MEASUREMENTS, MEASUREMENTS)
+def test_merging_keeps_every_sample_and_every_block_apart(a, b):
+    merged = a.merged(b)
+    assert merged.samples_s == a.samples_s + b.samples_s
+    mine, theirs = list(a.blocks.values()), list(b.blocks.values())
+    assert [block.tolist() for block in merged.blocks.values()] == [block.tolist() for block in mine + theirs]
+    assert merged.block_ids[: len(a.block_ids)] == a.block_ids
+    assert min(merged.block_ids[len(a.block_ids) :]) == max(a.block_ids) + 1
+
+
+def test_merging_another_subject_is_refused():
+    with pytest.raises(ValueError, match=r"'pool' into 'conv'"):
+        Measurement("conv", (1.0,), (0,)).merged(Measurement("pool", (1.0,), (0,)))
