@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from akd_deploy.certificate import samples_needed
 from akd_deploy.errors import CorruptFileError, MissingFileError, UnknownNameError, UsageError
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict, because TOML has types: "16" or true for a number is a mistake.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class DataTable(_Table):
@@ -29,13 +33,24 @@ class TrainingTable(_Table):
     batch_size: int | None = Field(default=None, ge=1)
     optimiser: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float | None = Field(default=None, ge=0)
+    warmup: float | None = Field(default=None, ge=0, lt=1)
     temperature: float | None = Field(default=None, gt=0)
     kd_weight: float | None = Field(default=None, ge=0, le=1)
+    dkd_alpha: float | None = Field(default=None, ge=0)
+    dkd_beta: float | None = Field(default=None, ge=0)
+    dist_beta: float | None = Field(default=None, ge=0)
+    dist_gamma: float | None = Field(default=None, ge=0)
+    fresh_views: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that were written down."""
         return self.model_dump(exclude_none=True)
+
+
+File = Annotated[Path | None, Field(strict=False)]
+"""TOML has texts for paths."""
 
 
 class TeacherTable(_Table):
@@ -43,8 +58,9 @@ class TeacherTable(_Table):
 
     source: Literal["train", "factory", "onnx"] = "train"
     factory: str | None = None
-    weights: Path | None = None
-    onnx: Path | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    weights: File = None
+    onnx: File = None
     training: TrainingTable = TrainingTable()
 
     @model_validator(mode="after")
@@ -53,6 +69,10 @@ class TeacherTable(_Table):
             raise ValueError('source = "factory" needs factory = "package.module:function" and weights = "file"')
         if self.source == "onnx" and self.onnx is None:
             raise ValueError('source = "onnx" needs onnx = "file"')
+        for source, keys in (("factory", ("factory", "weights")), ("onnx", ("onnx",))):
+            unused = [key for key in keys if self.source != source and getattr(self, key) is not None]
+            if unused:
+                raise ValueError(f'{" and ".join(unused)} would not be used: write source = "{source}"')
         return self
 
 
@@ -80,6 +100,13 @@ class SearchTable(_Table):
     constraint: Literal["upper", "none"] = "upper"
     training: TrainingTable = TrainingTable()
 
+    @field_validator("strategies")
+    @classmethod
+    def _different(cls, names: list[str]) -> list[str]:
+        if len(set(names)) < len(names):
+            raise ValueError("name each strategy once")
+        return names
+
 
 class DistillTable(_Table):
     """`[distill]`: the method, and the long training of finalists."""
@@ -104,11 +131,21 @@ class CertificateTable(_Table):
     blocks: int = Field(default=10, ge=1)
     samples_per_block: int = Field(default=100, ge=1)
 
+    @model_validator(mode="after")
+    def _reachable(self) -> CertificateTable:
+        samples, needed = self.blocks * self.samples_per_block, samples_needed(self.percentile, self.confidence)
+        if samples < needed:
+            raise ValueError(
+                f"{samples} samples can never certify p{self.percentile:g} at {self.confidence:.4g} confidence; "
+                f"raise blocks or samples_per_block to {needed} samples in all"
+            )
+        return self
+
 
 class RunConfiguration(_Table):
     """A whole run."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     target: str
     budget: str
@@ -175,20 +212,25 @@ def read_configuration(path: Path) -> RunConfiguration:
 
 
 def toml_from_dict(fields: dict[str, Any]) -> str:
-    """TOML text of JSON types: scalars and lists first, then tables, in the order given."""
+    """TOML text of JSON types (TOML has no null): scalars and lists first, then tables, in the order given."""
     lines: list[str] = []
 
     def write(table: dict[str, Any], prefix: str) -> None:
         plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
         for key, value in plain.items():
-            lines.append(f"{key} = {_toml_value(value)}")
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
         for key, value in table.items():
             if isinstance(value, dict):
-                lines.extend(["", f"[{prefix}{key}]"])
-                write(value, f"{prefix}{key}.")
+                path = f"{prefix}{_toml_key(key)}"
+                lines.extend(["", f"[{path}]"])
+                write(value, f"{path}.")
 
     write(fields, "")
     return "\n".join(lines) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:
@@ -197,9 +239,10 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, str):
-        import json
-
-        return json.dumps(value, ensure_ascii=False)
+        # JSON's escapes are TOML's too; DEL is the one character that only TOML wants escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
     raise TypeError(f"no TOML for {type(value).__name__}")

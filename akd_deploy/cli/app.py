@@ -12,9 +12,15 @@ from typer.exceptions import TyperException
 import akd_deploy
 from akd_deploy.cli import device_commands, model_commands, run_commands, ship_commands
 from akd_deploy.cli.output import emit_error, stderr
-from akd_deploy.errors import AkdError, UsageError
+from akd_deploy.errors import AkdError, StorageError, UsageError
 
-INTERRUPTED = 130
+
+class InterruptionError(AkdError, RuntimeError):
+    """Ctrl-C."""
+
+    kind = "interrupted"
+    exit_code = 130
+
 
 app = typer.Typer(
     name="akd-deploy",
@@ -47,7 +53,7 @@ def run(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
     given = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in given
+    as_json, command = "--json" in given, f"akd-deploy {' '.join(given)}"
     try:
         code = app(args=given, standalone_mode=False, prog_name="akd-deploy")
     except AkdError as error:
@@ -55,11 +61,15 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except TyperException as error:
         if as_json:
-            emit_error(UsageError(f"akd-deploy {' '.join(given)}", error.format_message(), "See --help."), as_json)
+            emit_error(UsageError(command, error.format_message(), "See --help."), as_json)
         else:
             stderr.print(f"error: {error.format_message()} Try --help.", markup=False, highlight=False)
         sys.exit(UsageError.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        stderr.print("interrupted; what was finished is kept, --resume continues", highlight=False)
-        sys.exit(INTERRUPTED)
+        emit_error(InterruptionError(command, "Ctrl-C", "What was finished is kept; --resume continues."), as_json)
+        sys.exit(InterruptionError.exit_code)
+    except OSError as error:
+        # Ours are AkdErrors with a better message; this one comes from a library that was writing or reading a file.
+        emit_error(StorageError(command, str(error), "Free some space, or choose another place."), as_json)
+        sys.exit(StorageError.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -40,9 +40,12 @@ def emit(outcome: Outcome, as_json: bool) -> None:
 
 
 def emit_error(error: AkdError, as_json: bool) -> None:
-    """Print an error as a JSON object on stdout, or in words on stderr."""
+    """Print an error as a JSON object on stdout, or in words on stderr.
+
+    Its details (`uncovered`, `fastest_s`, …) stand beside `error` too, where the command's own answer has them.
+    """
     if as_json:
-        sys.stdout.write(json.dumps({"error": error.as_dict()}, default=_plain) + "\n")
+        sys.stdout.write(json.dumps({**error.details, "error": error.as_dict()}, default=_plain) + "\n")
         return
     stderr.print("[bold red]error[/]", end=" ")
     stderr.print(f"asked for {error.asked}", markup=False, highlight=False, soft_wrap=True)

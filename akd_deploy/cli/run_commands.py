@@ -48,8 +48,10 @@ def _one_thread() -> None:
 
 
 def _plan(configuration: Any, directory: Path, until: str | None) -> Outcome:
+    from akd_deploy.pipeline.check import check_configuration
     from akd_deploy.pipeline.run import stages
 
+    check_configuration(configuration)
     names = list(stages(configuration))
     if until is not None:
         names = names[: names.index(until) + 1]

@@ -12,6 +12,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.models.student import save_student
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.search_space import space_of
+from akd_deploy.storage import make_folder
 
 
 def distill_one(
@@ -22,7 +23,7 @@ def distill_one(
     on_progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Train one student for the configuration's full length and write it; the teacher is kept beside it."""
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     bed = load_bed(
         configuration,
         space_of(architecture),

@@ -139,7 +139,7 @@ def target_latency(target: Target, directory: Path | None = None) -> TargetLaten
     if target.is_generic and table.header.device != device_of(engine):
         raise MismatchError(
             asked=f"a latency table of this device for {target.name}",
-            found="; ".join(table.header.device.differences(device_of(engine))),
+            found=f"one of another device in {found}: " + "; ".join(table.header.device.differences(device_of(engine))),
             next=f"Run `akd-deploy profile --target {target.name}` here.",
         )
     return TargetLatency(target, engine, table, found, predictor_of(table, found))

@@ -17,18 +17,24 @@ from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.profiling.profile import ProfilePlan, profile_space
 from akd_deploy.units import format_seconds, parse_latency_budget
 
+PROFILING = "profiling begun"
+"""What the journal holds from the moment a run starts to measure a table of its own."""
+
 
 def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
-    """Use the target's table where there is one that covers the space, else measure it here."""
-    try:
-        latency = run.latency
-        return {"table": str(latency.directory), "seconds": 0.0, "measured_here": False}
-    except MissingFileError:
-        run.__dict__.pop("latency", None)
+    """Use the target's table where there is one, else measure it here."""
+    # A table is on disk after its first block: one that this run began, and was stopped at, is not there yet.
+    if run.journal.stage_result(PROFILING) is None:
+        try:
+            latency = run.latency
+            return {"table": str(latency.directory), "seconds": 0.0, "measured_here": False}
+        except MissingFileError:
+            run.__dict__.pop("latency", None)
     engine = load_engine(run.target)
     engine.require(engine.why_not())
     directory = table_directory(run.tables, run.target, engine.fingerprint())
     table = run.configuration.profile
+    run.journal.record_stage(PROFILING, {"table": str(directory)})
     plan = ProfilePlan(table.probes, table.networks, Protocol(blocks=table.blocks), run.configuration.seed)
     _, seconds = profile_space(
         run.target,

@@ -17,6 +17,7 @@ from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline.shipping import CALIBRATION_SAMPLES
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
+from akd_deploy.storage import make_folder
 from akd_deploy.target import Target
 
 ADVICE = Protocol(blocks=6, warmup_s=0.05, seconds=0.1, min_samples=50, max_samples=1_000)
@@ -69,7 +70,7 @@ def quantize_measured(
     count = min((len(a) for a in arrays.values()), default=0)
     feeds = [{name: a[i : i + batch] for name, a in arrays.items()} for i in range(0, count - batch + 1, batch)]
     calibration = feeds[: max(1, CALIBRATION_SAMPLES // batch)] if feeds else []
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     engine = load_engine(target)
     settings = int8_settings(target.engine, engine.fingerprint().facts.get("isa", "").split())
     if mode != "auto":

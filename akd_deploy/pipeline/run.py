@@ -11,6 +11,7 @@ from typing import Any
 
 from akd_deploy.configuration import RunConfiguration, toml_from_dict
 from akd_deploy.pipeline import choose, deliver, prepare
+from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.context import Progress, Run
 from akd_deploy.pipeline.summary import summary
 from akd_deploy.report.report import write_report
@@ -92,6 +93,7 @@ def _do_stages(
     chosen: Mapping[str, Stage],
 ) -> tuple[Run, dict[str, Any]]:
     """Do the stages that the journal does not hold yet."""
+    check_configuration(configuration)
     make_folder(directory)
     results: dict[str, Any] = {}
     path = directory / "journal.sqlite"

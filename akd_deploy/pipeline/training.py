@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from akd_deploy.configuration import RunConfiguration, TrainingTable
 from akd_deploy.data import Dataset, ViewBank, load_dataset
 from akd_deploy.distill.bank import TeacherBank, teacher_bank
 from akd_deploy.distill.evaluation import agreement, evaluate, evaluate_logits, logits_of
-from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
 from akd_deploy.distill.teachers import TEACHER_SETTINGS, train_teacher
 from akd_deploy.distill.trainer import train
 from akd_deploy.errors import MismatchError
@@ -100,13 +102,16 @@ def load_teacher(
     if table.source == "factory":
         assert table.factory is not None
         assert table.weights is not None
-        return teacher_from_factory(table.factory, table.weights, dataset.input_shape, dataset.classes)
+        return teacher_from_factory(table.factory, table.weights, dataset.input_shape, dataset.classes, table.arguments)
     if table.source == "onnx":
         assert table.onnx is not None
         return teacher_from_onnx(table.onnx, dataset.input_shape, dataset.classes)
-    path = folder / "teacher.safetensors"
+    settings = settings_from(table.training, TEACHER_SETTINGS)
+    # `distill` keeps its teacher beside its students, where the next one may be asked for with other settings.
+    recipe = {"data": dataset.provenance, "settings": asdict(settings), "seed": configuration.seed}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=dict).encode()).hexdigest()[:12]
+    path = folder / f"teacher-{digest}.safetensors"
     if not path.is_file():
-        settings = settings_from(table.training, TEACHER_SETTINGS)
         save_convnet(train_teacher(dataset, configuration.seed, settings, on_step=on_step), path)
     return teacher_from_module(load_convnet(path), dataset.input_shape, dataset.classes, "trained on the run's data")
 
@@ -141,6 +146,6 @@ def load_bed(
         views=views,
         bank=teacher_bank([teacher], views, cache_dir=folder / "teacher_logits"),
         method=configuration.distill.method,
-        short=settings_from(configuration.search.training, TrainingSettings()),
+        short=settings_from(configuration.search.training, PROXY_SETTINGS),
         long=settings_from(configuration.distill.training, TrainingSettings()),
     )

@@ -294,11 +294,10 @@ def test_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     path = write_report(minimal_summary(), tmp_path / "report.html")
     before = path.read_bytes()
 
-    def full_disk(self, *args, **kwargs):
-        self.write_bytes(b"half a page")
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_text", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(StorageError, match="No space left"):
         write_report(example_summary(), path)
     assert path.read_bytes() == before

@@ -1,0 +1,54 @@
+"""What can be known to be wrong with a run.toml before anything is measured, trained or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from akd_deploy.configuration import RunConfiguration
+from akd_deploy.data import DATASETS
+from akd_deploy.distill.methods import method_for
+from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.distill.teachers import TEACHER_SETTINGS
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import MissingFileError, UnknownNameError
+from akd_deploy.pipeline.training import settings_from
+from akd_deploy.search import reward_shape
+from akd_deploy.search.strategies import load_strategy
+from akd_deploy.search_space import load_space
+from akd_deploy.target import load_target
+from akd_deploy.units import parse_latency_budget
+
+
+def check_configuration(configuration: RunConfiguration) -> None:
+    """Look up every name, and try every value that needs neither the data nor the device.
+
+    A run's folder keeps the configuration it was begun with: a misspelling is better found before there is one.
+
+    Raises:
+        UnknownNameError: a target, engine, space, strategy, reward, dataset, method or setting that nobody knows.
+        UsageError: a value that makes no sense where it is used.
+        MissingFileError: the teacher's file is not there.
+        MissingRuntimeError: the target cannot run here, so no student could be measured on it, or NNI is missing.
+    """
+    engine = load_engine(load_target(configuration.target))
+    engine.require(engine.why_not())
+    for name in configuration.export.targets:
+        load_engine(load_target(name))
+    parse_latency_budget(configuration.budget, teacher_s=1.0)
+    if configuration.data.name not in DATASETS:
+        raise UnknownNameError("dataset", configuration.data.name, DATASETS)
+    load_space(configuration.space.name, configuration.space.settings)
+    reward_shape(configuration.search.reward)
+    method_for(configuration.distill.method, teachers=1)
+    settings_from(configuration.teacher.training, TEACHER_SETTINGS)
+    for table in (configuration.search.training, configuration.distill.training):
+        settings_from(table, TrainingSettings())
+    for path in (configuration.teacher.weights, configuration.teacher.onnx):
+        _require_file(path)
+    for strategy in configuration.search.strategies:
+        load_strategy(strategy, configuration.seed)
+
+
+def _require_file(path: Path | None) -> None:
+    if path is not None and not path.is_file():
+        raise MissingFileError(asked=f"the teacher {path}", found="no such file", next="Check the path in [teacher].")

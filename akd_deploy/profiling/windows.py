@@ -1,0 +1,155 @@
+"""Windows of a given ONNX network: runs of consecutive nodes that can be measured on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+MAX_NODES = 10
+"""Longest window; fused kernels rarely span more than five nodes."""
+MAX_INPUTS = 3
+FUSED_INTO_PRODUCER = frozenset(
+    {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Softplus", "Elu", "Mish",
+     "BatchNormalization", "PRelu"}
+)  # fmt: skip
+"""No window starts with one of these: their producer absorbs them, so alone they would be kernels no network has."""
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A network taken apart: nodes in order, the shape and type of every tensor, constants by name."""
+
+    model: onnx.ModelProto
+    nodes: tuple[onnx.NodeProto, ...]
+    tensors: dict[str, onnx.ValueInfoProto]
+    constants: dict[str, onnx.TensorProto]
+    uses: dict[str, list[int]]
+    outputs: frozenset[str]
+
+
+def _take_apart(model: onnx.ModelProto) -> _Graph:
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    graph = inferred.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"), None)
+        if value is not None:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+            constants[tensor.name] = tensor
+        else:
+            nodes.append(node)
+    uses: dict[str, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for name in node.input:
+            uses.setdefault(name, []).append(index)
+    tensors = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    outputs = frozenset(info.name for info in graph.output)
+    return _Graph(inferred, tuple(nodes), tensors, constants, uses, outputs)
+
+
+def _is_measurable(info: onnx.ValueInfoProto | None) -> bool:
+    """Whether noise can be fed to it: a float tensor of known shape."""
+    if info is None or not info.type.HasField("tensor_type"):
+        return False
+    tensor = info.type.tensor_type
+    known = tensor.HasField("shape") and all(d.HasField("dim_value") and d.dim_value > 0 for d in tensor.shape.dim)
+    return tensor.elem_type in _FLOATS and known
+
+
+def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
+    """Nodes start to stop − 1 as a model of their own; None where its inputs or outputs cannot be fed or read."""
+    nodes = graph.nodes[start:stop]
+    produced = {name for node in nodes for name in node.output if name}
+    consumed = dict.fromkeys(name for node in nodes for name in node.input if name and name not in produced)
+    inputs = [name for name in consumed if name not in graph.constants]
+    outputs = [
+        name
+        for name in dict.fromkeys(name for node in nodes for name in node.output if name)
+        if name in graph.outputs or any(not start <= user < stop for user in graph.uses.get(name, []))
+    ]
+    if not inputs or not outputs or len(inputs) > MAX_INPUTS:
+        return None
+    infos = [graph.tensors.get(name) for name in (*inputs, *outputs)]
+    if not all(_is_measurable(info) for info in infos):
+        return None
+    made = helper.make_graph(
+        nodes,
+        "window",
+        [graph.tensors[name] for name in inputs],
+        [graph.tensors[name] for name in outputs],
+        [graph.constants[name] for name in consumed if name in graph.constants],
+    )
+    return helper.make_model(
+        made,
+        opset_imports=list(graph.model.opset_import),
+        ir_version=graph.model.ir_version,
+        functions=list(graph.model.functions),
+        producer_name="akd-deploy",
+    )
+
+
+def _signature(graph: _Graph, node: onnx.NodeProto) -> str:
+    """What a node looks like, its name left out."""
+
+    def shape(name: str) -> object:
+        if name in graph.constants:
+            return tuple(graph.constants[name].dims)
+        info = graph.tensors.get(name)
+        return tuple(d.dim_value for d in info.type.tensor_type.shape.dim) if info is not None else None
+
+    attributes = sorted(helper.printable_attribute(a) for a in node.attribute)
+    return f"{node.domain}.{node.op_type}{[shape(name) for name in node.input]}{attributes}"
+
+
+def model_windows(model: onnx.ModelProto, count: int, rng: np.random.Generator) -> list[onnx.ModelProto]:
+    """Windows of 1 to `MAX_NODES` nodes of a network with static shapes, chosen to cover its distinct nodes.
+
+    Random windows are drawn until every node that can be measured is covered, and on until there are `count` of them;
+    fewer where the network has no more. The whole network is never one of them.
+    """
+    graph = _take_apart(model)
+    signatures = [_signature(graph, node) for node in graph.nodes]
+    chosen: dict[tuple[int, int], onnx.ModelProto] = {}
+    covered: set[str] = set()
+    for start, stop in _candidates(graph.nodes, count, rng):
+        if len(chosen) >= count:
+            break
+        fresh = set(signatures[start:stop]) - covered
+        if (start, stop) in chosen or (not fresh and len(covered) < len(set(signatures)) and rng.random() < 0.5):
+            continue
+        window = _window(graph, start, stop)
+        if window is not None:
+            chosen[start, stop] = window
+            covered |= set(signatures[start:stop])
+    return list(chosen.values())
+
+
+def _candidates(nodes: Sequence[onnx.NodeProto], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """Every node's own window first, in random order, then random ones; bounded."""
+    starts = [i for i, node in enumerate(nodes) if node.op_type not in FUSED_INTO_PRODUCER]
+    if not starts:
+        return
+    for start in rng.permutation(starts):
+        yield _until_fused(nodes, int(start), int(start) + 1)
+    for _ in range(20 * count):
+        start = int(rng.choice(starts))
+        yield _until_fused(nodes, start, min(start + int(rng.integers(2, MAX_NODES + 1)), len(nodes)))
+
+
+def _until_fused(nodes: Sequence[onnx.NodeProto], start: int, stop: int) -> tuple[int, int]:
+    """The window, longer by the nodes that its last one absorbs."""
+    while (
+        stop < len(nodes)
+        and nodes[stop].op_type in FUSED_INTO_PRODUCER
+        and nodes[stop].input[0] in nodes[stop - 1].output
+    ):
+        stop += 1
+    return start, (stop if stop - start < len(nodes) else len(nodes) - 1)

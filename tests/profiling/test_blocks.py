@@ -1,0 +1,285 @@
+"""Blocks: every model in every one, disturbed ones again, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from akd_deploy.errors import AkdError, MissingFileError, MissingRuntimeError, UnknownNameError, UsageError
+from akd_deploy.models.onnx_from_student import onnx_from_layers
+from akd_deploy.profiling import blocks
+from akd_deploy.profiling.blocks import Measured, Protocol, _raised_in_worker, _Taken, measure_blocks, pinned_cpus
+from akd_deploy.search_space import Layer
+from akd_deploy.target import Target
+
+HERE = Target("here", device="cpu", engine="onnxruntime", engine_options={"threads": 1})
+MODELS = {name: Path(f"{name}.onnx") for name in "abcd"}
+CALM = _Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
+STOLEN = _Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
+DRIFTED = _Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """Stands in for worker processes: `script(model, nth time)` says what is taken; returns the orders run."""
+
+    def install(script: Callable[[str, int], _Taken]) -> list[list[str]]:
+        orders: list[list[str]] = []
+        times: Counter[str] = Counter()
+
+        def run_block(
+            target: Target, models: Mapping[str, Path], order: list[str], protocol: Protocol, seed: int
+        ) -> Generator[tuple[str, _Taken], None, None]:
+            orders.append(order)
+            for name in order:
+                times[name] += 1
+                yield name, script(name, times[name])
+
+        monkeypatch.setattr(blocks, "_run_block", run_block)
+        return orders
+
+    return install
+
+
+def measure(blocks: int = 3, seed: int = 0, **more) -> dict[str, Measured]:
+    return measure_blocks(HERE, MODELS, Protocol(blocks=blocks, max_remeasure=2), np.random.default_rng(seed), **more)
+
+
+# --- the order of things ----------------------------------------------------------------------------------------
+
+
+def test_every_model_is_in_every_block_and_every_sample_is_kept(processes) -> None:
+    orders = processes(lambda name, nth: _Taken((float(nth), nth + 0.5), 1.0, 0.0))
+    measured = measure(blocks=4)
+    assert [sorted(order) for order in orders] == [list("abcd")] * 4
+    for name in MODELS:
+        found = measured[name]
+        assert {i: s.tolist() for i, s in found.measurement.blocks.items()} == {
+            i: [i + 1.0, i + 1.5] for i in range(4)
+        }
+        assert (found.remeasured, found.disturbed) == (0, 0)
+
+
+def test_orders_are_shuffled_and_a_function_of_the_seed(processes) -> None:
+    orders = processes(lambda name, nth: CALM)
+    measure(blocks=6, seed=1)
+    measure(blocks=6, seed=1)
+    assert orders[:6] == orders[6:]
+    assert len({tuple(order) for order in orders[:6]}) > 1
+
+
+def test_progress_counts_to_the_plan_and_each_block_is_handed_over(processes) -> None:
+    processes(lambda name, nth: CALM)
+    progress, handed = [], []
+    measure(
+        blocks=2,
+        on_model=lambda done, total: progress.append((done, total)),
+        on_block=lambda so_far: handed.append([len(m.measurement.blocks) for m in so_far.values()]),
+    )
+    assert progress == [(n, 8) for n in range(1, 9)]
+    assert handed == [[1] * 4, [2] * 4]
+
+
+def test_only_the_blocks_a_model_lacks_are_measured(processes) -> None:
+    orders = processes(lambda name, nth: CALM)
+    progress = []
+    measured = measure(
+        blocks=3, have={"a": 3, "b": 2, "c": 7}, on_model=lambda done, total: progress.append((done, total))
+    )
+    assert [sorted(order) for order in orders] == [["b", "d"], ["d"], ["d"]]
+    assert {name: len(m.measurement.blocks) for name, m in measured.items()} == {"b": 1, "d": 3}
+    assert progress == [(n, 4) for n in range(1, 5)]
+
+
+# --- disturbances -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED])
+def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: _Taken) -> None:
+    # b's second measurement, that is block 1, is disturbed once.
+    orders = processes(lambda name, nth: disturbance if (name, nth) == ("b", 2) else CALM)
+    measured = measure(blocks=3)
+    assert [len(order) for order in orders] == [4, 4, 1, 4]
+    assert orders[2] == ["b"]
+    assert (measured["b"].remeasured, measured["b"].disturbed) == (1, 0)
+    assert (measured["a"].remeasured, measured["a"].disturbed) == (0, 0)
+    assert 9.0 not in measured["b"].measurement.samples_s
+    assert len(measured["b"].measurement.blocks) == 3
+
+
+def test_remeasuring_is_bounded_and_what_stays_disturbed_is_kept_and_counted(processes) -> None:
+    orders = processes(lambda name, nth: STOLEN if name == "c" else CALM)
+    measured = measure(blocks=3)
+    assert [order for order in orders if len(order) == 1] == [["c"]] * 6
+    assert (measured["c"].remeasured, measured["c"].disturbed) == (6, 3)
+    assert set(measured["c"].measurement.samples_s) == {9.0}
+
+
+def test_a_machine_that_is_always_slow_is_not_disturbed(processes) -> None:
+    orders = processes(lambda name, nth: _Taken((1.0,), reference_s=100.0 + nth, steal=0.0))
+    assert all(m.remeasured == 0 for m in measure().values())
+    assert len(orders) == 3
+
+
+def test_a_fast_start_of_the_reference_is_seen_through_later(processes) -> None:
+    """What counts as usual is learnt from all references so far: one quick one does not condemn the rest."""
+    processes(lambda name, nth: _Taken((1.0,), 0.5 if (name, nth) == ("a", 1) else 1.0, 0.0))
+    assert sum(m.disturbed for m in measure(blocks=3).values()) == 0
+
+
+def test_progress_does_not_count_what_is_measured_again(processes) -> None:
+    processes(lambda name, nth: STOLEN if name == "c" else CALM)
+    progress = []
+    measure(blocks=1, on_model=lambda done, total: progress.append((done, total)))
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_a_remote_host_is_refused() -> None:
+    remote = Target("board", device="orin", engine="onnxruntime", host="ssh://me@board")
+    with pytest.raises(MissingRuntimeError, match="ssh://me@board"):
+        measure_blocks(remote, MODELS, Protocol(), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("wrong", [{"blocks": 0}, {"min_samples": 0}, {"min_samples": 9, "max_samples": 8}])
+def test_a_protocol_without_samples_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="protocol"):
+        Protocol(**wrong)
+
+
+def test_tables_of_more_blocks_merge_and_of_longer_samples_do_not() -> None:
+    assert Protocol(blocks=3).header() == Protocol(blocks=9).header()
+    assert Protocol(seconds=0.01).header() != Protocol(seconds=0.02).header()
+
+
+def test_a_process_is_bound_to_as_many_cpus_as_the_target_has_threads() -> None:
+    available = sorted(os.sched_getaffinity(0))
+    assert pinned_cpus(HERE) == available[-1:]
+    many = Target("many", device="cpu", engine="onnxruntime", engine_options={"threads": 10_000})
+    assert pinned_cpus(many) == available
+    assert pinned_cpus(Target("gpu", device="gpu", engine="onnxruntime")) == []
+
+
+# --- real processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.onnx"
+    onnx.save_model(onnx_from_layers([Layer("l", "conv", 4, 4, 6)], np.random.default_rng(0)), path)
+    return path
+
+
+QUICK = Protocol(blocks=2, warmup_s=0.001, seconds=0.001, min_samples=5, max_samples=20, max_remeasure=0)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen]:
+    """Every process started."""
+    result: list[subprocess.Popen] = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            result.append(self)
+
+    monkeypatch.setattr(blocks.subprocess, "Popen", Recorded)
+    return result
+
+
+def is_gone(process: subprocess.Popen) -> bool:
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_real_model_is_measured_in_two_fresh_processes(tiny_model: Path, started: list[subprocess.Popen]) -> None:
+    measured = measure_blocks(HERE, {"tiny": tiny_model, "twin": tiny_model}, QUICK, np.random.default_rng(0))
+    assert len(started) == 2
+    for name in ("tiny", "twin"):
+        samples = measured[name].measurement
+        assert samples.subject == name
+        assert list(samples.blocks) == [0, 1]
+        assert all(5 <= len(block) <= 20 for block in samples.blocks.values())
+    assert all(is_gone(process) for process in started)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "found"),
+    [
+        (Target("t", "cpu", "onnxruntime", engine_options={"thread": 1}), UnknownNameError, "Did you mean 'threads'"),
+        (Target("t", "gpu", "tensorrt", precision="fp16"), MissingRuntimeError, "tensorrt"),
+        (HERE, MissingFileError, "nowhere"),
+    ],
+)
+def test_what_a_worker_refuses_arrives_as_the_error_it_was(
+    target: Target, kind: type[AkdError], found: str, started: list[subprocess.Popen]
+) -> None:
+    with pytest.raises(kind, match=found) as caught:
+        measure_blocks(target, {"m": Path("/nowhere.onnx")}, QUICK, np.random.default_rng(0))
+    assert caught.value.asked
+    assert all(is_gone(process) for process in started)
+
+
+def test_every_error_crosses_the_process_boundary_whole() -> None:
+    for kind in [AkdError, *AkdError.__subclasses__()]:
+        described = {"kind": kind.kind, "asked": "a", "found": "b", "next": "c.", "uncovered": ["Gelu"]}
+        error = _raised_in_worker({"error": described, "class": kind.__name__})
+        assert type(error) is kind
+        assert error.as_dict() == described
+        assert str(error) == "asked for a; found b. c."
+        assert error.exit_code == kind.exit_code
+
+
+def test_a_worker_that_dies_says_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    dying = tmp_path / "dying"
+    dying.write_text("#!/bin/sh\necho the library fell over >&2\nexit 7\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dying))
+    # Enough models that the job does not fit into a pipe nobody reads.
+    models = {f"model-{i:05d}": tiny_model for i in range(5_000)}
+    with pytest.raises(MissingRuntimeError, match=r"status 7.*the library fell over"):
+        measure_blocks(HERE, models, QUICK, np.random.default_rng(0))
+
+
+def test_an_interrupt_between_two_models_ends_the_worker_at_once(
+    tiny_model: Path, started: list[subprocess.Popen]
+) -> None:
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    models = {f"m{i}": tiny_model for i in range(50)}
+    with pytest.raises(KeyboardInterrupt):
+        measure_blocks(HERE, models, Protocol(blocks=1, seconds=1.0), np.random.default_rng(0), on_model=interrupt)
+    assert len(started) == 1
+    assert is_gone(started[0])
+
+
+def test_ctrl_c_while_a_worker_measures_ends_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen]
+) -> None:
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(endless))
+    threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        measure_blocks(HERE, MODELS, QUICK, np.random.default_rng(0))
+    assert len(started) == 1
+    assert is_gone(started[0])

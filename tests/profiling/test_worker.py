@@ -1,0 +1,142 @@
+"""The measuring process: one line per model, and nothing but those lines on its channel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from akd_deploy.engines.base import TensorSpec
+from akd_deploy.profiling import worker
+from akd_deploy.target import Target
+
+PROTOCOL = {"warmup_s": 0.0, "seconds": 0.0, "min_samples": 3, "max_samples": 3}
+
+
+class _Session:
+    inputs = (TensorSpec("x", (1, 2), "float32"),)
+
+    def __init__(self, path: Path, log: list[str]) -> None:
+        self.path, self.log = path, log
+
+    def __enter__(self) -> _Session:
+        self.log.append(f"open {self.path}")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.log.append(f"close {self.path}")
+
+    def bind(self, feeds: Mapping[str, np.ndarray]):
+        assert feeds["x"].shape == (1, 2)
+        return lambda: self.log.append(f"call {self.path}")
+
+
+class _Engine:
+    def __init__(self) -> None:
+        self.log: list[str] = []
+
+    def why_not(self) -> None:
+        return None
+
+    def require(self, reason: str | None) -> None:
+        assert reason is None
+
+    def load(self, path: Path) -> _Session:
+        return _Session(path, self.log)
+
+
+def job(*names: str) -> dict[str, Any]:
+    return {
+        "target": Target("here", "cpu", "onnxruntime").as_dict(),
+        "models": [{"name": name, "path": f"{name}.onnx"} for name in names],
+        "protocol": PROTOCOL,
+        "cpus": [],
+        "seed": 0,
+    }
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> _Engine:
+    result = _Engine()
+    monkeypatch.setattr(worker, "load_engine", lambda target: result)
+    return result
+
+
+def test_models_are_measured_in_the_order_asked_and_closed_before_the_next(engine: _Engine) -> None:
+    lines: list[dict[str, Any]] = []
+    worker.run_job(job("b", "a"), lines.append)
+    assert [line["name"] for line in lines] == ["b", "a"]
+    for line in lines:
+        assert len(line["samples_s"]) == 3
+        assert all(sample > 0 for sample in line["samples_s"])
+        assert line["reference_s"] > 0
+        assert 0 <= line["steal"] <= 1
+    opened_and_closed = [entry for entry in engine.log if not entry.startswith("call")]
+    assert opened_and_closed == ["open b.onnx", "close b.onnx", "open a.onnx", "close a.onnx"]
+
+
+def test_a_models_reference_is_the_slower_of_the_one_before_and_the_one_after(
+    engine: _Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one to warm up, one before a, one between a and b, one after b
+    references = iter([9.0, 1.0, 3.0, 2.0])
+    monkeypatch.setattr(worker, "reference_call", lambda: lambda: next(references))
+    lines: list[dict[str, Any]] = []
+    worker.run_job(job("a", "b"), lines.append)
+    assert [line["reference_s"] for line in lines] == [3.0, 3.0]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
+def test_the_process_is_bound_before_the_engine_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[object] = []
+    monkeypatch.setattr(worker.os, "sched_setaffinity", lambda pid, cpus: happened.append((pid, cpus)))
+
+    def load(target: Target) -> _Engine:
+        happened.append("load")
+        return _Engine()
+
+    monkeypatch.setattr(worker, "load_engine", load)
+    worker.run_job({**job(), "cpus": [0]}, happened.append)
+    assert happened == [(0, [0]), "load"]
+
+
+def run(program: str, stdin: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_what_a_runtime_prints_does_not_reach_the_channel() -> None:
+    program = (
+        "import os\n"
+        "import akd_deploy.profiling.worker as worker\n"
+        "def noisy(job, emit):\n"
+        "    print('runtime: hello', flush=True)\n"
+        "    os.system('echo library: hello')\n"
+        "    emit({'name': job['name']})\n"
+        "worker.run_job = noisy\n"
+        "worker.main()\n"
+    )
+    done = run(program, '{"name": "m"}')
+    assert done.stdout == '{"name": "m"}\n'
+    assert "runtime: hello" in done.stderr
+    assert "library: hello" in done.stderr
+    assert done.returncode == 0
+
+
+def test_a_refusal_is_a_line_that_tells_all_and_an_exit_code() -> None:
+    wrong = job("m")
+    wrong["target"] = {**wrong["target"], "engine": "onnxrumtime"}
+    done = run("import akd_deploy.profiling.worker as worker; worker.main()", json.dumps(wrong))
+    line = json.loads(done.stdout)
+    assert line["class"] == "UnknownNameError"
+    assert line["error"]["name"] == "onnxrumtime"
+    assert "onnxruntime" in line["error"]["known"]
+    assert done.returncode == 2
