@@ -1,7 +1,8 @@
-"""Writing to disk: a file whole or not at all, one writer at a time."""
+"""Files on disk: written whole or not at all, by one writer at a time, known by their hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -46,6 +47,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for text, as UTF-8."""
     write_atomically(path, text.encode())
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: Path) -> Path:

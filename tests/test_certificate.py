@@ -61,6 +61,12 @@ def test_bounds_are_the_order_statistics_scipy_points_at(percentile, confidence,
     assert order_statistic_upper_bound_s(samples, percentile, confidence) == rank
 
 
+def test_the_smallest_sample_is_a_bound_where_it_suffices():
+    # P(none of 3 is below p10) = 0.9³ = 0.729: the smallest bounds p10 at 70 %, not at 75 %.
+    assert order_statistic_upper_bound_s(np.array([3.0, 1.0, 2.0]), 10, 0.70) == 1
+    assert order_statistic_upper_bound_s(np.array([3.0, 1.0, 2.0]), 10, 0.75) == 2
+
+
 @pytest.mark.parametrize(("percentile", "n"), [(90, 29), (90, 100), (95, 59), (99, 299), (50, 30)])
 def test_nominal_95_percent_bounds_cover_the_true_percentile(percentile, n):
     rng = np.random.default_rng(1)

@@ -123,6 +123,12 @@ def test_values_of_the_wrong_type_or_range_are_refused_by_key(change):
         target_from_dict("t", FIELDS | change, where="t.toml")
 
 
+@pytest.mark.parametrize("batch", [True, 0, 1.0, "1"])
+def test_a_target_made_in_code_is_checked_too(batch):
+    with pytest.raises(UsageError, match="batch of target t"):
+        Target("t", "cpu", "torch", batch=batch)
+
+
 def test_an_unknown_precision_lists_the_known_ones():
     with pytest.raises(UnknownNameError, match=r"'fp4'") as error:
         target_from_dict("t", FIELDS | {"precision": "fp4"}, where="t.toml")

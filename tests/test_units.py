@@ -40,7 +40,7 @@ def test_durations_are_read_in_seconds(text, seconds):
         ("30MiB", 30 * 2**20),
         ("1B", 1),
         ("1KB", 1000),
-        ("0.57KB", 570),
+        ("1.001KB", 1001),
         ("2GiB", 2**31),
         ("1.5 KiB", 1536),
         ("2.3MB", 2_300_000),

@@ -56,6 +56,8 @@ def run(arguments: list[str] | None = None) -> None:
     as_json, command = "--json" in given, f"akd-deploy {' '.join(given)}"
     try:
         code = app(args=given, standalone_mode=False, prog_name="akd-deploy")
+        if code == InterruptionError.exit_code:  # typer's word for Ctrl-C
+            raise KeyboardInterrupt
     except AkdError as error:
         emit_error(error, as_json)
         sys.exit(error.exit_code)

@@ -98,7 +98,7 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         emit(Outcome(plan, lambda console: console.print(f"would build {plan['engine']}")), as_json)
         return
     built = engine.build(onnx, output)
-    from akd_deploy.data.dataset import file_sha256
+    from akd_deploy.storage import file_sha256
 
     data = {
         "engine": str(built.path),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from akd_deploy.data.dataset import Dataset, Split, file_sha256, stratified_parts
+from akd_deploy.data.dataset import Dataset, Split, stratified_parts
 from akd_deploy.data.views import ViewSettings, corrupted
 from akd_deploy.errors import UsageError
+from akd_deploy.storage import file_sha256
 
 SIDE = 12
 """The 8×8 digits are padded to 12×12, so that a shift loses no ink."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from akd_deploy.data.dataset import Dataset, Split, file_sha256, normalised, stratified_parts
+from akd_deploy.data.dataset import Dataset, Split, normalised, stratified_parts
 from akd_deploy.data.views import ViewSettings
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
+from akd_deploy.storage import file_sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from akd_deploy.data.dataset import file_sha256
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.models.teacher import Teacher, teacher_from_module
 from akd_deploy.models.weights import read_weights
+from akd_deploy.storage import file_sha256
 
 _NAMED = 5
 """How many keys an error lists before it counts the rest."""

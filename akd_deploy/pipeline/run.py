@@ -54,10 +54,10 @@ def run_pipeline(
         AkdError: any other error of the stages; what was finished stays finished.
     """
     run, results = _do_stages(configuration, directory, resume, on_progress, stages(configuration))
-    outcome = summary(run, results)
-    write_text_atomically(
-        directory / "summary.json", json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    )
+    text = json.dumps(summary(run, results), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text_atomically(directory / "summary.json", text)
+    # What was written, so that a resumed run, and `report`, give the very same page.
+    outcome: dict[str, Any] = json.loads(text)
     write_report(outcome, directory / "report.html")
     return outcome
 

@@ -25,7 +25,7 @@ from akd_deploy.models.convnet import load_convnet, save_convnet
 from akd_deploy.models.student import Student, student_from_architecture
 from akd_deploy.models.teacher import Teacher, teacher_from_module
 from akd_deploy.models.teacher_from_factory import teacher_from_factory
-from akd_deploy.models.teacher_from_onnx import teacher_from_onnx
+from akd_deploy.pipeline.teacher_from_onnx import teacher_from_onnx
 from akd_deploy.search import Score
 from akd_deploy.search_space import SearchSpace
 

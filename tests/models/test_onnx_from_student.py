@@ -109,9 +109,7 @@ def test_chains_stand_side_by_side_and_tell_whose_node_is_whose() -> None:
         owned[int(number)].add(name)
     for chain, names in zip(chains, owned, strict=True):
         assert {step.name for step in operations(chain)} <= names
-    outputs = run(
-        model, {v.name: np.zeros(shape_of(v), np.float32) for v in model.graph.input}
-    )
+    outputs = run(model, {v.name: np.zeros(shape_of(v), np.float32) for v in model.graph.input})
     assert [array.shape[1] for array in outputs] == [chain[-1].out_channels for chain in chains]
 
 

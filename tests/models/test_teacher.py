@@ -17,8 +17,8 @@ from akd_deploy.errors import AkdError, CorruptFileError, MismatchError, Missing
 from akd_deploy.models.convnet import ConvNetSettings, convnet, default_widths, load_convnet, save_convnet
 from akd_deploy.models.teacher import state_sha256, teacher_from_module
 from akd_deploy.models.teacher_from_factory import teacher_from_factory
-from akd_deploy.models.teacher_from_onnx import teacher_from_onnx
 from akd_deploy.models.weights import read_weights
+from akd_deploy.pipeline.teacher_from_onnx import teacher_from_onnx
 
 SHAPE = (1, 4, 4)
 FACTORY = """

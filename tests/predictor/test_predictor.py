@@ -17,6 +17,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import predictor as predictor_module
 from akd_deploy.predictor.predictor import (
+    OUT_OF_DOMAIN_WIDENING,
     Prediction,
     Predictor,
     calibration_points,
@@ -174,9 +175,18 @@ def test_a_kernel_out_of_range_clears_in_domain_and_widens(predictor: Predictor,
     assert relative_width(outside) > 2 * relative_width(inside)
 
 
-def test_one_strange_kernel_among_many_is_enough_to_leave_the_domain(
-    predictor: Predictor, unseen: list[Probe]
-) -> None:
+def test_outside_the_measured_range_the_models_own_spread_is_not_trusted(predictor: Predictor) -> None:
+    shapes = [(1, 16, 6, 6), (1, 4096, 64, 64)]
+    kernels = [Kernel("Add", (shape, shape), (shape,)) for shape in shapes]
+    assert [cost.in_domain for cost in predictor.costs(kernels)] == [True, False]
+    for widening, cost, bare in zip(
+        (1.0, OUT_OF_DOMAIN_WIDENING), predictor.costs(kernels), predictor.model.costs(kernels), strict=True
+    ):
+        assert cost.spread_s == pytest.approx(predictor.factor * widening * bare.spread_s)
+        assert cost.mean_s == pytest.approx(predictor.factor * bare.mean_s)
+
+
+def test_one_strange_kernel_among_many_is_enough_to_leave_the_domain(predictor: Predictor, unseen: list[Probe]) -> None:
     executed = executed_by(unseen[0].layers)
     shape = (1, 4096, 64, 64)
     huge = ExecutedKernel(Kernel("Add", (shape, shape), (shape,)), "huge")
@@ -237,9 +247,7 @@ def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def test_saved_and_read_predictors_predict_the_same(
-    predictor: Predictor, unseen: list[Probe], tmp_path: Path
-) -> None:
+def test_saved_and_read_predictors_predict_the_same(predictor: Predictor, unseen: list[Probe], tmp_path: Path) -> None:
     again = read_predictor(save_predictor(predictor, tmp_path))
     assert predictions(again, unseen[:10]) == predictions(predictor, unseen[:10])
     assert again.scores == predictor.scores

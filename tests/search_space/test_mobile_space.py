@@ -82,9 +82,7 @@ def test_what_one_operation_puts_out_is_what_its_readers_take_in(given_settings:
         written[step.name] = (step.out_channels, step.out_size)
 
 
-@given(
-    st.integers(1, 224), st.sampled_from([1, 3, 5, 7]), st.integers(1, 3), st.sampled_from(["conv", "dw_separable"])
-)
+@given(st.integers(1, 224), st.sampled_from([1, 3, 5, 7]), st.integers(1, 3), st.sampled_from(["conv", "dw_separable"]))
 @settings(max_examples=60, deadline=None)
 def test_out_size_is_what_torch_gives(size: int, kernel_size: int, stride: int, op: str) -> None:
     layer = Layer("l", op, 1, 1, size, kernel_size=kernel_size, stride=stride, skip="pool")
@@ -200,7 +198,9 @@ def test_size_is_the_product_of_options_and_every_encoding_is_distinct() -> None
 
 
 def test_size_of_a_large_space_does_not_overflow() -> None:
-    space = load_space("mobile", {**MOBILENET_SETTINGS, "widths": [16] * 30, "strides": [1] * 30, "layers": [[1, 2]] * 30})
+    space = load_space(
+        "mobile", {**MOBILENET_SETTINGS, "widths": [16] * 30, "strides": [1] * 30, "layers": [[1, 2]] * 30}
+    )
     assert space.size == (4 * 3 * 2 * 3 * 2 * 3) ** 30
 
 

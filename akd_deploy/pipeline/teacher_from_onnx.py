@@ -10,9 +10,9 @@ import onnx
 import torch
 from torch import Tensor
 
-from akd_deploy.data.dataset import file_sha256
 from akd_deploy.errors import MismatchError, MissingFileError
 from akd_deploy.models.teacher import Teacher, TeacherProvenance, check_classes
+from akd_deploy.storage import file_sha256
 
 _BATCH = 32
 """Images per call where the file leaves the batch open."""
