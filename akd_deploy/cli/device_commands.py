@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -166,6 +167,9 @@ def targets_show(name: str, as_json: Json = False) -> None:
 def profile(
     target: TargetName,
     space: Space = None,
+    onnx: Annotated[
+        list[Path] | None, typer.Option("--onnx", help="Profile the kernels of this network instead; repeatable.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.05, help="Measure for about this long.")] = None,
     probes: Annotated[int, typer.Option(min=20, help="Stretches of networks to measure.")] = 240,
     networks: Annotated[int, typer.Option(min=0, help="Whole networks to calibrate and score on.")] = 40,
@@ -175,21 +179,21 @@ def profile(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a search space's kernels on a target and write its latency table."""
+    """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
     from akd_deploy.latency_table import table_directory
     from akd_deploy.pipeline.spaces import named_space
-    from akd_deploy.profiling.blocks import Protocol
-    from akd_deploy.profiling.profile import ProfilePlan, plan_within, profile_space
+    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, plan_within, profile_models, profile_space
     from akd_deploy.target import load_target
 
     chosen, engine = load_target(target), None
     engine = load_engine(chosen)
     engine.require(engine.why_not())
     directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
-    protocol = Protocol(blocks=blocks)
+    protocol = replace(PROFILE, blocks=blocks)
     plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes, networks, protocol, seed)
-    searched = named_space(space or "mobile")
+    if onnx and space is not None:
+        raise UsageError(asked="one thing to profile", found="both --space and --onnx", next="Give one of them.")
     if not dry_run and not resume and (directory / "header.json").is_file():
         raise UsageError(
             asked=f"a new latency table in {directory}",
@@ -205,14 +209,15 @@ def profile(
     }
     if not dry_run:
         with progress_bars(as_json) as on_progress:
-            measured, seconds = profile_space(
-                chosen,
-                searched,
-                plan,
-                directory,
-                resume=resume,
-                on_model=lambda done, total: on_progress("measuring", done, total),
-            )
+
+            def on_model(done: int, total: int) -> None:
+                on_progress("measuring", done, total)
+
+            if onnx:
+                measured, seconds = profile_models(chosen, onnx, plan, directory, resume=resume, on_model=on_model)
+            else:
+                searched = named_space(space or "mobile")
+                measured, seconds = profile_space(chosen, searched, plan, directory, resume=resume, on_model=on_model)
         kernels = {kernel for row in measured.rows for kernel, _ in row.kernels}
         data |= {"kernels": len(kernels), "rows": len(measured.rows), "seconds": seconds, "sigma": measured.sigma}
 

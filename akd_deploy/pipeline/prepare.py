@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.feasibility import feasibility
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
-from akd_deploy.profiling.profile import ProfilePlan, profile_space
+from akd_deploy.profiling.profile import PROFILE, ProfilePlan, profile_space
 from akd_deploy.units import format_seconds, parse_latency_budget
 
 PROFILING = "profiling begun"
@@ -35,7 +36,7 @@ def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
     directory = table_directory(run.tables, run.target, engine.fingerprint())
     table = run.configuration.profile
     run.journal.record_stage(PROFILING, {"table": str(directory)})
-    plan = ProfilePlan(table.probes, table.networks, Protocol(blocks=table.blocks), run.configuration.seed)
+    plan = ProfilePlan(table.probes, table.networks, replace(PROFILE, blocks=table.blocks), run.configuration.seed)
     _, seconds = profile_space(
         run.target,
         run.space,

@@ -25,11 +25,19 @@ REFERENCE_TOLERANCE = 1.12
 reference scatters by 2–3 % on a quiet shared CPU)."""
 STEAL_TOLERANCE = 0.03
 """So was one during which the hypervisor took more than this share of CPU time."""
+WAITING_TOLERANCE = 0.03
+"""So was one whose process, on a CPU target, waited for a CPU for more than this share of the time it was timed."""
+UNSTABLE = 0.08
+"""Block medians further apart than this, relatively, ask for extra blocks; what the others were is kept."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How samples are taken. `warmup_s` and `seconds` are per model and block."""
+    """How samples are taken. `warmup_s` and `seconds` are per model and block.
+
+    A disturbed block is measured again `max_remeasure` times at most; a model whose blocks disagree by more than
+    `UNSTABLE` gets up to `extra_blocks` more.
+    """
 
     blocks: int = 3
     warmup_s: float = 0.005
@@ -37,15 +45,16 @@ class Protocol:
     min_samples: int = 50
     max_samples: int = 200
     max_remeasure: int = 2
+    extra_blocks: int = 0
 
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.min_samples < 1 or self.max_samples < self.min_samples:
             raise UsageError(asked="a measuring protocol", found=str(self), next="Take ≥ 1 block and ≥ 1 sample.")
 
     def header(self) -> dict[str, float | int | str]:
-        """The part that two tables must share to merge: everything but the number of blocks."""
+        """The part that two tables must share to merge: everything but how many blocks and when more."""
         fields = asdict(self)
-        del fields["blocks"], fields["max_remeasure"]
+        del fields["blocks"], fields["max_remeasure"], fields["extra_blocks"]
         return {**fields, "clock": "perf_counter", "boundary": "host", "reference": "matmul160"}
 
 
@@ -67,6 +76,7 @@ class _Taken:
     samples_s: tuple[float, ...]
     reference_s: float
     steal: float
+    waiting: float = 0.0
 
 
 def pinned_cpus(target: Target) -> list[int]:
@@ -111,7 +121,10 @@ def _run_block(
                 fields = json.loads(line)
                 if "error" in fields:
                     raise _raised_in_worker(fields)
-                yield fields["name"], _Taken(tuple(fields["samples_s"]), fields["reference_s"], fields["steal"])
+                yield (
+                    fields["name"],
+                    _Taken(tuple(fields["samples_s"]), fields["reference_s"], fields["steal"], fields["waiting"]),
+                )
             if process.wait() != 0:
                 log.seek(0)
                 tail = log.read().decode(errors="replace").strip().splitlines()[-3:]
@@ -176,9 +189,9 @@ def measure_blocks(
     done, planned = 0, sum(missing.values())
 
     def disturbed(sample: _Taken) -> bool:
-        return sample.steal > STEAL_TOLERANCE or sample.reference_s > REFERENCE_TOLERANCE * float(
-            np.percentile(usual_s, 25)
-        )
+        drifted = sample.reference_s > REFERENCE_TOLERANCE * float(np.percentile(usual_s, 25))
+        waited = target.device == "cpu" and sample.waiting > WAITING_TOLERANCE
+        return drifted or waited or sample.steal > STEAL_TOLERANCE
 
     def collected() -> dict[str, Measured]:
         result = {}
@@ -190,15 +203,22 @@ def measure_blocks(
                 result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), remeasured[name], bad)
         return result
 
-    for block in range(max(missing.values(), default=0)):
-        pending = [name for name in models if block < missing[name]]
+    def unstable(name: str) -> bool:
+        medians = [float(np.median(block.samples_s)) for block in taken[name].values()]
+        return len(medians) > 1 and max(medians) / min(medians) - 1 > UNSTABLE
+
+    blocks = max(missing.values(), default=0)
+    for block in range(blocks + protocol.extra_blocks):
+        pending = [name for name in models if block < missing[name] or (block >= blocks and unstable(name))]
+        if not pending:
+            break
         for attempt in range(protocol.max_remeasure + 1):
             order = [pending[i] for i in rng.permutation(len(pending))]
             with closing(_run_block(target, models, order, protocol, int(rng.integers(2**31)))) as samples:
                 for name, sample in samples:
                     taken[name][block] = sample
                     usual_s.append(sample.reference_s)
-                    if attempt == 0:
+                    if attempt == 0 and block < blocks:
                         done += 1
                         on_model(done, planned)
             pending = [name for name in pending if disturbed(taken[name][block])]

@@ -1,4 +1,4 @@
-"""A profile: probes and networks of a search space, measured into a latency table."""
+"""A profile: probes of a search space or of given networks, measured into a latency table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol as Protocol_
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,10 +26,12 @@ from akd_deploy.latency_table import (
     write_table,
 )
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
-from akd_deploy.profiling.probes import Probe, probe_writer, space_networks, space_probes
+from akd_deploy.profiling.probes import probe_writer, space_networks, space_probes
+from akd_deploy.profiling.windows import file_windows, write_window
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.target import Target
 
+PROFILE = Protocol(blocks=3, extra_blocks=2)
 SECONDS_PER_MODEL = 0.03
 """What one model costs in one block beside its warm-up and samples: loading, the reference (seen: 10–25 ms)."""
 
@@ -38,7 +42,7 @@ class ProfilePlan:
 
     probes: int = 240
     networks: int = 40
-    protocol: Protocol = Protocol()  # noqa: RUF009 - frozen
+    protocol: Protocol = PROFILE
     seed: int = 0
 
 
@@ -69,9 +73,79 @@ def profile_space(
     resume: bool = False,
     on_model: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[LatencyTable, float]:
-    """Measure a plan and write the table to `directory` after every block; returns it and the seconds spent.
+    """Measure probes and networks of a space; see `measure_probes`."""
+    rng = np.random.default_rng(plan.seed)
+    probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
+    write = probe_writer(target.engine, target.batch, rng)
+    return measure_probes(target, probes, write, plan.protocol, directory, rng, resume=resume, on_model=on_model)
 
-    With `resume`, only the blocks that the rows already there lack are measured.
+
+def profile_models(
+    target: Target,
+    paths: Sequence[Path],
+    plan: ProfilePlan,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[LatencyTable, float]:
+    """Measure windows of given ONNX networks, `plan.probes` of them shared out among the networks; no whole network.
+
+    Raises:
+        UsageError: the target's engine reads no ONNX, or nothing in the networks can be measured on its own.
+        MissingFileError, CorruptFileError: a file is not there, or no ONNX network.
+    """
+    if target.engine == "torch":
+        raise UsageError(
+            asked=f"a profile of ONNX networks for target {target.name}",
+            found="the torch engine, which reads no ONNX files",
+            next="Profile a search space, or choose a target of another engine.",
+        )
+    rng = np.random.default_rng(plan.seed)
+    share = -(-plan.probes // len(paths))
+    windows = [window for path in paths for window in file_windows(path, target.batch, share, rng)]
+    if not windows:
+        raise UsageError(
+            asked=f"windows of {', '.join(path.name for path in paths)}",
+            found="none whose inputs are float tensors of known shape",
+            next="Give static shapes to the network's inputs.",
+        )
+    return measure_probes(
+        target, windows, write_window, plan.protocol, directory, rng, resume=resume, on_model=on_model
+    )
+
+
+class Measurable(Protocol_):
+    """What a profile measures: rows' `kind` and `family` as in `TableRow`, a name equal for equal things only."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+Probed = TypeVar("Probed", bound=Measurable)
+
+
+def measure_probes(
+    target: Target,
+    probes: Sequence[Probed],
+    write: Callable[[Probed, Path], Path],
+    protocol: Protocol,
+    directory: Path,
+    rng: np.random.Generator,
+    *,
+    resume: bool = False,
+    on_model: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[LatencyTable, float]:
+    """Measure probes and write the table to `directory` after every block; returns it and the seconds spent.
+
+    With `resume`, rows that are there stay, and only the blocks they lack are measured.
+
+    Args:
+        write: (probe, folder) → the model file the target's engine reads.
 
     Raises:
         MissingRuntimeError: the target cannot run here.
@@ -81,21 +155,18 @@ def profile_space(
     engine = load_engine(target)
     engine.require(engine.why_not())
     began = time.monotonic()
-    rng = np.random.default_rng(plan.seed)
-    probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
     header = TableHeader(
         target=target,
         device=engine.fingerprint(),
         engine_version=engine.version(),
-        protocol=plan.protocol.header(),
+        protocol=protocol.header(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     with table_lock(directory), tempfile.TemporaryDirectory(prefix="akd-profile-") as scratch:
         old = read_table(directory) if resume and (directory / "header.json").is_file() else None
         base = LatencyTable(header, ()) if old is None else LatencyTable(header, ()).merged(old)
         have = {row.name: len(row.measurement.blocks) for row in base.rows}
-        wanted = [probe for probe in probes if have.get(probe.name, 0) < plan.protocol.blocks]
-        write = probe_writer(target.engine, target.batch, rng)
+        wanted = [probe for probe in probes if have.get(probe.name, 0) < protocol.blocks]
         models = {probe.name: write(probe, Path(scratch)) for probe in wanted}
         kernels = {name: counted([e.kernel for e in engine.executed_kernels(path)]) for name, path in models.items()}
         by_name = {probe.name: probe for probe in wanted}
@@ -109,7 +180,7 @@ def profile_space(
             measured = measure_blocks(
                 target,
                 models,
-                plan.protocol,
+                protocol,
                 rng,
                 on_model,
                 on_block=lambda so_far: write_table(table_of(so_far), directory),
@@ -120,5 +191,5 @@ def profile_space(
     return result, time.monotonic() - began
 
 
-def _row(probe: Probe, kernels: tuple[tuple[Kernel, int], ...], measured: Measured) -> TableRow:
+def _row(probe: Measurable, kernels: tuple[tuple[Kernel, int], ...], measured: Measured) -> TableRow:
     return TableRow(probe.kind, probe.family, kernels, measured.measurement, measured.remeasured)

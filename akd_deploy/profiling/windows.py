@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from akd_deploy.engines.onnx_file import read_onnx
+from akd_deploy.latency_table import PROBE
 
 MAX_NODES = 10
 """Longest window; fused kernels rarely span more than five nodes."""
@@ -18,6 +23,39 @@ FUSED_INTO_PRODUCER = frozenset(
 )  # fmt: skip
 """No window starts with one of these: their producer absorbs them, so alone they would be kernels no network has."""
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A stretch of a given network, to be measured as a probe of the family that the network's name gives."""
+
+    family: str
+    model: onnx.ModelProto
+    kind: str = PROBE
+
+    @property
+    def name(self) -> str:
+        """Equal for equal windows only."""
+        return f"window-{hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()[:12]}"
+
+
+def file_windows(path: Path, batch: int, count: int, rng: np.random.Generator) -> list[Window]:
+    """Windows of the network in a file, different from each other, its batch resolved.
+
+    Raises:
+        MissingFileError, CorruptFileError: no such file, or no ONNX network.
+    """
+    model = read_onnx(path, batch)
+    onnx.load_external_data_for_model(model, str(path.parent))
+    windows = [Window(path.stem, window) for window in model_windows(model, count, rng)]
+    return list({window.name: window for window in windows}.values())
+
+
+def write_window(window: Window, folder: Path) -> Path:
+    """Write a window as ONNX."""
+    path = folder / f"{window.name}.onnx"
+    onnx.save_model(window.model, path)
+    return path
 
 
 @dataclass(frozen=True)

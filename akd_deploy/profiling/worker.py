@@ -34,17 +34,27 @@ def reference_call() -> Callable[[], float]:
     return measure
 
 
-def measure_model(engine: Any, path: Path, protocol: dict[str, float], rng: np.random.Generator) -> list[float]:
-    """Load one model, warm it up and time single calls; seconds each."""
+def measure_model(
+    engine: Any, path: Path, protocol: dict[str, float], rng: np.random.Generator
+) -> tuple[list[float], float]:
+    """Load one model, warm it up and time single calls.
+
+    Returns:
+        Seconds of each call, and the share of that time in which this process had no CPU, 0 to 1: threads that
+        spin count as working, a host that waits for a device does not.
+    """
     with engine.load(path) as session:
         call = session.bind(random_feeds(session, rng))
         warm_up(call, protocol["warmup_s"])
-        return time_calls(
+        wall, cpu = time.perf_counter(), time.process_time()
+        samples = time_calls(
             call,
             seconds=protocol["seconds"],
             min_samples=int(protocol["min_samples"]),
             max_samples=int(protocol["max_samples"]),
         )
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return samples, max(0.0, 1 - cpu / wall)
 
 
 def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
@@ -60,7 +70,7 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
     reference()
     before, load = reference(), read_load()
     for model in job["models"]:
-        samples = measure_model(engine, Path(model["path"]), job["protocol"], rng)
+        samples, waiting = measure_model(engine, Path(model["path"]), job["protocol"], rng)
         after, now = reference(), read_load()
         emit(
             {
@@ -68,6 +78,7 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
                 "samples_s": samples,
                 "reference_s": max(before, after),
                 "steal": steal_fraction(load, now),
+                "waiting": waiting,
             }
         )
         before, load = after, now

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -37,10 +38,21 @@ def _found(trials: list[Trial]) -> list[tuple[object, ...]]:
     return [(t.strategy, t.id, t.architecture.digest, t.state, t.seed, t.accuracy, t.reward) for t in trials]
 
 
+def _rewound(twin, run: Path) -> Path:
+    """A copy of the twin as it was before its first search."""
+    shutil.copytree(twin.directory, run)
+    shutil.rmtree(run / "students")
+    with contextlib.closing(sqlite3.connect(run / "journal.sqlite")) as journal, journal:
+        journal.execute("DELETE FROM trials")
+        journal.execute("DELETE FROM meta WHERE key LIKE 'search %'")
+        journal.execute("DELETE FROM stages WHERE name NOT IN ('profile', 'teacher', 'budget')")
+    return run
+
+
 def _interrupting(stop: Callable[[str, int], bool]) -> Callable[[bool], object]:
     """In place of progress bars: Ctrl-C, as a signal, at every report that `stop` (what, how often) asks for."""
 
-    @contextmanager
+    @contextlib.contextmanager
     def progress(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
         reports: dict[str, int] = {}
 
@@ -94,7 +106,7 @@ def test_a_run_interrupted_at_every_stage_in_turn_comes_to_the_same_trials(twin,
 def test_an_interrupted_training_is_trained_again_and_no_other(twin, tmp_path, monkeypatch):
     from akd_deploy.pipeline import training
 
-    run, asked, real = tmp_path / "run", [], training.Bed.score
+    run, asked, real = _rewound(twin, tmp_path / "run"), [], training.Bed.score
 
     def interrupted_once(bed, architecture, seed):
         asked.append(seed)
@@ -103,11 +115,11 @@ def test_an_interrupted_training_is_trained_again_and_no_other(twin, tmp_path, m
         return real(bed, architecture, seed)
 
     monkeypatch.setattr(training.Bed, "score", interrupted_once)
-    arguments = ("--config", "run.toml", "-o", run, "--json")
-    assert twin.workshop.call("search", *arguments).code == 130
+    arguments = ("search", "--config", "run.toml", "-o", run, "--resume", "--json")
+    assert twin.workshop.call(*arguments).code == 130
     running = [trial for trial in _trials(run) if trial.state == "running"]
     assert [trial.seed for trial in running] == [asked[1]]
-    assert twin.workshop.call("search", *arguments, "--resume").code == 0
+    assert twin.workshop.call(*arguments).code == 0
     assert asked[2] == asked[1]
     assert len(asked) == 5  # four trainings, one of them twice
     attempts = {(t.strategy, t.id): t.attempts for t in _trials(run) if t.state == "done"}

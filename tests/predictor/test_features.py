@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
@@ -96,6 +96,7 @@ KERNELS = st.builds(
 
 
 @given(KERNELS)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_features_of_any_kernel_are_finite_and_as_many_as_of_any_other(kernel: Kernel) -> None:
     terms, place = cost_terms(kernel), coordinates(kernel)
     assert len(terms) == len(TERMS)

@@ -27,6 +27,7 @@ MODELS = {name: Path(f"{name}.onnx") for name in "abcd"}
 CALM = _Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
 STOLEN = _Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
 DRIFTED = _Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
+WAITED = _Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_only_the_blocks_a_model_lacks_are_measured(processes) -> None:
 # --- disturbances -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED])
+@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED])
 def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: _Taken) -> None:
     # b's second measurement, that is block 1, is disturbed once.
     orders = processes(lambda name, nth: disturbance if (name, nth) == ("b", 2) else CALM)
@@ -133,6 +134,22 @@ def test_a_fast_start_of_the_reference_is_seen_through_later(processes) -> None:
     """What counts as usual is learnt from all references so far: one quick one does not condemn the rest."""
     processes(lambda name, nth: _Taken((1.0,), 0.5 if (name, nth) == ("a", 1) else 1.0, 0.0))
     assert sum(m.disturbed for m in measure(blocks=3).values()) == 0
+
+
+def test_a_host_that_waits_for_its_device_is_not_disturbed(processes) -> None:
+    processes(lambda name, nth: WAITED)
+    board = Target("board", device="gpu", engine="onnxruntime")
+    measured = measure_blocks(board, MODELS, Protocol(blocks=2), np.random.default_rng(0))
+    assert all((m.remeasured, m.disturbed) == (0, 0) for m in measured.values())
+
+
+def test_only_models_whose_blocks_disagree_get_extra_blocks_until_there_are_no_more(processes) -> None:
+    # b's blocks never agree, and what was measured is kept however many more there are.
+    orders = processes(lambda name, nth: _Taken((float(nth),), 1.0, 0.0) if name == "b" else CALM)
+    protocol = Protocol(blocks=2, extra_blocks=3)
+    measured = measure_blocks(HERE, MODELS, protocol, np.random.default_rng(0))
+    assert [sorted(order) for order in orders] == [list("abcd")] * 2 + [["b"]] * 3
+    assert {name: len(m.measurement.blocks) for name, m in measured.items()} == {"a": 2, "b": 5, "c": 2, "d": 2}
 
 
 def test_progress_does_not_count_what_is_measured_again(processes) -> None:

@@ -78,6 +78,7 @@ def test_models_are_measured_in_the_order_asked_and_closed_before_the_next(engin
         assert all(sample > 0 for sample in line["samples_s"])
         assert line["reference_s"] > 0
         assert 0 <= line["steal"] <= 1
+        assert 0 <= line["waiting"] <= 1
     opened_and_closed = [entry for entry in engine.log if not entry.startswith("call")]
     assert opened_and_closed == ["open b.onnx", "close b.onnx", "open a.onnx", "close a.onnx"]
 
@@ -91,6 +92,29 @@ def test_a_models_reference_is_the_slower_of_the_one_before_and_the_one_after(
     lines: list[dict[str, Any]] = []
     worker.run_job(job("a", "b"), lines.append)
     assert [line["reference_s"] for line in lines] == [3.0, 3.0]
+
+
+def test_a_model_that_sleeps_has_waited_and_one_that_works_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"wall": 0.0, "cpu": 0.0}
+
+    class Sleeper(_Session):
+        def bind(self, feeds: Mapping[str, np.ndarray]):
+            def call() -> None:
+                clocks["wall"] += 4.0
+                clocks["cpu"] += 4.0 if self.path.stem == "worker" else 1.0
+
+            return call
+
+    monkeypatch.setattr(worker, "warm_up", lambda call, seconds: 0)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clocks["wall"])
+    monkeypatch.setattr(worker.time, "process_time", lambda: clocks["cpu"])
+    engine = _Engine()
+    monkeypatch.setattr(engine, "load", lambda path: Sleeper(path, []))
+    waiting = [
+        worker.measure_model(engine, Path(name), PROTOCOL, np.random.default_rng(0))[1]
+        for name in ("sleeper.onnx", "worker.onnx")
+    ]
+    assert waiting == [0.75, 0.0]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
