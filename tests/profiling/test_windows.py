@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from akd_deploy.errors import MissingFileError, UsageError
+from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.profiling.profile import ProfilePlan, profile_models
+from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, file_windows, model_windows, write_window
+from akd_deploy.search_space import load_space
+from akd_deploy.target import Target
+
+SPACE = load_space("mobile")
+
+
+def network(seed: int = 0) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    return onnx_from_architecture(SPACE.sample(rng), rng)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_windows_are_valid_models_that_run_and_none_is_the_whole_network(seed: int) -> None:
+    model = network(seed)
+    windows = model_windows(model, 40, np.random.default_rng(seed))
+    assert len(windows) >= 20
+    rng = np.random.default_rng(0)
+    for window in windows:
+        onnx.checker.check_model(window, full_check=True)
+        assert len(window.graph.node) < len(model.graph.node)
+        feeds = {
+            info.name: rng.standard_normal([d.dim_value for d in info.type.tensor_type.shape.dim]).astype(np.float32)
+            for info in window.graph.input
+        }
+        assert all(np.isfinite(output).all() for output in ReferenceEvaluator(window).run(None, feeds))
+
+
+def test_a_window_computes_what_the_network_computes_there() -> None:
+    model = network(3)
+    images = np.random.default_rng(1).standard_normal((1, 1, 12, 12), dtype=np.float32)
+    names = [name for node in model.graph.node for name in node.output]
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    values = dict(zip(names, ReferenceEvaluator(exposed).run(None, {"input": images}), strict=True)) | {"input": images}
+    for window in model_windows(model, 15, np.random.default_rng(0)):
+        outputs = ReferenceEvaluator(window).run(None, {info.name: values[info.name] for info in window.graph.input})
+        for info, output in zip(window.graph.output, outputs, strict=True):
+            np.testing.assert_allclose(output, values[info.name], rtol=1e-4, atol=1e-5)
+
+
+def test_every_distinct_node_is_in_some_window_and_no_window_starts_with_an_activation() -> None:
+    model = network(5)
+    windows = model_windows(model, 200, np.random.default_rng(0))
+    assert {node.name for window in windows for node in window.graph.node} == {node.name for node in model.graph.node}
+    for window in windows:
+        assert window.graph.node[0].op_type not in FUSED_INTO_PRODUCER
+        assert len(window.graph.node) <= MAX_NODES + 2  # and the activation its last node absorbs
+
+
+def test_windows_cover_before_they_repeat() -> None:
+    few = model_windows(network(1), 12, np.random.default_rng(0))
+    assert len({(n.op_type, tuple(n.input)) for w in few for n in w.graph.node}) >= 12
+
+
+def test_windows_that_would_need_whole_numbers_fed_are_left_out() -> None:
+    shape = helper.make_node("Shape", ["x"], ["s"], name="shape")
+    reshape = helper.make_node("Reshape", ["y", "s"], ["z"], name="reshape")
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"], name="relu"), shape, reshape, helper.make_node("Exp", ["z"], ["w"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("w", TensorProto.FLOAT, [1, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    for window in model_windows(model, 20, np.random.default_rng(0)):
+        kinds = {info.type.tensor_type.elem_type for info in (*window.graph.input, *window.graph.output)}
+        assert kinds == {TensorProto.FLOAT}
+
+
+def test_names_are_equal_for_equal_windows_only_and_weights_in_other_files_come_along(tmp_path: Path) -> None:
+    model = network(2)
+    onnx.save_model(model, tmp_path / "plain.onnx")
+    onnx.save_model(
+        model, tmp_path / "split.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    plain = file_windows(tmp_path / "plain.onnx", 1, 15, np.random.default_rng(0))
+    split = file_windows(tmp_path / "split.onnx", 1, 15, np.random.default_rng(0))
+    assert len({window.name for window in plain}) == len(plain)
+    assert [window.family for window in split] == ["split"] * len(split)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    for window in split:
+        onnx.checker.check_model(onnx.load(write_window(window, folder)), full_check=True)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"nowhere\.onnx"):
+        file_windows(tmp_path / "nowhere.onnx", 1, 5, np.random.default_rng(0))
+
+
+def test_the_torch_engine_is_refused_with_the_reason(tmp_path: Path) -> None:
+    target = Target("t", device="cpu", engine="torch")
+    with pytest.raises(UsageError, match="reads no ONNX"):
+        profile_models(target, [tmp_path / "m.onnx"], ProfilePlan(probes=20, networks=0), tmp_path / "table")
