@@ -51,13 +51,14 @@ def call(folder: Path, *arguments: object) -> Answer:
         patch.setenv("AKD_DEPLOY_HOME", str(folder / "home"))
         patch.delenv("GITHUB_ACTIONS", raising=False)
         patch.chdir(folder)
-        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            try:
-                run([str(argument) for argument in arguments])
-            except SystemExit as left:
-                assert isinstance(left.code, int)
-                return Answer(left.code, stdout.getvalue(), stderr.getvalue())
-    raise AssertionError("a command always leaves with a code")
+        with (
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            pytest.raises(SystemExit) as left,
+        ):
+            run([str(argument) for argument in arguments])
+    assert isinstance(left.value.code, int)
+    return Answer(left.value.code, stdout.getvalue(), stderr.getvalue())
 
 
 def written(path: Path, text: str) -> Path:

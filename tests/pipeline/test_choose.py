@@ -1,0 +1,86 @@
+"""Choosing among trained candidates, and the baseline that a person would have tried."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
+from akd_deploy.search_space import load_space
+
+SPACE = load_space("mobile")
+
+
+def row(network, latency_s, accuracy, reward, state="done"):
+    return {
+        "network": network, "digest": f"d-{network}", "arch": {"n": network}, "latency_s": latency_s,
+        "accuracy": accuracy, "reward": reward, "state": state,
+    }  # fmt: skip
+
+
+RESULTS = {
+    "teacher": {"accuracy": 1.0},
+    "search-tpe": {
+        "trials": [
+            row("slow", 3.0, 0.9, 0.7),
+            row("refused", 9.0, None, None, "infeasible"),
+            row("broken", 1.0, None, None, "failed"),
+            row("both", 1.0, 0.6, 0.6),
+        ]
+    },
+    "search-random": {"trials": [row("both", 1.0, 0.6, 0.65), row("worse", 2.0, 0.5, 0.5), row("good", 2.0, 0.8, 0.8)]},
+}
+
+
+def test_candidates_of_all_searches_come_best_reward_first_and_each_network_once():
+    rows = trained(RESULTS)
+    assert [(r["network"], r["reward"]) for r in rows] == [
+        ("good", 0.8), ("slow", 0.7), ("both", 0.65), ("worse", 0.5),
+    ]  # fmt: skip
+
+
+def test_the_front_is_what_no_other_candidate_beats_in_both():
+    rows = front(RESULTS)
+    assert [r["digest"] for r in rows] == ["d-both", "d-good", "d-slow"]
+    everyone = trained(RESULTS)
+    for candidate in everyone:
+        beaten = any(
+            o["latency_s"] <= candidate["latency_s"]
+            and o["accuracy"] >= candidate["accuracy"]
+            and (o["latency_s"], o["accuracy"]) != (candidate["latency_s"], candidate["accuracy"])
+            for o in everyone
+        )
+        assert beaten == (candidate["digest"] not in {r["digest"] for r in rows})
+
+
+def a_run(latency_of, family=None):
+    """As much of a run as choosing a hand-shrunk network needs."""
+
+    def predict(architecture):
+        seconds = latency_of(architecture)
+        return SimpleNamespace(latency_s=seconds, upper_s=1.1 * seconds)
+
+    return SimpleNamespace(
+        latency=SimpleNamespace(predict_architecture=predict),
+        bound_s=lambda upper_s: 1.2 * upper_s,
+        space=SimpleNamespace(hand_shrunk=lambda: family),
+    )
+
+
+@pytest.mark.parametrize("budget_s", np.linspace(0.1, 2.5, 13))
+def test_the_widest_within_the_budget_is_what_trying_all_of_them_finds(budget_s):
+    family = SPACE.hand_shrunk()[0]
+    seconds = {a.digest: 0.2 + 0.03 * i for i, a in enumerate(family)}
+    found = _widest_within(a_run(lambda a: seconds[a.digest]), family, budget_s)
+    fitting = [a for a in family if 1.2 * 1.1 * seconds[a.digest] <= budget_s]
+    if not fitting:
+        assert found is None
+    else:
+        assert found is not None
+        assert found[0].digest == fitting[-1].digest
+        assert found[1] == seconds[fitting[-1].digest]
+
+
+def test_without_a_hand_shrunk_network_in_the_budget_there_is_no_such_row():
+    run = a_run(lambda a: 5.0, SPACE.hand_shrunk())
+    assert hand_shrunk(run, {"budget": {"budget_s": 1.0}}) == {"arch": None}
