@@ -8,23 +8,27 @@ from typing import Any
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import UnknownNameError
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment
-from akd_deploy.search_space.mobile import MobileSpace
+from akd_deploy.search_space.mobile import MOBILENET_SETTINGS, MobileSpace
 
 __all__ = ["SPACES", "Layer", "SearchSpace", "Segment", "load_space", "space_of"]
 
-SPACES: Mapping[str, type[SearchSpace]] = {"mobile": MobileSpace}
-"""Space name → class; constructed with the space's settings."""
+SPACES: Mapping[str, tuple[type[SearchSpace], Mapping[str, Any]]] = {
+    "mobile": (MobileSpace, {}),
+    "mobilenet": (MobileSpace, MOBILENET_SETTINGS),
+}
+"""Name → the space's class and the settings it starts from: `mobilenet` is `mobile` at 224×224, seven blocks."""
 
 
 def load_space(name: str, settings: Mapping[str, Any] | None = None) -> SearchSpace:
-    """The space of that name with these settings.
+    """The space of that name with these settings instead of the ones it starts from.
 
     Raises:
         UnknownNameError: no such space or setting.
     """
     if name not in SPACES:
         raise UnknownNameError("search space", name, SPACES)
-    return SPACES[name](settings)
+    space, start = SPACES[name]
+    return space({**start, **(settings or {})})
 
 
 def space_of(architecture: Architecture) -> SearchSpace:

@@ -44,7 +44,7 @@ steps = {steps}
 learning_rate = {learning_rate}
 
 [teacher.training]
-steps = 60
+steps = 20
 
 [distill]
 seeds = 2

@@ -196,7 +196,7 @@ def test_distilling_with_other_teacher_settings_trains_another_teacher(twin, arc
     for steps in (3, 4, 3):
         config = twin.workshop.run_toml(tmp_path / "t.toml")
         text = config.read_text(encoding="utf-8").replace(
-            "[teacher.training]\nsteps = 60", f"[teacher.training]\nsteps = {steps}"
+            "[teacher.training]\nsteps = 20", f"[teacher.training]\nsteps = {steps}"
         )
         config.write_text(text.replace("steps = 40", "steps = 1"), encoding="utf-8")
         arguments = ("--config", config, "--arch", architecture_file, "-o", tmp_path / "s.safetensors")

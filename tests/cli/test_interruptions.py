@@ -164,7 +164,7 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_a_process_that_is_interrupted_and_another_that_is_killed_leave_a_run_that_finishes(workshop, tmp_path):
     """Ctrl-C while a measuring process is at work, then SIGKILL in the middle of a training, then the rest."""
-    config, run = workshop.run_toml(tmp_path / "run.toml", steps=150), tmp_path / "run"
+    config, run = workshop.run_toml(tmp_path / "run.toml", steps=60), tmp_path / "run"
     arguments = ("run", "--config", config, "-o", run, "--resume", "--json")
 
     process = _start(workshop.folder, *arguments)

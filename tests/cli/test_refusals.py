@@ -310,7 +310,7 @@ def _factory_teacher(workshop, folder, name, classes):
         workshop.run_toml(folder / "run.toml")
         .read_text(encoding="utf-8")
         .replace(
-            "[teacher.training]\nsteps = 60",
+            "[teacher.training]\nsteps = 20",
             f'[teacher]\nsource = "factory"\nfactory = "{name}:build"\nweights = "{folder / "weights.safetensors"}"',
         )
     )

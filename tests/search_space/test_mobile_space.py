@@ -293,3 +293,12 @@ def test_hand_shrunk_families_are_plain_and_grow_with_width() -> None:
             sizes.append(sum(step.parameters for step in operations(layers)))
         assert sizes == sorted(sizes)
         assert sizes[-1] > 4 * sizes[0]
+
+
+def test_mobilenet_is_the_mobile_space_at_its_own_settings() -> None:
+    space = load_space("mobilenet", {"classes": 10})
+    architecture = space.sample(np.random.default_rng(0))
+    assert space.input_shape == (3, 224, 224)
+    assert space.classes == 10
+    assert architecture.space == "mobile"
+    assert space_of(architecture).layers(architecture) == space.layers(architecture)
