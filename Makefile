@@ -28,7 +28,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --cov --cov-report=term -n 2
+	$(BIN)/pytest --cov --cov-report=term -n 2 --dist loadgroup
 
 format: install
 	$(BIN)/ruff format .

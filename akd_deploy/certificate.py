@@ -64,6 +64,11 @@ def order_statistic_upper_bound_s(samples_s: np.ndarray, percentile: float, conf
     return float(np.sort(samples_s)[low - 1])
 
 
+MIN_BLOCKS = 10
+"""A certificate pools samples of at least so many fresh processes: what varies between processes (memory layout,
+neighbours on the machine) must have had its chances to vary."""
+
+
 @dataclass(frozen=True)
 class Certificate:
     """Whether `percentile` of latencies is within `budget_s`, at `confidence`; `ok` says yes.
@@ -116,7 +121,8 @@ def certify(
         confidence: of the test, 0 to 1.
 
     Raises:
-        UsageError: too few samples for the certificate ever to hold, or a level out of range.
+        UsageError: too few samples for the certificate ever to hold, fewer than `MIN_BLOCKS` processes, or a level
+            out of range.
     """
     pooled = np.concatenate([np.empty(0), *blocks_s.values()])
     allowed = allowed_exceedances(len(pooled), percentile, confidence)
@@ -125,6 +131,12 @@ def certify(
             asked=f"a certificate of p{percentile:g} at {confidence:.0%} confidence",
             found=f"{len(pooled)} samples",
             next=f"Take at least {samples_needed(percentile, confidence)}.",
+        )
+    if len(blocks_s) < MIN_BLOCKS:
+        raise UsageError(
+            asked=f"a certificate of p{percentile:g}",
+            found=f"samples of {len(blocks_s)} processes",
+            next=f"Measure in at least {MIN_BLOCKS}: samples of one process are alike, processes are not.",
         )
     # Not "> budget_s": what is no number must never count as within the budget.
     exceeding = int((~(pooled <= budget_s)).sum())

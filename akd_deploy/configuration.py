@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from akd_deploy.certificate import samples_needed
+from akd_deploy.certificate import MIN_BLOCKS, samples_needed
 from akd_deploy.errors import CorruptFileError, MissingFileError, UnknownNameError, UsageError
 
 
@@ -128,7 +128,7 @@ class CertificateTable(_Table):
 
     percentile: float = Field(default=90, ge=50, lt=100)
     confidence: float = Field(default=0.99, gt=0.5, lt=1)
-    blocks: int = Field(default=10, ge=1)
+    blocks: int = Field(default=MIN_BLOCKS, ge=MIN_BLOCKS)
     samples_per_block: int = Field(default=100, ge=1)
 
     @model_validator(mode="after")

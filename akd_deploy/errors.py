@@ -151,3 +151,10 @@ class VerificationError(AkdError, ValueError):
 
     kind = "verification"
     exit_code = 3
+
+
+class InterruptionError(AkdError, RuntimeError):
+    """Ctrl-C: what was finished is kept."""
+
+    kind = "interrupted"
+    exit_code = 130

@@ -131,13 +131,25 @@ def test_a_certificate_states_its_evidence():
     assert not certify(blocks, budget_s=2e-3, percentile=99, confidence=0.99).ok
 
 
+def in_ten_processes(samples):
+    return dict(enumerate(np.array_split(samples, 10)))
+
+
+def test_a_certificate_needs_ten_processes():
+    samples = np.full(1_000, 1e-3)
+    assert certify(in_ten_processes(samples), budget_s=2e-3).ok
+    nine = dict(enumerate(np.array_split(samples, 9)))
+    with pytest.raises(UsageError, match=r"9 processes.*at least 10"):
+        certify(nine, budget_s=2e-3)
+
+
 def test_a_sample_equal_to_the_budget_meets_it():
-    assert certify({0: np.full(1_000, 2e-3)}, budget_s=2e-3).exceeding == 0
+    assert certify(in_ten_processes(np.full(1_000, 2e-3)), budget_s=2e-3).exceeding == 0
 
 
 @pytest.mark.parametrize(("sample", "budget_s"), [(np.nan, 2e-3), (np.inf, 2e-3), (1e-3, np.nan)])
 def test_what_is_no_number_never_counts_as_within_the_budget(sample, budget_s):
-    certificate = certify({0: np.full(1_000, sample)}, budget_s=budget_s)
+    certificate = certify(in_ten_processes(np.full(1_000, sample)), budget_s=budget_s)
     assert (certificate.exceeding, certificate.worst_block_exceeding, certificate.ok) == (1_000, 1.0, False)
 
 

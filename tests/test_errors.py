@@ -25,6 +25,7 @@ EXIT_CODES = {
     "storage": 5,
     "missing_runtime": 5,
     "build": 6,
+    "interrupted": 130,
 }
 
 

@@ -12,15 +12,7 @@ from typer.exceptions import TyperException
 import akd_deploy
 from akd_deploy.cli import device_commands, model_commands, run_commands, ship_commands
 from akd_deploy.cli.output import emit_error, stderr
-from akd_deploy.errors import AkdError, StorageError, UsageError
-
-
-class InterruptionError(AkdError, RuntimeError):
-    """Ctrl-C."""
-
-    kind = "interrupted"
-    exit_code = 130
-
+from akd_deploy.errors import AkdError, InterruptionError, StorageError, UsageError
 
 app = typer.Typer(
     name="akd-deploy",

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from akd_deploy.certificate import certify, ratio_interval
+from akd_deploy.certificate import MIN_BLOCKS, certify, ratio_interval
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import GateError, MissingFileError
+from akd_deploy.errors import GateError, MissingFileError, UsageError
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.target import Target
 
@@ -37,12 +37,19 @@ def bench_models(
     The exit code is that of GateError when a budget was given and its certificate does not hold, else 0.
 
     Raises:
+        UsageError: a budget to certify with fewer than `MIN_BLOCKS` processes.
         MissingFileError: no such model.
         MissingRuntimeError: the target cannot run here.
     """
     for path in (model, other):
         if path is not None and not path.exists():
             raise MissingFileError(asked=f"the model {path}", found="no such file", next="Check the path.")
+    if budget_s is not None and blocks < MIN_BLOCKS:
+        raise UsageError(
+            asked="a budget certificate",
+            found=f"--blocks {blocks}",
+            next=f"Take at least {MIN_BLOCKS} fresh processes.",
+        )
     engine = load_engine(target)
     engine.require(engine.why_not())
     protocol = Protocol(

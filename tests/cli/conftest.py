@@ -53,8 +53,8 @@ seeds = 2
 steps = 40
 
 [certificate]
-blocks = 3
-samples_per_block = 100
+blocks = 10
+samples_per_block = 30
 """
 
 
@@ -143,3 +143,11 @@ def refused(workshop: Workshop) -> Callable[..., dict]:
         return answer.error
 
     return check
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process of a parallel run takes all of these: it makes the workshop and the twin once."""
+    here = str(Path(__file__).parent)
+    for item in items:
+        if str(item.path).startswith(here):
+            item.add_marker(pytest.mark.xdist_group("cli"))

@@ -39,7 +39,8 @@ def _toml(folder, text, name="bad.toml"):
         ('[teacher]\nsource = "factory"\n', ["teacher", "needs factory"]),
         ('[teacher]\nfactory = "a:b"\nweights = "w"\n', ["teacher", 'source = "factory"']),
         ('[teacher]\nonnx = "t.onnx"\n', ["teacher", 'source = "onnx"']),
-        ("[certificate]\nblocks = 1\nsamples_per_block = 10\n", ["certificate", "10 samples", "44 samples"]),
+        ("[certificate]\nblocks = 9\n", ["certificate.blocks", "10"]),
+        ("[certificate]\nsamples_per_block = 4\n", ["certificate", "40 samples", "44 samples"]),
         ("[certificate]\npercentile = 100\n", ["certificate.percentile", "100"]),
         # What only the stages know is looked up before there is a run's folder.
         ('[search]\nstrategies = ["anealing"]\n', ["'anealing'", "constrained_evolution", "tpe"]),
@@ -155,6 +156,10 @@ def test_a_missing_file_is_named(workshop, refused, arguments):
         (("predict", "--target", TARGET), ["--onnx", "--arch"]),
         (("bench", "--target", TARGET), ["--onnx", "--engine"]),
         (("bench", "--target", TARGET, "--onnx", "m", "--aa", "--compare-with", "m"), ["--aa"]),
+        (
+            ("bench", "--target", TARGET, "--onnx", "run.toml", "--latency-budget", "1s", "--blocks", "3"),
+            ["--blocks 3", "at least 10"],
+        ),
         (("quantize", "--onnx", "run.toml", "--target", TARGET, "--mode", "int8", "-o", "out"), ["--samples"]),
         (("feasible", "--target", TARGET, "--latency-budget", "60%"), ["60%", "duration"]),
         (("targets", "show", "cpu_onnx_fp32"), ["cpu_onnx_fp32", TARGET]),
