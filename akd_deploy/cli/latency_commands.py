@@ -1,0 +1,300 @@
+"""Commands about latency: profile, fit, predict, feasible, bench."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
+from akd_deploy.cli.output import Outcome, emit, progress_bars, table
+from akd_deploy.errors import UsageError
+from akd_deploy.units import format_seconds, parse_latency_budget
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    for command in (profile, fit, predict, feasible, bench):
+        app.command()(command)
+
+
+def profile(
+    target: TargetName,
+    space: Space = None,
+    onnx: Annotated[
+        list[Path] | None, typer.Option("--onnx", help="Profile the kernels of this network instead; repeatable.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.05, help="Measure for about this long.")] = None,
+    probes: Annotated[int, typer.Option(min=20, help="Stretches of networks to measure.")] = 240,
+    networks: Annotated[int, typer.Option(min=0, help="Whole networks to calibrate and score on.")] = 40,
+    blocks: Annotated[int, typer.Option(min=1, help="Fresh processes for each.")] = 3,
+    resume: Resume = False,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
+    from akd_deploy.engines import load_engine
+    from akd_deploy.latency_table import table_directory
+    from akd_deploy.pipeline.spaces import named_space
+    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, plan_within, profile_models, profile_space
+    from akd_deploy.target import load_target
+
+    chosen, engine = load_target(target), None
+    engine = load_engine(chosen)
+    engine.require(engine.why_not())
+    directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
+    protocol = replace(PROFILE, blocks=blocks)
+    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes, networks, protocol, seed)
+    if onnx and space is not None:
+        raise UsageError(asked="one thing to profile", found="both --space and --onnx", next="Give one of them.")
+    if not dry_run and not resume and (directory / "header.json").is_file():
+        raise UsageError(
+            asked=f"a new latency table in {directory}",
+            found="one that is there already",
+            next="Add --resume to extend it, or delete the folder to start again.",
+        )
+    data: dict[str, Any] = {
+        "table": str(directory),
+        "target": chosen.name,
+        "probes": plan.probes,
+        "networks": plan.networks,
+        "blocks": protocol.blocks,
+    }
+    if not dry_run:
+        with progress_bars(as_json) as on_progress:
+
+            def on_model(done: int, total: int) -> None:
+                on_progress("measuring", done, total)
+
+            if onnx:
+                measured, seconds = profile_models(chosen, onnx, plan, directory, resume=resume, on_model=on_model)
+            else:
+                searched = named_space(space or "mobile")
+                measured, seconds = profile_space(chosen, searched, plan, directory, resume=resume, on_model=on_model)
+        kernels = {kernel for row in measured.rows for kernel, _ in row.kernels}
+        data |= {"kernels": len(kernels), "rows": len(measured.rows), "seconds": seconds, "sigma": measured.sigma}
+
+    def show(console: Console) -> None:
+        if dry_run:
+            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}")
+        else:
+            console.print(
+                f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
+                f"σ {data['sigma'] or 0:.1%} → {directory}"
+            )
+
+    emit(Outcome(data, show), as_json)
+
+
+def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> None:
+    """Fit the target's latency predictor and score it on networks it was not fitted on."""
+    from dataclasses import asdict
+
+    from akd_deploy.pipeline.latency import target_latency
+    from akd_deploy.target import load_target
+
+    latency = target_latency(load_target(target), directory)
+    predictor = latency.predictor
+    data = {
+        **asdict(predictor.scores),
+        "calibrated_on": predictor.calibrated_on,
+        "in_place_factor": predictor.factor,
+        "tail_factor": predictor.tail_factor,
+        "table": str(latency.directory),
+    }
+
+    def show(console: Console) -> None:
+        console.print(table(f"Predictor of {target}", ("score", ">value"), [(k, _number(v)) for k, v in data.items()]))
+
+    emit(Outcome(data, show), as_json)
+
+
+def _number(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def predict(
+    target: TargetName,
+    onnx: Onnx = None,
+    arch: Annotated[Path | None, typer.Option(help="An architecture file.")] = None,
+    space: Space = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Every kernel's share.")] = False,
+    directory: Table = None,
+    as_json: Json = False,
+) -> None:
+    """Predict a network's latency with an interval, from the kernels it executes."""
+    from akd_deploy.architecture import read_architecture
+    from akd_deploy.errors import MissingFileError
+    from akd_deploy.pipeline.latency import target_latency
+    from akd_deploy.pipeline.spaces import named_space
+    from akd_deploy.target import load_target
+
+    if (onnx is None) == (arch is None):
+        raise UsageError(asked="a network", found="both or neither of --onnx and --arch", next="Give exactly one.")
+    latency = target_latency(load_target(target), directory)
+    if onnx is not None:
+        if not onnx.is_file():
+            raise MissingFileError(asked=f"the model {onnx}", found="no such file", next="Check the path.")
+        prediction = latency.predict_model(onnx)
+    else:
+        assert arch is not None
+        architecture = read_architecture(arch)
+        if space is not None:
+            named_space(space).checked(architecture)
+        prediction = latency.predict_architecture(architecture)
+    terms = [
+        {"name": term.name, "kernel": term.kernel.signature, "latency_s": term.latency_s} for term in prediction.layers
+    ]
+    data = {
+        "target": target,
+        "latency_s": prediction.latency_s,
+        "interval_s": list(prediction.interval_s),
+        "coverage": prediction.coverage,
+        "in_domain": prediction.in_domain,
+        "uncovered": [],
+        "overhead_s": prediction.overhead_s,
+        "sigma": latency.predictor.sigma,
+        "layers": terms,
+    }
+
+    def show(console: Console) -> None:
+        low, high = prediction.interval_s
+        console.print(
+            f"{format_seconds(prediction.latency_s)}  [{format_seconds(low)}, {format_seconds(high)}] "
+            f"at {prediction.coverage:.0%}{'' if prediction.in_domain else '; outside the profiled range'}",
+            markup=False,
+        )
+        if layers:
+            rows = [(t.name, t.kernel.op, format_seconds(t.latency_s)) for t in prediction.layers]
+            rows.append(("(each call)", "", format_seconds(prediction.overhead_s)))
+            console.print(table("Kernels", ("name", "operator", ">latency"), rows))
+
+    emit(Outcome(data, show), as_json)
+
+
+def feasible(
+    target: TargetName,
+    space: Space = None,
+    latency_budget: Annotated[str | None, typer.Option(help="Like 2ms.")] = None,
+    directory: Table = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Say what a search space can reach on a target, before any training."""
+    from akd_deploy.errors import InfeasibleBudgetError
+    from akd_deploy.pipeline.feasibility import feasibility
+    from akd_deploy.pipeline.latency import target_latency
+    from akd_deploy.pipeline.spaces import named_space
+    from akd_deploy.target import load_target
+
+    budget_s = parse_latency_budget(latency_budget, None) if latency_budget else None
+    latency = target_latency(load_target(target), directory)
+    found = feasibility(
+        latency.compile(named_space(space or "mobile")),
+        np.random.default_rng(seed),
+        budget_s,
+        latency.predictor.tail_factor,
+    )
+    data = {"target": target, "budget_s": budget_s, **found.as_dict()}
+
+    def show(console: Console) -> None:
+        rows = [
+            ("fastest", format_seconds(found.min_s), f"{found.min_parameters:,}"),
+            ("median", format_seconds(found.median_s), f"{found.median_parameters:,}"),
+            ("slowest", format_seconds(found.max_s), f"{found.max_parameters:,}"),
+        ]
+        console.print(table(f"Reachable on {target}", ("", ">latency", ">parameters"), rows))
+        if budget_s is not None:
+            share = found.fraction_within_budget or 0.0
+            console.print(f"{share:.2%} of architectures are bound to meet {format_seconds(budget_s)}")
+
+    if found.fraction_within_budget == 0:
+        raise InfeasibleBudgetError(
+            asked=f"students within {format_seconds(budget_s or 0)} on {target}",
+            found=f"none; the fastest needs {format_seconds(found.fastest_bound_s)}",
+            next="Raise the budget or widen the space.",
+            **data,
+        )
+    emit(Outcome(data, show), as_json)
+
+
+def bench(
+    target: TargetName,
+    onnx: Onnx = None,
+    engine: Annotated[Path | None, typer.Option(help="A built engine.")] = None,
+    compare_with: Annotated[Path | None, typer.Option(help="Another model, measured in turn with this one.")] = None,
+    aa: Annotated[bool, typer.Option("--aa", help="Measure the same model twice: may it be told apart?")] = False,
+    latency_budget: Annotated[str | None, typer.Option(help="Certify this budget.")] = None,
+    percentile: Annotated[float, typer.Option(min=50, max=99.9)] = 90,
+    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999)] = 0.99,
+    blocks: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.001, help="Of sampling in each.")] = 0.1,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON there too.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model on a target: fresh processes, order statistics, and a budget certificate on request."""
+    from akd_deploy.pipeline.benching import bench_models
+    from akd_deploy.target import load_target
+
+    if (onnx is None) == (engine is None):
+        raise UsageError(asked="a model", found="both or neither of --onnx and --engine", next="Give exactly one.")
+    if aa and compare_with is not None:
+        raise UsageError(asked="a comparison", found="both --aa and --compare-with", next="Give one of them.")
+    model = onnx or engine
+    assert model is not None
+    budget_s = parse_latency_budget(latency_budget, None) if latency_budget else None
+    with progress_bars(as_json) as on_progress:
+        data, exit_code = bench_models(
+            load_target(target),
+            model,
+            model if aa else compare_with,
+            blocks=blocks,
+            seconds=seconds,
+            budget_s=budget_s,
+            percentile=percentile,
+            confidence=confidence,
+            rng=np.random.default_rng(seed),
+            on_model=lambda done, total: on_progress("measuring", done, total),
+        )
+    if output is not None:
+        import json
+
+        from akd_deploy.storage import write_text_atomically
+
+        write_text_atomically(output, json.dumps(data, indent=1, default=float) + "\n")
+
+    def show(console: Console) -> None:
+        console.print(bench_table(data))
+
+    emit(Outcome(data, show, exit_code), as_json)
+
+
+def bench_table(data: dict[str, Any]) -> Any:
+    """The table of one bench."""
+    statistics = data["latency_stats_s"]
+    rows = [(name, format_seconds(statistics[name])) for name in ("median", "p90", "p99")]
+    rows.append(("samples", f"{data['samples']} in {len(data['blocks'])} processes"))
+    rows.append(("σ between processes", "—" if data["sigma"] is None else f"{data['sigma']:.2%}"))
+    if data["certificate"] is not None:
+        c = data["certificate"]
+        verdict = "holds" if c["ok"] else "does NOT hold"
+        rows.append(
+            (
+                "certificate",
+                f"p{c['percentile']:g} ≤ {format_seconds(c['budget_s'])} at {c['confidence']:.0%}: {verdict} "
+                f"({c['exceeding']} of {c['samples']} over, {c['allowed']} allowed; "
+                f"worst process {c['worst_block_exceeding']:.1%} over)",
+            )
+        )
+    if data["compared"] is not None:
+        r = data["compared"]
+        rows.append(("ratio to it", f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"))
+    if data["disturbed"]:
+        rows.append(("disturbed", f"{data['disturbed']} blocks stayed disturbed; {data['remeasured']} taken again"))
+    return table(f"{data['model']} on {data['target']['name']}", ("", ">value"), rows)
