@@ -16,8 +16,9 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.errors import MismatchError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import LatencyTable, find_table, read_table
+from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
-from akd_deploy.predictor.predictor import Prediction, Predictor, predictor_of
+from akd_deploy.predictor.predictor import Prediction, Predictor
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target
 

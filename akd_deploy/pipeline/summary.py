@@ -15,7 +15,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.pipeline.choose import front
 from akd_deploy.pipeline.context import Run
-from akd_deploy.predictor.predictor import calibration_points
+from akd_deploy.predictor.fitting import calibration_points
 from akd_deploy.search_space.operations import operations
 
 

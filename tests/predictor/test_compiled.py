@@ -11,7 +11,8 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.errors import UncoveredOperatorError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.predictor.compiled import CompiledSpace, compile_space
-from akd_deploy.predictor.predictor import Predictor, fit_predictor
+from akd_deploy.predictor.fitting import fit_predictor
+from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import Layer, load_space
 
 SPACE = load_space("mobile", {"widths": [8, 16], "strides": [1, 2], "layers": [[1, 2], [1, 2]]})

@@ -15,17 +15,10 @@ from akd_deploy.errors import CorruptFileError, UncoveredOperatorError, UsageErr
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
-from akd_deploy.predictor import predictor as predictor_module
-from akd_deploy.predictor.predictor import (
-    OUT_OF_DOMAIN_WIDENING,
-    Prediction,
-    Predictor,
-    calibration_points,
-    fit_predictor,
-    predictor_of,
-    read_predictor,
-    save_predictor,
-)
+from akd_deploy.predictor import cache
+from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
+from akd_deploy.predictor.fitting import calibration_points, fit_predictor
+from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.profiling.probes import Probe, space_networks
 from akd_deploy.search_space import load_space
@@ -260,7 +253,7 @@ def test_a_cached_predictor_is_used_again(
     table: LatencyTable, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_predictor(predictor, tmp_path)
-    monkeypatch.setattr(predictor_module, "fit_predictor", lambda table: pytest.fail("fitted again"))
+    monkeypatch.setattr(cache, "fit_predictor", lambda table: pytest.fail("fitted again"))
     assert predictor_of(table, tmp_path).table_digest == table.digest()
 
 
@@ -278,7 +271,7 @@ def test_a_corrupt_cached_predictor_is_refused_by_name_and_fitted_again(
     path.write_bytes(torn)
     with pytest.raises(CorruptFileError, match=path.name):
         read_predictor(path)
-    monkeypatch.setattr(predictor_module, "fit_predictor", lambda table: predictor)
+    monkeypatch.setattr(cache, "fit_predictor", lambda table: predictor)
     assert predictor_of(table, tmp_path) is predictor
     assert read_predictor(path).width == predictor.width
 
@@ -301,7 +294,7 @@ def test_a_changed_table_is_fitted_again_and_the_stale_predictor_goes(
     slower = Measurement(row.name, tuple(1.5 * s for s in row.measurement.samples_s), row.measurement.block_ids)
     changed = LatencyTable(table.header, (replace(row, measurement=slower), *table.rows[1:]))
     fresh = replace(predictor, table_digest=changed.digest())
-    monkeypatch.setattr(predictor_module, "fit_predictor", lambda table: fresh)
+    monkeypatch.setattr(cache, "fit_predictor", lambda table: fresh)
     assert predictor_of(changed, tmp_path) is fresh
     assert not stale.exists()
     assert [path.name for path in tmp_path.glob("*.npz")] == [f"predictor-{changed.digest()}.npz"]
@@ -312,7 +305,7 @@ def test_a_place_that_cannot_be_written_still_gives_a_predictor(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    monkeypatch.setattr(predictor_module, "fit_predictor", lambda table: predictor)
+    monkeypatch.setattr(cache, "fit_predictor", lambda table: predictor)
     assert predictor_of(table, blocked / "tables") is predictor
 
 
