@@ -116,7 +116,7 @@ class LatencyTable:
 
     @property
     def sigma(self) -> float | None:
-        """The median over rows of the scatter between fresh processes: the noise of this table's labels."""
+        """The median over rows of the scatter between fresh processes; labels rest on several and are steadier."""
         values = [sigma for row in self.rows if (sigma := row.measurement.sigma) is not None]
         return median(values) if values else None
 

@@ -62,15 +62,20 @@ class Measurement:
     def sigma(self) -> float | None:
         """Relative scatter between blocks: standard deviation of block medians over their mean.
 
-        This is the noise of the label `median_s` as another process would see it; None with one block.
+        This is how far one more process may lie from the others; None with one block.
         """
         medians = self.block_medians_s
         return float(np.std(medians, ddof=1) / np.mean(medians)) if len(medians) > 1 else None
 
     @property
-    def tail_factor(self) -> float:
-        """p90 of the pooled samples over the median: what a percentile budget adds to a median prediction."""
-        return self.percentile_s(90) / self.median_s
+    def label_sigma(self) -> float | None:
+        """Relative noise of the label `median_s`: it rests on all blocks, so σ / √blocks; None with one block."""
+        sigma = self.sigma
+        return sigma / len(self.block_medians_s) ** 0.5 if sigma is not None else None
+
+    def tail_factor(self, percentile: float) -> float:
+        """Percentile (0 to 100) of the pooled samples over the median: what its budget adds to a median prediction."""
+        return self.percentile_s(percentile) / self.median_s
 
     def statistics_s(self) -> dict[str, float]:
         """`{median, p90, p99}` in seconds."""

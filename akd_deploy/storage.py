@@ -20,21 +20,27 @@ _MODE = 0o644
 def write_atomically(path: Path, content: bytes) -> None:
     """Write beside the destination, flush to the disk, then rename over it; missing folders are made.
 
+    A symbolic link stays one: what it points to is written.
+
     Raises:
-        StorageError: the place is full, read-only or not a folder; what was there is left as it was.
+        StorageError: the place is full, read-only or not a folder, or there is a device, pipe or folder of that
+            name; what was there is left as it was.
     """
     draft: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        destination = path.resolve() if path.is_symlink() else path
+        if destination.exists() and not destination.is_file():
+            raise OSError("no regular file there but a device, pipe or folder, which is not replaced")
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{destination.name}.", suffix=".part", dir=destination.parent)
         draft = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.chmod(_MODE)
-        draft.replace(path)
-    except OSError as error:
+        draft.replace(destination)
+    except (OSError, RuntimeError) as error:  # the latter where links go round in circles
         raise StorageError(
             asked=f"to write {path}", found=str(error), next="Free some space, or choose another place."
         ) from error

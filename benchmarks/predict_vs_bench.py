@@ -59,13 +59,14 @@ def main() -> None:
             "interval_s": list(predictions[name].interval_s),
             "measured_s": value.measurement.median_s,
             "sigma": value.measurement.sigma,
+            "label_sigma": value.measurement.label_sigma,
         }
         for name, value in measured.items()
     ]
     predicted = np.array([row["predicted_s"] for row in rows])
     actual = np.array([row["measured_s"] for row in rows])
     covered = np.array([row["interval_s"][0] <= row["measured_s"] <= row["interval_s"][1] for row in rows])
-    sigma = float(np.median([row["sigma"] for row in rows]))
+    sigma = float(np.median([row["label_sigma"] for row in rows]))
     scores = asdict(scores_of(predicted, actual, covered, sigma))
     if given.json:
         print(json.dumps({"target": given.target, "scores": scores, "networks": rows}))

@@ -54,12 +54,14 @@ def test_statistics_of_a_hand_computed_case():
     assert measurement.sigma == pytest.approx(np.sqrt(13) / 5)
     assert measurement.percentile_s(50) == 3.5
     assert measurement.percentile_s(90) == 6.5
-    assert measurement.tail_factor == pytest.approx(6.5 / 4)
+    assert measurement.label_sigma == pytest.approx(np.sqrt(13) / 5 / np.sqrt(3))
+    assert [measurement.tail_factor(p) for p in (50, 90, 100)] == pytest.approx([3.5 / 4, 6.5 / 4, 9 / 4])
     assert measurement.statistics_s() == {"median": 4, "p90": 6.5, "p99": pytest.approx(8.75)}
 
 
 def test_one_block_has_no_scatter_between_processes():
     assert Measurement("conv", (1.0, 2.0), (7, 7)).sigma is None
+    assert Measurement("conv", (1.0, 2.0), (7, 7)).label_sigma is None
 
 
 def test_one_loaded_process_does_not_move_the_median():

@@ -101,6 +101,35 @@ def test_a_disk_that_fills_up_halfway_leaves_the_old_content(written, monkeypatc
     assert names(written.parent) == [written.name]
 
 
+def test_a_symbolic_link_stays_one_and_what_it_points_to_is_written(written, tmp_path):
+    link = tmp_path / "link.json"
+    link.symlink_to(written.relative_to(tmp_path))
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert written.read_bytes() == b"new"
+    assert names(tmp_path) == ["folder", "link.json"]
+    assert names(written.parent) == [written.name]
+
+
+def test_symbolic_links_in_a_circle_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(StorageError):
+        write_atomically(tmp_path / "a", b"x")
+    assert names(tmp_path) == ["a", "b"]
+
+
+@pytest.mark.parametrize("through_link", [False, True])
+def test_a_pipe_is_refused_and_stays_one(tmp_path, through_link):
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    with pytest.raises(StorageError, match="no regular file"):
+        write_atomically(link if through_link else pipe, b"x")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
 def test_an_interrupted_write_leaves_the_old_content_and_no_draft(written, monkeypatch):
     def interrupt(_descriptor):
         raise KeyboardInterrupt

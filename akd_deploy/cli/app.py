@@ -11,7 +11,7 @@ from typer.exceptions import TyperException
 
 import akd_deploy
 from akd_deploy.cli import device_commands, latency_commands, model_commands, run_commands, ship_commands
-from akd_deploy.cli.output import emit_error, stderr
+from akd_deploy.cli.output import emit_error, stderr, writing_stdout
 from akd_deploy.errors import AkdError, InterruptionError, StorageError, UsageError
 
 app = typer.Typer(
@@ -27,7 +27,8 @@ for group in (device_commands, latency_commands, model_commands, run_commands, s
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"akd-deploy {akd_deploy.__version__}\n")
+        with writing_stdout():
+            sys.stdout.write(f"akd-deploy {akd_deploy.__version__}\n")
         raise typer.Exit
 
 
@@ -44,7 +45,16 @@ def _main(
 def run(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
     os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
-    given = sys.argv[1:] if arguments is None else arguments
+    with writing_stdout():  # for one that is closed; what the commands print, they guard themselves
+        pass
+    code = _exit_code(sys.argv[1:] if arguments is None else arguments)
+    with writing_stdout():  # what was only buffered until now
+        pass
+    sys.exit(code)
+
+
+def _exit_code(given: list[str]) -> int:
+    """Run one command, and print its error if it ends with one."""
     as_json, command = "--json" in given, f"akd-deploy {' '.join(given)}"
     try:
         code = app(args=given, standalone_mode=False, prog_name="akd-deploy")
@@ -52,18 +62,20 @@ def run(arguments: list[str] | None = None) -> None:
             raise KeyboardInterrupt
     except AkdError as error:
         emit_error(error, as_json)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except TyperException as error:
         if as_json:
             emit_error(UsageError(command, error.format_message(), "See --help."), as_json)
-        else:
+        elif error.format_message():  # without arguments there is none, and the help is printed already
             stderr.print(f"error: {error.format_message()} Try --help.", markup=False, highlight=False)
-        sys.exit(UsageError.exit_code)
+        return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         emit_error(InterruptionError(command, "Ctrl-C", "What was finished is kept; --resume continues."), as_json)
-        sys.exit(InterruptionError.exit_code)
+        return InterruptionError.exit_code
     except OSError as error:
+        with writing_stdout():  # leaves where this was what failed
+            pass
         # Ours are AkdErrors with a better message; this one comes from a library that was writing or reading a file.
         emit_error(StorageError(command, str(error), "Free some space, or choose another place."), as_json)
-        sys.exit(StorageError.exit_code)
-    sys.exit(code if isinstance(code, int) else 0)
+        return StorageError.exit_code
+    return code if isinstance(code, int) else 0

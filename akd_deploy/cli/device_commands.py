@@ -35,8 +35,9 @@ def doctor(as_json: Json = False) -> None:
         version = engine.version() if build is None else None
         runtimes.append({"engine": name, "version": version, "runs": run is None, "builds": build is None})
         runtimes[-1]["why_not"] = run
-        if build is not None:
-            problems.append({"what": name, "found": build, "next": f"pip install 'akd-deploy[{engine.extra}]'"})
+        reason = build or run
+        if reason is not None:
+            problems.append({"what": name, "found": reason, "next": engine.remedy(reason)})
     problems += _onnxruntime_conflict() + _nni_problem()
     facts, memory_bytes = dict(cpu_fingerprint().facts), _memory_bytes()
     data = {

@@ -40,8 +40,9 @@ def profile(
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
     from akd_deploy.latency_table import table_directory
+    from akd_deploy.pipeline.latency import profile_target
     from akd_deploy.pipeline.spaces import named_space
-    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, plan_within, profile_models, profile_space
+    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, plan_within, profile_models
     from akd_deploy.target import load_target
 
     chosen, engine = load_target(target), None
@@ -75,7 +76,7 @@ def profile(
                 measured, seconds = profile_models(chosen, onnx, plan, directory, resume=resume, on_model=on_model)
             else:
                 searched = named_space(space or "mobile")
-                measured, seconds = profile_space(chosen, searched, plan, directory, resume=resume, on_model=on_model)
+                measured, seconds = profile_target(chosen, searched, plan, directory, resume=resume, on_model=on_model)
         kernels = {kernel for row in measured.rows for kernel, _ in row.kernels}
         data |= {"kernels": len(kernels), "rows": len(measured.rows), "seconds": seconds, "sigma": measured.sigma}
 
@@ -104,7 +105,8 @@ def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> N
         **asdict(predictor.scores),
         "calibrated_on": predictor.calibrated_on,
         "in_place_factor": predictor.factor,
-        "tail_factor": predictor.tail_factor,
+        "left_out": predictor.left_out,
+        "tail_factors": {f"p{p:g}": factor for p, factor in predictor.tail_factors.items()},
         "table": str(latency.directory),
     }
 
@@ -181,6 +183,7 @@ def feasible(
     target: TargetName,
     space: Space = None,
     latency_budget: Annotated[str | None, typer.Option(help="Like 2ms.")] = None,
+    percentile: Annotated[float, typer.Option(min=50, max=99, help="That must meet the budget.")] = 90,
     directory: Table = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -198,7 +201,7 @@ def feasible(
         latency.compile(named_space(space or "mobile")),
         np.random.default_rng(seed),
         budget_s,
-        latency.predictor.tail_factor,
+        latency.predictor.tail_factor(percentile),
     )
     data = {"target": target, "budget_s": budget_s, **found.as_dict()}
 
@@ -213,7 +216,7 @@ def feasible(
             share = found.fraction_within_budget or 0.0
             console.print(f"{share:.2%} of architectures are bound to meet {format_seconds(budget_s)}")
 
-    if found.fraction_within_budget == 0:
+    if found.reachable is False:
         raise InfeasibleBudgetError(
             asked=f"students within {format_seconds(budget_s or 0)} on {target}",
             found=f"none; the fastest needs {format_seconds(found.fastest_bound_s)}",

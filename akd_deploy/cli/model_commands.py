@@ -13,7 +13,7 @@ from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
-from akd_deploy.errors import GateError, MissingFileError, UsageError
+from akd_deploy.errors import GateError, MissingFileError, UnknownNameError, UsageError
 from akd_deploy.units import format_bytes, format_seconds
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
@@ -130,23 +130,29 @@ def quantize(
         Path | None,
         typer.Option(help="An .npz of inputs by name (and labels, if it has an array of that name)."),
     ] = None,
+    seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Write a typed variant of a network; `auto` measures every one and recommends what is proven faster."""
+    from akd_deploy.export.quantize import MODES
     from akd_deploy.pipeline.quantizing import quantize_measured
     from akd_deploy.target import load_target
 
+    if mode not in (*MODES, "auto"):
+        raise UnknownNameError("mode", mode, (*MODES, "auto"))
     chosen = load_target(target)
     _existing(onnx, "the model")
     if (config is None) == (samples is None) and mode != "fp16" and mode != "bf16":
-        raise UsageError(asked=f"{mode} of {onnx}", found="no samples", next="Give --config or --samples, one of them.")
+        found = "no samples" if config is None else "both --config and --samples"
+        raise UsageError(asked=f"{mode} of {onnx}", found=found, next="Give --config or --samples, one of them.")
     if dry_run:
         plan = {"output": str(output), "mode": mode}
         emit(Outcome(plan, lambda console: console.print(f"would write variants of {onnx} to {output}")), as_json)
         return
     with progress_bars(as_json) as on_progress:
-        data = quantize_measured(onnx, chosen, mode, output, config, samples, on_progress)
+        rng = np.random.default_rng(seed)
+        data = quantize_measured(onnx, chosen, mode, output, config, samples, rng, on_progress)
 
     def show(console: Console) -> None:
         rows = [

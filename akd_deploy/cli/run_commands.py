@@ -183,11 +183,12 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     low, high = winner["interval_s"]
     held = "holds" if c["ok"] else "does NOT hold"
     over = f"{c['exceeding']} of {c['samples']} samples over, {c['allowed']} allowed"
+    again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
     rows = [
         ("budget", f"{format_seconds(winner['budget_s'])} at p{c['percentile']:g} ({summary['budget']['text']})"),
         ("predicted", f"{format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]"),
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())),
-        ("certificate", f"{held}: {over}, {c['blocks']} processes, {c['confidence']:.0%} confidence"),
+        ("certificate", f"{held}: {over}, {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]
     for name, label in (
         ("teacher", "teacher"),
@@ -198,7 +199,8 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
         if name in accuracy:
             a = accuracy[name]
             spread = "" if a["spread"] is None else f" ± {a['spread']:.2%} over {a['seeds']} seeds"
-            rows.append((label, f"{a['mean']:.2%}{spread}"))
+            latency = f", {format_seconds(a['latency_s'])}" if "latency_s" in a else ""
+            rows.append((label, f"{a['mean']:.2%}{spread}{latency}"))
     for pair in accuracy["paired"]:
         rows.append(
             (f"  distilled − {pair['b']}", f"{pair['mean']:+.2%} [{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %")
@@ -215,11 +217,12 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
                 e["target"],
                 "built" if e["size_bytes"] else "no",
                 format_seconds(e["latency_stats_s"]["median"]) if e["latency_stats_s"] else "—",
+                "—" if e["sigma"] is None else f"{e['sigma']:.1%}",
                 e["why_not"] or "",
             )
             for e in summary["export"]["engines"]
         ]
-        console.print(table("Engines", ("target", "built", ">median", "remark"), engines))
+        console.print(table("Engines", ("target", "built", ">median", ">σ", "remark"), engines))
 
 
 def report(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from akd_deploy.device import DeviceFingerprint
+from akd_deploy.engines.nvidia import why_no_gpu
 from akd_deploy.errors import MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Shape
 from akd_deploy.target import OptionValue, Target
@@ -139,9 +140,14 @@ class Engine(ABC):
             raise MissingRuntimeError(
                 asked=f"the {self.name} engine of target {self.target.name}",
                 found=reason,
-                next=f"Install it with pip install 'akd-deploy[{self.extra}]' where it is supported, or choose another "
-                "target; `akd-deploy doctor` lists what works here.",
+                next=f"{self.remedy(reason)}, or choose another target; `akd-deploy doctor` lists what works here.",
             )
+
+    def remedy(self, reason: str) -> str:
+        """What to do about a reason of `why_not` or `why_not_build`: the device is missing, or the package is."""
+        if self.why_not_build() is None or reason == why_no_gpu():
+            return "Install the NVIDIA driver and a torch that sees the GPU, or run this on a machine with one"
+        return f"Install it with pip install 'akd-deploy[{self.extra}]' where it is supported"
 
 
 def random_feeds(session: Session, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -27,7 +27,8 @@ def read_onnx(path: Path, batch: int) -> onnx.ModelProto:
     if not path.is_file():
         raise MissingFileError(asked=f"the ONNX file {path}", found="no such file", next="Check the path.")
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        # Left alone, it reads a file named .json or .txt as text.
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise _corrupt(path, f"bytes that are no ONNX network ({error})") from error
     if not model.graph.node or not model.opset_import:
@@ -153,7 +154,7 @@ def copy_onnx(path: Path, out_dir: Path) -> tuple[Path, ...]:
     Raises:
         StorageError: `out_dir` cannot be written.
     """
-    model = onnx.load(str(path), load_external_data=False)
+    model = onnx.load(str(path), format="protobuf", load_external_data=False)
     sources = [path, *external_files(model, path)]
     copies = []
     try:

@@ -195,8 +195,15 @@ class TensorRtEngine(Engine):
         """The kernels of a build made for this: from its log, else from the engine's inspector where a GPU is here.
 
         Raises:
+            UsageError: a built plan instead of the network it was built from.
             BuildError: the build hides its kernels.
         """
+        if model_path.suffix == self.suffix:
+            raise UsageError(
+                asked=f"the kernels of {model_path}",
+                found="a built plan, which tells them on its GPU alone, and not the settings of the nodes they run",
+                next="Give the ONNX file it was built from: it is built again, and the build tells its kernels.",
+            )
         plan = self._plan(model_path)
         layers = layers_from_log(plan.messages)
         if not layers and self.why_not() is None:

@@ -54,7 +54,7 @@ def first_divergence(
         MismatchError: the networks share no tensor, or a shared one has two shapes.
     """
     evaluate = evaluate or reference_evaluate
-    network_a, network_b = onnx.load(model_a), onnx.load(model_b)
+    network_a, network_b = (onnx.load(path, format="protobuf") for path in (model_a, model_b))
     known_a = {name for node in network_a.graph.node for name in node.output}
     makers = {name: node for node in network_b.graph.node for name in node.output if name in known_a}
     shared = [name for name in makers if name]

@@ -21,7 +21,8 @@ def parse_onnx(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise MissingFileError(asked=f"the ONNX file {path}", found="no such file", next="Check the path.")
     try:
-        model = onnx.load(path)
+        # Left alone, it reads a file named .json or .txt as text.
+        model = onnx.load(path, format="protobuf")
     except (onnx.checker.ValidationError, DecodeError, ValueError, OSError) as error:
         raise _corrupt(path, error) from error
     if not model.HasField("graph"):

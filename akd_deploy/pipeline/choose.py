@@ -32,13 +32,15 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         seed=run.configuration.seed,
     )
 
+    def screen(architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        """By table lookup, for strategies that look thousands of candidates over."""
+        latency_s, upper_s = run.compiled.predict(architectures)
+        return latency_s, run.bound_s(upper_s)
+
     def predict(architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
-        """Whole batches by table lookup; one candidate, about to be trained, from the kernels it executes."""
-        if len(architectures) > 1:
-            latency_s, upper_s = run.compiled.predict(architectures)
-            return latency_s, run.bound_s(upper_s)
-        prediction = run.latency.predict_architecture(architectures[0])
-        return np.array([prediction.latency_s]), run.bound_s(np.array([prediction.upper_s]))
+        """From the kernels that whole networks execute, for candidates about to be trained."""
+        found = [run.latency.predict_architecture(architecture) for architecture in architectures]
+        return np.array([p.latency_s for p in found]), run.bound_s(np.array([p.upper_s for p in found]))
 
     done = 0
 
@@ -47,7 +49,9 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         done += trial.state in ("done", "failed")
         run.on_progress(f"searching ({strategy})", done, table.trials)
 
-    result = search(run.space, strategy, predict, run.bed.score, settings, run.journal.of_search(strategy), on_trial)
+    result = search(
+        run.space, strategy, predict, run.bed.score, settings, run.journal.of_search(strategy), on_trial, screen
+    )
     return {
         "trials": [_trial_row(trial) for trial in result.trials],
         "counts": result.counts,

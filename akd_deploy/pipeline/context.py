@@ -37,6 +37,12 @@ class Run:
         return load_target(self.configuration.target)
 
     @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Name → target: the run's own first, then those the student is built for besides."""
+        others = (load_target(name) for name in self.configuration.export.targets)
+        return {target.name: target for target in (self.target, *others)}
+
+    @cached_property
     def space(self) -> SearchSpace:
         return load_space(self.configuration.space.name, self.configuration.space.settings)
 
@@ -58,10 +64,15 @@ class Run:
         self.on_progress("compiling the space's latencies", 0, 0)
         return self.latency.compile(self.space)
 
+    def forget_latency(self) -> None:
+        """Look the table up again when it is asked for next: it has changed."""
+        for name in ("latency", "compiled"):
+            self.__dict__.pop(name, None)
+
     def rng(self, stage: str) -> np.random.Generator:
         """A generator of its own for each stage: resuming changes no later stage's draws."""
         return np.random.default_rng([self.configuration.seed, *stage.encode()])
 
     def bound_s(self, upper_s: np.ndarray) -> np.ndarray:
         """The upper bound of the median, at the budget's percentile: times the target's measured tail factor."""
-        return upper_s * self.latency.predictor.tail_factor
+        return upper_s * self.latency.predictor.tail_factor(self.configuration.certificate.percentile)

@@ -16,8 +16,9 @@ from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.typed import mode_for
 from akd_deploy.storage import write_text_atomically
-from akd_deploy.target import Target, load_target
+from akd_deploy.target import Target
 
 
 def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,11 +27,11 @@ def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     folder = run.directory / "engines"
     engine = load_engine(run.target)
     tables = run.configuration.export
-    targets = [run.target, *(load_target(name) for name in tables.targets if name != run.target.name)]
+    targets = list(run.targets.values())
     run.on_progress("exporting", 0, len(targets))
     onnx_path = shipping.export_student(student, run.target, folder)
     images = run.bed.dataset.tuning_val.images[: shipping.PARITY_SAMPLES]
-    modes = sorted({*tables.quantize, *map(shipping.mode_for, targets)} - {"fp32", "pt2"})
+    modes = sorted({*tables.quantize, *map(mode_for, targets)} - {"fp32", "pt2"})
     calibration = run.bed.calibration_images(shipping.CALIBRATION_SAMPLES)
     models = shipping.typed_variants(onnx_path, modes, calibration, run.target, folder)
     if any(t.engine == "torch" for t in targets):
@@ -64,12 +65,13 @@ def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     subjects: dict[str, tuple[Target, Path]] = {}
     for name, build in export["builds"].items():
         if build["path"] is not None and build["why_not_measured"] is None:
-            subjects[name] = (load_target(name), run.directory / build["path"])
-    variants = {
-        mode: run.directory / path for mode, path in export["models"].items() if mode not in ("fp32", "pt2", "fp16")
-    }
+            subjects[name] = (run.targets[name], run.directory / build["path"])
+    # The run's own mode is what its target ships; ONNX Runtime on a CPU runs float16 by casting, which says nothing.
+    own = mode_for(run.target)
+    variants = {}
     if run.target.engine == "onnxruntime":
-        subjects |= {f"variant {mode}": (run.target, path) for mode, path in variants.items()}
+        variants = {mode: run.directory / path for mode, path in export["models"].items() if mode in ("fp32", "int8")}
+    subjects |= {f"variant {mode}": (run.target, path) for mode, path in variants.items() if mode != own}
     measured = shipping.measure_together(
         subjects,
         shipping.certificate_protocol(table),
@@ -89,11 +91,18 @@ def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "disturbed": value.disturbed,
             "blocks": {str(i): list(map(float, s)) for i, s in value.measurement.blocks.items()},
         }
-    accuracy = {"fp32": results["distill"]["chosen"]["accuracy"]}
-    if run.target.engine == "onnxruntime":
-        engine = load_engine(run.target)
-        accuracy |= {mode: shipping.accuracy_of(engine, path, run.bed.dataset.test) for mode, path in variants.items()}
-    return {"measured": rows, "certificate": certificate.as_dict(), "variant_accuracy": accuracy}
+    engine, test = load_engine(run.target), run.bed.dataset.test
+    accuracy = {mode: shipping.accuracy_of(engine, path, test) for mode, path in variants.items()}
+    measured_again = {
+        "remeasured": rows[run.target.name]["remeasured"],
+        "disturbed": rows[run.target.name]["disturbed"],
+    }
+    return {
+        "measured": rows,
+        "certificate": {**certificate.as_dict(), **measured_again},
+        "own_mode": own,
+        "variant_accuracy": accuracy,
+    }
 
 
 def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     facts = BundleFacts(
         target=run.target,
         device=engine.fingerprint(),
-        versions=shipping.versions([load_engine(load_target(name)) for name in results["export"]["builds"]]),
+        versions=shipping.versions([load_engine(target) for target in run.targets.values()]),
         latency={
             "measured_s": main["latency_stats_s"],
             "predicted_s": prediction.latency_s,

@@ -20,7 +20,9 @@ class Feasibility:
     """Predicted latencies of random architectures, seconds; the extremes are found by coordinate descent.
 
     `fastest_bound_s` is the least budget that some architecture meets with certainty enough to be trained: the
-    upper end of its interval times the tail factor. Parameters are counts, as shipped.
+    upper end of its interval times the tail factor. `fraction_within_budget` is that of the `sampled` ones, which
+    may be 0 where a budget is `reachable` all the same; both are None without a budget. Parameters are counts,
+    as shipped.
     """
 
     min_s: float
@@ -28,6 +30,7 @@ class Feasibility:
     max_s: float
     fastest_bound_s: float
     fraction_within_budget: float | None
+    reachable: bool | None
     sampled: int
     size: int
     min_parameters: int
@@ -70,7 +73,7 @@ def feasibility(
 
     Args:
         budget_s: counts architectures whose bound meets it; None counts nothing.
-        tail_factor: p90 / median of the target, which a percentile budget adds.
+        tail_factor: of the budget's percentile to the median, as measured on the target.
     """
     space = compiled.space
     tokens = space.sample_tokens(SAMPLES, rng)
@@ -81,8 +84,6 @@ def feasibility(
     within = None
     if budget_s is not None:
         within = float((upper_s * tail_factor <= budget_s).mean())
-        if within == 0 and bound_s <= budget_s:
-            within = 1 / space.size  # there is one, though no sample met it
     middle = tokens[np.argsort(latency_s)[len(latency_s) // 2]]
     parameters = [
         sum(step.parameters for step in operations(space.layers(space.from_tokens(row))))
@@ -95,6 +96,7 @@ def feasibility(
         max_s=slowest_s,
         fastest_bound_s=bound_s,
         fraction_within_budget=within,
+        reachable=None if budget_s is None else bool(within) or bound_s <= budget_s,
         sampled=len(tokens),
         size=space.size,
         min_parameters=parameters[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,14 +16,18 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.errors import MismatchError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import LatencyTable, find_table, read_table
+from akd_deploy.pipeline.typed import mode_for, typed_network
 from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
 from akd_deploy.predictor.predictor import Prediction, Predictor
+from akd_deploy.profiling.profile import ProfilePlan, profile_space
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target
 
 CHAINS_PER_MODEL = 64
 """How many stretches share one model when kernels are read off; more of them slow the runtime's optimiser down."""
+TYPED_CHAINS_PER_MODEL = 8
+"""So many where the model must be quantised first, which takes longer than in proportion to its size."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,28 @@ def write_model(target: Target, architecture: Architecture, folder: Path, seed: 
 
     path = folder / f"{architecture.digest}.onnx"
     onnx.save_model(onnx_from_architecture(architecture, np.random.default_rng(seed), target.batch), path)
-    return path
+    return typed_network(path, target, seed)
+
+
+def profile_target(
+    target: Target,
+    space: SearchSpace,
+    plan: ProfilePlan,
+    directory: Path,
+    *,
+    resume: bool,
+    on_model: Callable[[int, int], None],
+) -> tuple[LatencyTable, float]:
+    """`profile_space` with probes in the precision that the target ships."""
+    return profile_space(
+        target,
+        space,
+        plan,
+        directory,
+        typed=lambda path: typed_network(path, target, plan.seed),
+        resume=resume,
+        on_model=on_model,
+    )
 
 
 def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
@@ -96,9 +121,10 @@ def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
         result: list[list[ExecutedKernel]] = [[] for _ in chains]
         with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
             path = Path(scratch) / "chains.onnx"
-            for start in range(0, len(chains), CHAINS_PER_MODEL):
-                onnx.save_model(onnx_from_chains(chains[start : start + CHAINS_PER_MODEL], target.batch), path)
-                for executed in engine.executed_kernels(path):
+            per_model = CHAINS_PER_MODEL if mode_for(target) == "fp32" else TYPED_CHAINS_PER_MODEL
+            for start in range(0, len(chains), per_model):
+                onnx.save_model(onnx_from_chains(chains[start : start + per_model], target.batch), path)
+                for executed in engine.executed_kernels(typed_network(path, target)):
                     if not executed.nodes:
                         raise MismatchError(
                             asked=f"the layer that kernel {executed.name} belongs to",
@@ -136,6 +162,12 @@ def target_latency(target: Target, directory: Path | None = None) -> TargetLaten
             asked=f"a latency table of target {target.name}",
             found=f"one of {table.header.target.as_dict()} in {found}",
             next="Profile this target, or name the table's own.",
+        )
+    if engine.why_not() is None and table.header.engine_version != engine.version():
+        raise MismatchError(
+            asked=f"a latency table of {target.engine} {engine.version()} for {target.name}",
+            found=f"one of {table.header.engine_version} in {found}",
+            next=f"Profile again (move {found} away first), or install the version of the table.",
         )
     if target.is_generic and table.header.device != device_of(engine):
         raise MismatchError(

@@ -8,36 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import InfeasibleBudgetError, MissingFileError
+from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError
 from akd_deploy.latency_table import table_directory
 from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.feasibility import feasibility
+from akd_deploy.pipeline.latency import profile_target
+from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
-from akd_deploy.profiling.profile import PROFILE, ProfilePlan, profile_space
+from akd_deploy.profiling.profile import PROFILE, ProfilePlan
 from akd_deploy.units import format_seconds, parse_latency_budget
 
+DOMAIN_SAMPLES = 20
+MIN_SHARE_IN_DOMAIN = 0.8
+"""With fewer of a space's networks in a table's range, the table is of another space and more is measured."""
 PROFILING = "profiling begun"
 """What the journal holds from the moment a run starts to measure a table of its own."""
 
 
 def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
-    """Use the target's table where there is one, else measure it here."""
+    """Use the target's table where there is one that covers the space, else measure it here or measure more."""
     # A table is on disk after its first block: one that this run began, and was stopped at, is not there yet.
     if run.journal.stage_result(PROFILING) is None:
         try:
-            latency = run.latency
-            return {"table": str(latency.directory), "seconds": 0.0, "measured_here": False}
+            latency, share = run.latency, _share_in_domain(run)
+            if share >= MIN_SHARE_IN_DOMAIN:
+                return {"table": str(latency.directory), "seconds": 0.0, "measured_here": False, "in_domain": share}
         except MissingFileError:
-            run.__dict__.pop("latency", None)
+            pass
+        run.forget_latency()
     engine = load_engine(run.target)
     engine.require(engine.why_not())
     directory = table_directory(run.tables, run.target, engine.fingerprint())
     table = run.configuration.profile
     run.journal.record_stage(PROFILING, {"table": str(directory)})
     plan = ProfilePlan(table.probes, table.networks, replace(PROFILE, blocks=table.blocks), run.configuration.seed)
-    _, seconds = profile_space(
+    _, seconds = profile_target(
         run.target,
         run.space,
         plan,
@@ -45,7 +52,17 @@ def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
         resume=True,
         on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
     )
-    return {"table": str(directory), "seconds": seconds, "measured_here": True}
+    return {"table": str(directory), "seconds": seconds, "measured_here": True, "in_domain": _share_in_domain(run)}
+
+
+def _share_in_domain(run: Run) -> float:
+    """Share of random networks of the space whose every kernel lies in the table's range; 0 where one is unknown."""
+    try:
+        rng = run.rng("domain")
+        found = [run.latency.predict_architecture(run.space.sample(rng)).in_domain for _ in range(DOMAIN_SAMPLES)]
+    except UncoveredOperatorError:
+        return 0.0
+    return sum(found) / len(found)
 
 
 def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,14 +94,18 @@ def _teacher_onnx(run: Run) -> Path:
     shape = (run.target.batch, *run.bed.dataset.input_shape)
     if run.target.engine == "torch":
         return archive_from_module(module, shape, run.directory / "teacher.pt2")
-    return onnx_from_module(module, shape, run.directory / "teacher.onnx")
+    return typed_network(onnx_from_module(module, shape, run.directory / "teacher.onnx"), run.target)
+
+
+def _tail_factor(run: Run) -> float:
+    return run.latency.predictor.tail_factor(run.configuration.certificate.percentile)
 
 
 def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve the budget and check that something meets it, before any student is trained."""
     budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["latency_s"])
-    found = feasibility(run.compiled, run.rng("feasible"), budget_s, run.latency.predictor.tail_factor)
-    if found.fraction_within_budget == 0:
+    found = feasibility(run.compiled, run.rng("feasible"), budget_s, _tail_factor(run))
+    if not found.reachable:
         raise InfeasibleBudgetError(
             asked=f"a student of space {run.space.name} within {format_seconds(budget_s)} on {run.target.name}",
             found=f"none of {found.sampled:,} architectures; the fastest needs {format_seconds(found.fastest_bound_s)}",

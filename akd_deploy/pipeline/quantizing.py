@@ -11,8 +11,10 @@ import numpy as np
 from akd_deploy.configuration import read_configuration
 from akd_deploy.data import load_dataset
 from akd_deploy.engines import load_engine
+from akd_deploy.engines.onnx_file import graph_inputs
 from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
 from akd_deploy.export.advise import quantize_auto
+from akd_deploy.export.onnx_file import parse_onnx
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline.shipping import CALIBRATION_SAMPLES
@@ -43,12 +45,16 @@ def _samples(config: Path | None, samples: Path | None, onnx: Path) -> tuple[dic
         return _read_samples(samples)
     if config is None:
         return {}, None
-    import onnx as onnx_format
-
+    inputs = graph_inputs(parse_onnx(onnx).graph)
+    if len(inputs) != 1:
+        raise UsageError(
+            asked=f"{onnx} fed with the images of {config}",
+            found=f"{len(inputs)} inputs",
+            next="Give --samples with an array for each input.",
+        )
     read = read_configuration(config)
     dataset = load_dataset(read.data.name, read.data.settings)
-    name = onnx_format.load(onnx, load_external_data=False).graph.input[0].name
-    return {name: dataset.tuning_val.images}, dataset.tuning_val.labels
+    return {inputs[0].name: dataset.tuning_val.images}, dataset.tuning_val.labels
 
 
 def quantize_measured(
@@ -58,12 +64,16 @@ def quantize_measured(
     output: Path,
     config: Path | None,
     samples: Path | None,
+    rng: np.random.Generator,
     on_progress: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     """Write one variant, or with mode "auto" all that the target runs, measured and with one recommended.
 
+    The first `CALIBRATION_SAMPLES` calibrate; "auto" scores on the others, which no variant has seen. `rng` feeds
+    what is measured.
+
     Raises:
-        UsageError: "auto" without labelled samples, or fewer samples than a batch.
+        UsageError: "auto" without labelled samples beyond those that calibrate.
     """
     arrays, labels = _samples(config, samples, onnx)
     batch = target.batch
@@ -84,8 +94,16 @@ def quantize_measured(
             found=f"{len(feeds)} batches of samples, {'no ' if labels is None else ''}labels",
             next="Give --config, or --samples with inputs and labels.",
         )
+    scored = feeds[len(calibration) :]
+    if not scored:
+        raise UsageError(
+            asked="advice on precision",
+            found=f"{count} samples, all of which calibrate",
+            next=f"Give more than {len(calibration) * batch + batch - 1}: those after the first "
+            f"{len(calibration) * batch} are scored on.",
+        )
     engine.require(engine.why_not())
-    rng = np.random.default_rng(0)
+    held_out = labels[len(calibration) * batch :]
 
     def measure(path: Path) -> Measurement:
         on_progress(f"measuring {path.name}", 0, 0)
@@ -94,10 +112,10 @@ def quantize_measured(
     def accuracy(path: Path) -> float:
         right = 0
         with engine.load(path) as session:
-            for i, feed in enumerate(feeds):
+            for i, feed in enumerate(scored):
                 answer = next(iter(session.run(feed).values())).argmax(-1)
-                right += int((answer == labels[i * batch : (i + 1) * batch]).sum())
-        return right / (len(feeds) * batch)
+                right += int((answer == held_out[i * batch : (i + 1) * batch]).sum())
+        return right / (len(scored) * batch)
 
     variants = quantize_auto(onnx, target, calibration, output, measure, accuracy, settings)
     best = next(variant for variant in variants if variant.recommended)

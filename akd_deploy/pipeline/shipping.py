@@ -23,6 +23,7 @@ from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, OUTPUT, onnx_from_student
 from akd_deploy.models.student import Student
+from akd_deploy.pipeline.typed import mode_for
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
 from akd_deploy.target import Target
 
@@ -82,15 +83,6 @@ def reference_target(target: Target, engine: Engine) -> Target:
     if engine.why_not() is None and target.engine != "torch":
         return target
     return Target("cpu_onnxruntime_fp32", "cpu", "onnxruntime", batch=target.batch)
-
-
-def mode_for(target: Target) -> str:
-    """The typed variant a target reads; OpenVINO takes bf16, and TensorRT tf32, as a hint on the float32 network."""
-    if target.engine == "torch":
-        return "pt2"
-    if target.precision == "tf32" or (target.precision == "bf16" and target.engine == "openvino"):
-        return "fp32"
-    return target.precision
 
 
 def model_for(target: Target, models: Mapping[str, Path]) -> Path:
@@ -164,13 +156,13 @@ def measure_together(
         by_target.setdefault(target.name, (target, {}))[1][name] = path
     merged: dict[str, Measured] = {}
     one = Protocol(**{**protocol.__dict__, "blocks": 1})
-    done = 0
-    total = protocol.blocks * len(subjects)
+    done, total = 0, protocol.blocks * len(subjects)
+    references_s: list[float] = []
     for _ in range(protocol.blocks):
         groups = list(by_target.values())
         for i in rng.permutation(len(groups)):
             target, models = groups[i]
-            for name, measured in measure_blocks(target, models, one, rng).items():
+            for name, measured in measure_blocks(target, models, one, rng, references_s=references_s).items():
                 merged[name] = _joined(merged[name], measured) if name in merged else measured
                 done += 1
                 on_model(done, total)

@@ -18,6 +18,9 @@ from akd_deploy.pipeline.context import Run
 from akd_deploy.predictor.fitting import calibration_points
 from akd_deploy.search_space.operations import operations
 
+MAX_ACCURACY_LOSS = 0.01
+"""A faster variant that loses more than this share of the test images is not recommended."""
+
 
 def _mean_spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation over seeds, and how many."""
@@ -84,7 +87,8 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "factor": predictor.factor,
             "width": predictor.width,
             "coverage": predictor.coverage,
-            "tail_factor": predictor.tail_factor,
+            "tail_factor": predictor.tail_factor(configuration.certificate.percentile),
+            "left_out": predictor.left_out,
             "scores": predictor.scores.__dict__,
             "points": calibration_points(predictor, latency.table),
         },
@@ -146,41 +150,48 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         "bundle": {key: results["bundle"][key] for key in ("path", "files", "sha256")},
         "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
         "seconds": sum(run.stages.values()),
-        "limits": _limits(len(per_seed["kd"]), test_images, len(searches), configuration),
+        "limits": _limits(len(per_seed["kd"]), test_images, len(searches), configuration, main["remeasured"]),
     }
 
 
 def _variants(run: Run, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Typed variants measured on the run's own target, beside the float32 network."""
     measured, accuracy = results["measure"]["measured"], results["measure"]["variant_accuracy"]
+    own = results["measure"]["own_mode"]
     rows = []
-    for mode in results["export"]["models"]:
+    for mode in sorted(results["export"]["models"], key=lambda mode: (mode != own, mode)):
         if mode == "pt2":
             continue
-        found = measured.get(run.target.name if mode == "fp32" else f"variant {mode}")
+        found = measured.get(run.target.name if mode == own else f"variant {mode}")
         ratio = found["ratio"] if found else None
         faster = ratio is not None and ratio["high"] < 1
-        if mode == "fp32":
-            note = "the network as distilled"
-        elif ratio is None:
-            note = "built for other targets; not measured on this one"
-        elif faster:
-            note = f"{1 / ratio['ratio']:.2f}× as fast"
-        else:
-            note = f"not proven faster: {ratio['ratio']:.2f}× the latency [{ratio['low']:.2f}, {ratio['high']:.2f}]"
-        lost = mode in accuracy and accuracy["fp32"] - accuracy[mode] > 0.01
+        lost = mode != own and mode in accuracy and accuracy[own] - accuracy[mode] > MAX_ACCURACY_LOSS
         rows.append(
             {
                 "mode": mode,
                 "accuracy": accuracy.get(mode),
                 "latency_stats_s": found["latency_stats_s"] if found else None,
                 "recommended": faster and not lost,
-                "note": note + ("; loses more than one point of accuracy" if lost else ""),
+                "note": _variant_note(mode == own, ratio)
+                + (f"; loses more than {MAX_ACCURACY_LOSS:.0%} of accuracy" if lost else ""),
             }
         )
     if not any(row["recommended"] for row in rows):
-        rows[0]["recommended"] = True
+        for row in rows:
+            row["recommended"] = row["mode"] == own
     return rows
+
+
+def _variant_note(is_own: bool, ratio: Mapping[str, float] | None) -> str:
+    """What the measured ratio to the run's own mode says."""
+    if is_own:
+        return "what the run's target ships"
+    if ratio is None:
+        return "not measured on this target"
+    said = f"{ratio['ratio']:.2f}× the latency [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    if ratio["high"] < 1:
+        return f"faster: {said}"
+    return f"slower: {said}" if ratio["low"] > 1 else f"neither faster nor slower is proven: {said}"
 
 
 def _engines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -197,13 +208,14 @@ def _engines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 **{key: build[key] for key in ("precision", "size_bytes", "seconds")},
                 "latency_stats_s": found["latency_stats_s"] if found else None,
                 "ratio": found["ratio"] if found else None,
+                "sigma": found["sigma"] if found else None,
                 "why_not": why_not,
             }
         )
     return rows
 
 
-def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfiguration) -> list[str]:
+def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfiguration, again: int) -> list[str]:
     """What these seeds can and cannot show, in sentences for the report."""
     return [
         f"{seeds} training seeds give each mean; with so few, a 95 % interval is about "
@@ -214,6 +226,7 @@ def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfi
         f"Each of {searches} strategies searched once, with one seed: that one of them found the best student says "
         "nothing about strategies.",
         "The winner was chosen with other seeds than those reported: its accuracy holds no luck of selection.",
-        f"The certificate is about this machine, this engine and this load, at "
-        f"p{configuration.certificate.percentile:g}.",
+        f"The certificate is about this machine and this engine, at p{configuration.certificate.percentile:g}, outside "
+        f"disturbances: {again} of its blocks were disturbed and taken again.",
+        "The hand-shrunk student is the best of the plain families that fit the budget after one short training each.",
     ]

@@ -83,6 +83,6 @@ def _declared_batch(path: Path) -> int | None:
     from akd_deploy.engines.onnx_file import graph_inputs, read_onnx
 
     read_onnx(path, 1)  # says what is wrong with the file, if anything is
-    inputs = graph_inputs(onnx.load(str(path), load_external_data=False).graph)
+    inputs = graph_inputs(onnx.load(str(path), format="protobuf", load_external_data=False).graph)
     dims = inputs[0].type.tensor_type.shape.dim if inputs else []
     return dims[0].dim_value if len(dims) and dims[0].HasField("dim_value") else None

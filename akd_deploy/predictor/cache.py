@@ -23,7 +23,7 @@ from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.scores import Scores
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def save_predictor(predictor: Predictor, directory: Path) -> Path:
@@ -37,9 +37,10 @@ def save_predictor(predictor: Predictor, directory: Path) -> Path:
         "factor": predictor.factor,
         "width": predictor.width,
         "coverage": predictor.coverage,
-        "tail_factor": predictor.tail_factor,
+        "tail_factors": list(predictor.tail_factors.items()),
         "sigma": predictor.sigma,
         "calibrated_on": predictor.calibrated_on,
+        "left_out": predictor.left_out,
         "scores": asdict(predictor.scores),
         "model": fields,
     }
@@ -74,14 +75,15 @@ def read_predictor(path: Path) -> Predictor:
                 "factor",
                 "width",
                 "coverage",
-                "tail_factor",
                 "sigma",
                 "calibrated_on",
+                "left_out",
             )
         }
         return Predictor(
             device=DeviceFingerprint(document["device"]),  # type: ignore[arg-type]
             model=model_from_arrays(arrays, document["model"]),  # type: ignore[arg-type]
+            tail_factors=dict(document["tail_factors"]),  # type: ignore[call-overload]
             scores=Scores(**document["scores"]),  # type: ignore[arg-type]
             **values,  # type: ignore[arg-type]
         )

@@ -56,7 +56,7 @@ class CompiledSpace:
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
         """(n,) latency and (n,) upper bound in seconds; what a search is handed."""
-        return self.latencies_s(np.stack([self.space.tokens(a) for a in architectures]))
+        return self.latencies_s(self.space.tokens_of(architectures))
 
 
 def compile_space(

@@ -22,11 +22,13 @@ TERMS = ("launch", "macs", "padded_macs", "traffic_bytes", "outputs", "rows")
 
 
 def _weight(kernel: Kernel) -> Shape | None:
-    """The weight's shape (out, in / groups, *window) of a convolution, None for anything else."""
-    if kernel.attribute("kernel_size") is None or len(kernel.inputs) < 2:
+    """The weight's shape (out, in / groups, *window) of a convolution, None for anything else.
+
+    Quantised convolutions have scales and zero points between image and weight.
+    """
+    if kernel.attribute("kernel_size") is None:
         return None
-    weight = kernel.inputs[1]
-    return weight if len(weight) >= 3 else None
+    return next((shape for shape in kernel.inputs[1:] if len(shape) >= 3), None)
 
 
 def groups(kernel: Kernel) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from akd_deploy.certificate import samples_needed
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.predictor.conformal import (
@@ -30,6 +30,10 @@ MIN_NETWORKS = 10
 MIN_POINTS = 5
 """Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
+TAIL_PERCENTILES = (50, 75, 90, 95, 99)
+"""Percentiles that tail factors are kept for."""
+TAIL_CONFIDENCE = 0.95
+"""A row speaks about a percentile's tail when its largest sample bounds the percentile with this confidence."""
 
 
 def _covered(model: KernelCostModel, rows: Iterable[TableRow]) -> list[TableRow]:
@@ -53,26 +57,37 @@ def _points(model: KernelCostModel, rows: Sequence[TableRow]) -> list[Calibratio
 
 
 def _fit(rows: Iterable[TableRow]) -> KernelCostModel:
-    return fit_kernel_costs(
-        [
-            observation_of(
-                Counter(dict(row.kernels)),
-                row.measurement.median_s,
-                row.measurement.sigma,
-                len(row.measurement.blocks),
-            )
-            for row in rows
-        ]
-    )
+    return fit_kernel_costs([observation_of(row.counts(), row.measurement) for row in rows])
 
 
-def _held_out_points(rows: Sequence[TableRow]) -> list[CalibrationPoint]:
-    """Every probe predicted by a model that did not see its fold."""
-    points = []
+def _held_out(rows: Sequence[TableRow]) -> tuple[list[TableRow], list[CalibrationPoint]]:
+    """Every probe predicted by a model that did not see its fold; what that model does not cover is left out."""
+    kept: list[TableRow] = []
+    points: list[CalibrationPoint] = []
     for fold in range(FOLDS):
         model = _fit(row for i, row in enumerate(rows) if i % FOLDS != fold)
-        points += _points(model, _covered(model, (row for i, row in enumerate(rows) if i % FOLDS == fold)))
-    return points
+        covered = _covered(model, (row for i, row in enumerate(rows) if i % FOLDS == fold))
+        kept += covered
+        points += _points(model, covered)
+    return kept, points
+
+
+def _label_sigma(rows: Iterable[TableRow]) -> float | None:
+    """The rows' median noise of a label; None where no row has two blocks."""
+    values = [sigma for row in rows if (sigma := row.measurement.label_sigma) is not None]
+    return float(np.median(values)) if values else None
+
+
+def _tail_factors(rows: Sequence[TableRow]) -> dict[float, float]:
+    """Percentile → median factor of the rows with samples enough for it; percentiles with no such row are left out."""
+    factors: dict[float, float] = {}
+    for percentile in TAIL_PERCENTILES:
+        needed = samples_needed(percentile, TAIL_CONFIDENCE)
+        found = [row.measurement.tail_factor(percentile) for row in rows if len(row.measurement.samples_s) >= needed]
+        if found:
+            # Fewer rows speak of higher percentiles, and calmer ones may: a tail never shrinks for that.
+            factors[percentile] = max([float(np.median(found)), *factors.values()])
+    return factors
 
 
 def _scored_without_itself(points: Sequence[CalibrationPoint], coverage: float, sigma: float | None) -> Scores:
@@ -104,10 +119,10 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
             next="Profile more: `akd-deploy profile --minutes 2`.",
         )
     model = _fit(probes)
-    points = _points(model, _covered(model, networks))
-    calibrated_on = "networks"
+    scored = covered = _covered(model, networks)
+    points, calibrated_on = _points(model, covered), "networks"
     if len(points) < MIN_NETWORKS:
-        points, calibrated_on = _held_out_points(probes), "held-out probes"
+        (scored, points), calibrated_on = _held_out(probes), "held-out probes"
     if len(points) < MIN_POINTS:
         raise UsageError(
             asked=f"an interval for predictions of target {table.header.target.name}",
@@ -123,10 +138,11 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
         factor=factor,
         width=by_family_quantile(points, coverage, factor),
         coverage=coverage,
-        tail_factor=float(np.median([row.measurement.tail_factor for row in networks or probes])),
+        tail_factors=_tail_factors(networks or probes),
         sigma=table.sigma,
         calibrated_on=calibrated_on,
-        scores=_scored_without_itself(points, coverage, table.sigma),
+        left_out=len(networks) - len(covered),
+        scores=_scored_without_itself(points, coverage, _label_sigma(scored)),
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from scipy import linalg, optimize
 
 from akd_deploy.kernel import Kernel, kernel_from_signature
+from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, regime
 
 NOISE_FLOOR = 0.004
@@ -277,6 +278,6 @@ def _squared_distances(a: _Features, b: _Features) -> np.ndarray:
     return ((a.coordinates[:, None, :] - b.coordinates[None, :, :]) ** 2).sum(2)
 
 
-def observation_of(counts: Counter[Kernel], latency_s: float, sigma: float | None, blocks: int) -> Observation:
-    """An observation from a table row: the noise of a median of block medians is σ / √blocks."""
-    return Observation(counts, latency_s, (sigma or 0.0) / np.sqrt(max(blocks, 1)))
+def observation_of(counts: Counter[Kernel], measurement: Measurement) -> Observation:
+    """An observation from a table row; where one block leaves the noise unknown, the least one is assumed."""
+    return Observation(counts, measurement.median_s, measurement.label_sigma or 0.0)

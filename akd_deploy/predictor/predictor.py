@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.errors import UncoveredOperatorError
+from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.predictor.conformal import (
     scale_s,
@@ -51,7 +52,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Fitted on a table's probes; `factor` and `width` come from its networks; `tail_factor` is p90 / median."""
+    """Fitted on a table's probes; `factor` and `width` come from its networks.
+
+    `tail_factors` are percentile / median by percentile, for those the table has samples enough for. `left_out` is
+    the number of its networks that some kernel without a measured cost kept from calibration and scores.
+    """
 
     target: str
     device: DeviceFingerprint
@@ -60,10 +65,30 @@ class Predictor:
     factor: float
     width: float
     coverage: float
-    tail_factor: float
+    tail_factors: Mapping[float, float]
     sigma: float | None
     calibrated_on: str
+    left_out: int
     scores: Scores
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tail_factors", MappingProxyType(dict(sorted(self.tail_factors.items()))))
+
+    def tail_factor(self, percentile: float) -> float:
+        """What a budget on this percentile (0 to 100) adds to a predicted median: the factor at or next above it.
+
+        Raises:
+            UsageError: the table has no samples enough for this percentile.
+        """
+        for known, factor in self.tail_factors.items():
+            if 0 < percentile <= known:
+                return factor
+        highest = f"samples for p{max(self.tail_factors):g} at most" if self.tail_factors else "too few samples for any"
+        raise UsageError(
+            asked=f"the p{percentile:g} of latencies on target {self.target}",
+            found=f"{highest} in its latency table",
+            next="Profile with more samples, or lower the percentile.",
+        )
 
     def costs(self, kernels: Sequence[Kernel], asked: str = "a latency prediction") -> list[KernelCost]:
         """Costs of kernels inside a network (the in-place factor applied), in seconds.
@@ -76,7 +101,7 @@ class Predictor:
             raise UncoveredOperatorError(
                 uncovered,
                 asked=asked,
-                next=f"Profile them: `akd-deploy profile --target {self.target} --onnx MODEL`.",
+                next=f"Profile them: `akd-deploy profile --target {self.target} --onnx MODEL --resume`.",
             )
         result = []
         for cost in self.model.costs(kernels):

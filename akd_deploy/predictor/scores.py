@@ -12,8 +12,9 @@ from scipy import stats
 class Scores:
     """Of predictions against measurements. Rates are fractions.
 
-    `floor_mape` is 0.8 σ, what a perfect model would score on labels with relative scatter σ. Rank
-    correlations are None where all predictions or all measurements are equal, coverage where no interval was there.
+    `sigma` is the relative noise of the labels: a median of several blocks scatters by σ / √blocks, not by the σ
+    between blocks. `floor_mape` is 0.8 of it, what a perfect model would score on such labels. Rank correlations
+    are None where all predictions or all measurements are equal, coverage where no interval was there.
     """
 
     items: int

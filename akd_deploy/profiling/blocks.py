@@ -160,6 +160,7 @@ def measure_blocks(
     on_model: Callable[[int, int], None] = lambda done, total: None,
     on_block: Callable[[dict[str, Measured]], None] = lambda measured: None,
     have: Mapping[str, int] = MappingProxyType({}),
+    references_s: list[float] | None = None,
 ) -> dict[str, Measured]:
     """Measure every model in every block, each block a fresh process in a fresh random order.
 
@@ -172,6 +173,8 @@ def measure_blocks(
         on_model: called with (measured so far, planned) after each model.
         on_block: called with everything measured so far after each block; write it down to resume from it.
         have: model → blocks measured earlier; only what `protocol.blocks` asks for beyond them is measured.
+        references_s: what the reference took so far on this machine, extended in place: it tells what is usual
+            where one call takes few models.
 
     Raises:
         MissingRuntimeError: the runtime is not here or died.
@@ -184,7 +187,7 @@ def measure_blocks(
         )
     taken: dict[str, dict[int, _Taken]] = {name: {} for name in models}
     remeasured = dict.fromkeys(models, 0)
-    usual_s: list[float] = []
+    usual_s: list[float] = [] if references_s is None else references_s
     missing = {name: max(0, protocol.blocks - have.get(name, 0)) for name in models}
     done, planned = 0, sum(missing.values())
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.search_space import Layer, SearchSpace
-from akd_deploy.search_space.operations import operations
+from akd_deploy.search_space.operations import Operation, operations
 
 MAX_LAYERS = 3
 """Longest stretch of a network that serves as a probe."""
@@ -42,11 +42,25 @@ def _shapes(layers: Sequence[Layer]) -> frozenset[tuple[object, ...]]:
     )  # fmt: skip
 
 
+def _kinds(layers: Sequence[Layer]) -> frozenset[tuple[str, str, str]]:
+    """Operation, regime of a convolution, and activation: what must be measured at some size to be predicted at any."""
+    return frozenset((step.kind, _regime(step), step.activation) for step in operations(layers))
+
+
+def _regime(step: Operation) -> str:
+    """Kind of a convolution; empty for other operations."""
+    if step.kind != "conv":
+        return ""
+    if step.groups > 1:
+        return "depthwise" if step.groups == step.in_channels else "grouped"
+    return "pointwise" if step.kernel_size == 1 else "dense"
+
+
 def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candidates: int = 4_000) -> list[Probe]:
     """Stretches of one to three layers of random architectures, chosen to cover the space's operations.
 
-    Each next probe is the candidate that adds most operations not covered yet, per layer; once everything that
-    was drawn is covered, coverage starts again.
+    The first probes cover every kind of operation. Each next one is the candidate that adds most operations not
+    covered yet, sizes told apart, per layer; once everything that was drawn is covered, coverage starts again.
 
     Args:
         count: how many probes to return; a small space may have fewer.
@@ -60,9 +74,10 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
         drawn[_renamed(layers[start : start + length])] = None
     pool = list(drawn)
     shapes = [_shapes(stretch) for stretch in pool]
-    covered: set[tuple[object, ...]] = set()
-    chosen: dict[int, None] = {}
+    chosen = dict.fromkeys(_one_of_each_kind(pool)[:count])
+    covered = {shape for index in chosen for shape in shapes[index]}
     gains = np.array([len(s) / (1 + len(p)) for s, p in zip(shapes, pool, strict=True)])
+    gains[list(chosen)] = -1.0
     while len(chosen) < min(count, len(pool)):
         # Gains only shrink while coverage grows, so a stale maximum that still leads after recounting is the maximum.
         while True:
@@ -80,6 +95,18 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
         covered |= shapes[best]
         gains[best] = -1.0
     return [Probe(PROBE, _family(space, pool[index]), pool[index]) for index in chosen]
+
+
+def _one_of_each_kind(pool: Sequence[Sequence[Layer]]) -> list[int]:
+    """Positions of stretches that together hold every kind of operation in the pool; most new kinds per layer first."""
+    kinds = [_kinds(stretch) for stretch in pool]
+    missing = set().union(*kinds)
+    chosen = []
+    while missing:
+        best = max(range(len(pool)), key=lambda i: len(kinds[i] & missing) / (1 + len(pool[i])))
+        chosen.append(best)
+        missing -= kinds[best]
+    return chosen
 
 
 def space_networks(space: SearchSpace, count: int, rng: np.random.Generator) -> list[Probe]:

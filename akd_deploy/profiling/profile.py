@@ -26,7 +26,7 @@ from akd_deploy.latency_table import (
     write_table,
 )
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
-from akd_deploy.profiling.probes import probe_writer, space_networks, space_probes
+from akd_deploy.profiling.probes import Probe, probe_writer, space_networks, space_probes
 from akd_deploy.profiling.windows import file_windows, write_window
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.target import Target
@@ -70,13 +70,22 @@ def profile_space(
     plan: ProfilePlan,
     directory: Path,
     *,
+    typed: Callable[[Path], Path] = lambda path: path,
     resume: bool = False,
     on_model: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[LatencyTable, float]:
-    """Measure probes and networks of a space; see `measure_probes`."""
+    """Measure probes and networks of a space; see `measure_probes`.
+
+    Args:
+        typed: a float32 model file → the file in the precision the target ships.
+    """
     rng = np.random.default_rng(plan.seed)
     probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
-    write = probe_writer(target.engine, target.batch, rng)
+    plain = probe_writer(target.engine, target.batch, rng)
+
+    def write(probe: Probe, folder: Path) -> Path:
+        return typed(plain(probe, folder))
+
     return measure_probes(target, probes, write, plan.protocol, directory, rng, resume=resume, on_model=on_model)
 
 

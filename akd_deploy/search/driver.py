@@ -92,6 +92,7 @@ def search(
     settings: SearchSettings,
     journal: Journal | None = None,
     on_trial: Callable[[Trial], None] | None = None,
+    screen: Predict | None = None,
 ) -> SearchResult:
     """Search the space for the student with the greatest reward.
 
@@ -100,6 +101,8 @@ def search(
     changed), the rest of the journal is handed to it as history. Without a journal nothing is kept.
 
     Args:
+        predict: judges every candidate before it is trained.
+        screen: a faster stand-in for `predict` with which a strategy looks many candidates over; `predict` where None.
         strategy: a name of `STRATEGIES`, or a factory like theirs.
         on_trial: called with every finished trial that was not in the journal before.
 
@@ -113,8 +116,8 @@ def search(
     """
     if journal is None:
         with Journal() as kept_in_memory:
-            return _Search(space, strategy, predict, score, settings, kept_in_memory, on_trial).run()
-    return _Search(space, strategy, predict, score, settings, journal, on_trial).run()
+            return _Search(space, strategy, predict, score, settings, kept_in_memory, on_trial, screen).run()
+    return _Search(space, strategy, predict, score, settings, journal, on_trial, screen).run()
 
 
 class _Search:
@@ -129,9 +132,11 @@ class _Search:
         settings: SearchSettings,
         journal: Journal,
         on_trial: Callable[[Trial], None] | None,
+        screen: Predict | None,
     ) -> None:
         self.space, self.settings, self.journal = space, settings, journal
         self.predict, self.score, self.on_trial = predict, score, on_trial
+        self.screen = screen or predict
         self.seconds = {"training": 0.0, "prediction": 0.0, "strategy": 0.0, "journal": 0.0}
         budget = LatencyBudget(settings.budget_s, self._upper_s) if settings.constraint == "upper" else None
         if isinstance(strategy, str):
@@ -230,7 +235,7 @@ class _Search:
     def _judge(self, number: int, architecture: Architecture) -> Trial:
         """Refuse a new candidate, recognise its network, or train it."""
         network = self.space.network_digest(architecture)
-        latency_s, upper_s = (float(values[0]) for values in self._predicted([architecture]))
+        latency_s, upper_s = (float(values[0]) for values in self._predicted(self.predict, [architecture]))
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed} {network}".encode()).digest()[:4], "big")
         trial = Trial(number, self.name, architecture, network, "running", latency_s, upper_s, seed)
         known = self.trained.get(network)
@@ -304,11 +309,11 @@ class _Search:
         raise nothing_within_budget(self.settings.budget_s, fastest_s, len(self.trials))
 
     def _upper_s(self, candidates: Sequence[Parameters]) -> np.ndarray:
-        return self._predicted([self.space.architecture(parameters) for parameters in candidates])[1]
+        return self._predicted(self.screen, [self.space.architecture(parameters) for parameters in candidates])[1]
 
-    def _predicted(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+    def _predicted(self, predict: Predict, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
         with self._timed("prediction"):
-            latency_s, upper_s = (np.asarray(values, dtype=float) for values in self.predict(architectures))
+            latency_s, upper_s = (np.asarray(values, dtype=float) for values in predict(architectures))
         shape = (len(architectures),)
         if latency_s.shape != shape or upper_s.shape != shape:
             raise MismatchError(

@@ -93,6 +93,11 @@ class Journal:
             ).fetchall()
         return [self._trial(row) for row in rows]
 
+    def has_trials(self) -> bool:
+        """Whether any search of this journal has recorded a candidate."""
+        with _errors_about(self.path):
+            return self._connection.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
+
     def record(self, trials: Sequence[Trial]) -> None:
         """Write the trials in one transaction: all of them or none, on disk when this returns.
 
@@ -210,6 +215,9 @@ _START_ANEW = "The file is damaged or was changed by hand; restore it from a cop
 def open_journal(path: Path, configuration: Mapping[str, Any], *, resume: bool = False) -> Journal:
     """Open a run's journal for writing; create it when there is none. Trials found running become interrupted.
 
+    A journal of another configuration that holds no trial is begun anew: a mistake found before anything was trained
+    is corrected in place.
+
     Args:
         configuration: the resolved run configuration, JSON types only.
         resume: continue a journal that exists, under the same configuration.
@@ -222,6 +230,8 @@ def open_journal(path: Path, configuration: Mapping[str, Any], *, resume: bool =
     """
     with ExitStack() as held:
         held.enter_context(exclusive_lock(path.with_name(path.name + ".lock")))
+        if path.exists() and _is_of_another_run_without_trials(path, configuration):
+            path.unlink()
         if path.exists():
             if not resume:
                 raise UsageError(
@@ -240,6 +250,12 @@ def open_journal(path: Path, configuration: Mapping[str, Any], *, resume: bool =
         journal.mark_interrupted()
         journal._held.push(held.pop_all())
     return journal
+
+
+def _is_of_another_run_without_trials(path: Path, configuration: Mapping[str, Any]) -> bool:
+    # For writing, because a killed writer's unfinished transaction is rolled back first.
+    with _opened(path, "rw") as journal:
+        return not journal.has_trials() and bool(differing_keys(journal.configuration, configuration))
 
 
 def read_journal(path: Path) -> Journal:

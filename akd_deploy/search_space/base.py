@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -132,10 +133,22 @@ class SearchSpace(ABC):
 
     def _has_settings(self, settings: Mapping[str, Any]) -> bool:
         """Whether these settings, completed, are this space's; lists and tuples are the same."""
-        mine = Architecture(self.name, self.settings, {}).settings
+        mine = self._kept_settings
         if settings == mine:
             return True
         return settings.keys() < mine.keys() and type(self)(settings).settings == dict(mine)
+
+    @cached_property
+    def _kept_settings(self) -> Mapping[str, Any]:
+        """The settings as an architecture keeps them."""
+        return Architecture(self.name, self.settings, {}).settings
+
+    @cached_property
+    def _token_of(self) -> tuple[tuple[str, dict[Value, int]], ...]:
+        """For every choice in order: its name, and option → token."""
+        return tuple(
+            (key, {option: token for token, option in enumerate(options)}) for key, options in self.choices.items()
+        )
 
     @property
     def size(self) -> int:
@@ -144,8 +157,27 @@ class SearchSpace(ABC):
 
     def tokens(self, architecture: Architecture) -> np.ndarray:
         """(choices,) int64: the option index of every choice, in the order of `choices`."""
+        return self.tokens_of([architecture])[0]
+
+    def tokens_of(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """(architectures, choices) int64: the tokens of many at once."""
+        rows = [self._token_row(architecture) for architecture in architectures]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.choices))
+
+    def _token_row(self, architecture: Architecture) -> list[int]:
+        values = architecture.choices
+        if (
+            architecture.space == self.name
+            and len(values) == len(self.choices)
+            and architecture.settings == self._kept_settings
+        ):
+            try:
+                return [tokens[values[key]] for key, tokens in self._token_of]
+            except (KeyError, TypeError):
+                # A choice that is missing, or a value that is no option: below it is named.
+                pass
         values = self.checked(architecture).choices
-        return np.array([options.index(values[key]) for key, options in self.choices.items()], dtype=np.int64)
+        return [tokens[values[key]] for key, tokens in self._token_of]
 
     def from_tokens(self, tokens: Sequence[int] | np.ndarray) -> Architecture:
         """The architecture with these option indices; the inverse of `tokens`."""

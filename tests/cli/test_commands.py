@@ -233,6 +233,7 @@ def test_quantize_auto_measures_every_variant_and_recommends_one(twin, tmp_path,
     # Fewer samples than advice is otherwise based on; as many processes, which its intervals need.
     quick = replace(quantizing.ADVICE, warmup_s=0.005, seconds=0.005, min_samples=20, max_remeasure=0)
     monkeypatch.setattr(quantizing, "ADVICE", quick)
+    monkeypatch.setattr(quantizing, "CALIBRATION_SAMPLES", 8)
     images = np.random.default_rng(0).standard_normal((32, 1, 12, 12), dtype=np.float32)
     np.savez(tmp_path / "samples.npz", input=images, labels=np.zeros(32, np.int64))
     arguments = ("--onnx", twin.onnx, "--target", TARGET, "--samples", tmp_path / "samples.npz", "-o", tmp_path)

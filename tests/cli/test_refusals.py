@@ -223,6 +223,13 @@ def test_a_missing_runtime_is_told_with_what_to_install(workshop, refused, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_mode_is_named_with_the_known_ones_before_samples_are_missed(refused, twin, tmp_path):
+    arguments = ("--onnx", twin.onnx, "--target", TARGET, "-o", tmp_path / "out")
+    error = refused(2, "quantize", *arguments, "--mode", "nonsense")
+    assert error["known"] == ["auto", "bf16", "fp16", "int8"]
+    assert refused(2, "quantize", *arguments, "--mode", "int8", "--seed", 3)["found"] == "no samples"
+
+
 @pytest.fixture
 def copied_table(workshop, tmp_path):
     """A copy of the workshop's table where a command looks for it."""

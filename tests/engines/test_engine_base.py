@@ -180,6 +180,16 @@ def test_copy_takes_the_weights_along(tmp_path):
     assert [copy.read_bytes() for copy in copies] == [path.read_bytes(), (tmp_path / "weights.bin").read_bytes()]
 
 
+@pytest.mark.parametrize("name", ["network.json", "network.txt", "network.onnxtxt", "network.textproto"])
+def test_a_networks_format_is_not_guessed_from_its_name(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('{"graph": {}}', encoding="utf-8")
+    with pytest.raises(CorruptFileError, match=name):
+        read_onnx(path, batch=1)
+    path.write_bytes(saved(GRAPHS["residual"](), tmp_path).read_bytes())
+    assert read_onnx(path, batch=1).graph.node
+
+
 def test_copy_onto_itself_changes_nothing(tmp_path):
     path = external(tmp_path)
     before = path.read_bytes()

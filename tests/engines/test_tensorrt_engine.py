@@ -348,10 +348,25 @@ def test_targets_of_this_engine_have_valid_options(name):
 
 def test_tensorrt_without_its_package_is_refused_with_what_to_install(tmp_path):
     engine = TensorRtEngine(read_target(TARGETS / "orin_tensorrt_fp16.toml"))
-    if engine.why_not_build() is None:
-        pytest.skip("TensorRT and a GPU are here")
+    if engine._why_no_module() is None:
+        pytest.skip("TensorRT is here")
     with pytest.raises(MissingRuntimeError, match=r"akd-deploy\[tensorrt\]"):
         engine.build(tmp_path / "m.onnx", tmp_path)
+
+
+@needs_rtx
+def test_a_missing_driver_is_never_answered_with_installing_the_package_that_is_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingRuntimeError, match="NVIDIA driver") as error:
+        rtx().load(tmp_path / "m.plan")
+    assert "pip install" not in error.value.next
+    assert "driver" in error.value.next
+
+
+def test_a_plan_is_refused_as_a_network_with_what_to_give_instead(tmp_path):
+    (tmp_path / "m.plan").write_bytes(b"a plan")
+    with pytest.raises(UsageError, match=r"built plan.*GPU.*ONNX file it was built from"):
+        rtx().executed_kernels(tmp_path / "m.plan")
 
 
 def test_tensorrt_builds_for_no_other_gpu_than_its_own(monkeypatch):

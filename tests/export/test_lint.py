@@ -223,6 +223,12 @@ def test_bytes_that_are_no_network_are_found(tmp_path, data):
     assert rules(lint_onnx(path, target())) == [("corrupt-graph", "error", "")]
 
 
+def test_text_named_like_a_network_in_text_is_found(tmp_path):
+    path = tmp_path / "m.json"
+    path.write_text("{}", encoding="utf-8")
+    assert rules(lint_onnx(path, target())) == [("corrupt-graph", "error", "")]
+
+
 def test_truncated_networks_are_found_or_have_an_honest_error(tmp_path):
     data = convnet().SerializeToString()
     path = tmp_path / "m.onnx"

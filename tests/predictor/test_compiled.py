@@ -8,7 +8,7 @@ import pytest
 from synthetic_device import SyntheticDevice, executed_by, table_of
 
 from akd_deploy.architecture import Architecture
-from akd_deploy.errors import UncoveredOperatorError
+from akd_deploy.errors import MismatchError, UncoveredOperatorError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.predictor.compiled import CompiledSpace, compile_space
 from akd_deploy.predictor.fitting import fit_predictor
@@ -77,6 +77,54 @@ def test_an_operator_without_measurements_is_named(predictor: Predictor) -> None
     with pytest.raises(UncoveredOperatorError, match="Einsum") as caught:
         compile_space(SPACE, predictor, strange, lambda a: 1.0, np.random.default_rng(0))
     assert caught.value.uncovered == ["Einsum"]
+
+
+def test_scores_of_architectures_are_those_of_their_tokens(compiled: CompiledSpace) -> None:
+    tokens = SPACE.sample_tokens(50, np.random.default_rng(4))
+    architectures = [SPACE.from_tokens(row) for row in tokens]
+    assert (SPACE.tokens_of(architectures) == tokens).all()
+    assert SPACE.tokens_of([]).shape == (0, tokens.shape[1])
+    for by_architecture, by_token in zip(compiled.predict(architectures), compiled.latencies_s(tokens), strict=True):
+        assert by_architecture.tolist() == by_token.tolist()
+
+
+def test_settings_left_at_their_defaults_need_not_be_written() -> None:
+    spelt_out = SPACE.sample(np.random.default_rng(5))
+    given = {key: spelt_out.settings[key] for key in ("widths", "strides", "layers")}
+    brief = Architecture(SPACE.name, given, spelt_out.choices)
+    assert SPACE.tokens(brief).tolist() == SPACE.tokens(spelt_out).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"b0.kernel": 4}, UsageError),
+        ({"b0.kernel": [3]}, UsageError),
+        ({"b0.kernel": None}, UsageError),
+        ({"b9.kernel": 3}, UnknownNameError),
+    ],
+)
+def test_an_architecture_of_no_such_option_is_refused_and_not_scored(
+    compiled: CompiledSpace, change: dict[str, object], error: type[Exception]
+) -> None:
+    sound = SPACE.sample(np.random.default_rng(6))
+    with pytest.raises(error, match=next(iter(change))):
+        compiled.predict([sound, Architecture(SPACE.name, SPACE.settings, {**sound.choices, **change})])
+
+
+def test_an_architecture_of_another_space_or_without_a_choice_is_refused_and_not_scored(
+    compiled: CompiledSpace,
+) -> None:
+    sound = SPACE.sample(np.random.default_rng(6))
+    for other in (
+        Architecture("other", SPACE.settings, sound.choices),
+        Architecture(SPACE.name, {**SPACE.settings, "classes": 11}, sound.choices),
+    ):
+        with pytest.raises(MismatchError):
+            compiled.predict([sound, other])
+    missing = {key: value for key, value in sound.choices.items() if key != "b0.kernel"}
+    with pytest.raises(UsageError, match=r"b0\.kernel"):
+        compiled.predict([sound, Architecture(SPACE.name, SPACE.settings, missing)])
 
 
 def test_scoring_is_vectorised_lookups(compiled: CompiledSpace) -> None:

@@ -10,6 +10,7 @@ import pytest
 from synthetic_device import SyntheticDevice, executed_by
 
 from akd_deploy.kernel import Kernel
+from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.features import coordinates, regime
 from akd_deploy.predictor.kernel_cost import (
     BASE_FLOOR,
@@ -117,5 +118,8 @@ def test_too_few_or_impossible_observations_are_refused(bad: list[Observation]) 
 
 
 def test_noise_of_a_median_of_blocks_shrinks_with_their_number() -> None:
-    assert observation_of(Counter(), 1.0, 0.04, 4).noise == pytest.approx(0.02)
-    assert observation_of(Counter(), 1.0, None, 1).noise == 0
+    # Four times ±0.03 about 1: standard deviation √(4 · 0.03² / 3) = 0.06 / √3, halved by four blocks.
+    four = Measurement("p", (0.97, 0.97, 1.03, 1.03), (0, 1, 2, 3))
+    assert observation_of(Counter(), four).noise == pytest.approx(0.03 / np.sqrt(3))
+    assert observation_of(Counter(), four).latency_s == 1.0
+    assert observation_of(Counter(), Measurement("p", (1.0,), (0,))).noise == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import cache
 from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
-from akd_deploy.predictor.fitting import calibration_points, fit_predictor
+from akd_deploy.predictor.fitting import _tail_factors, calibration_points, fit_predictor
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.profiling.probes import Probe, space_networks
@@ -84,6 +85,7 @@ def test_scores_told_are_those_an_outsider_finds(predictor: Predictor, unseen: l
     predicted = np.array([p.latency_s for p in predictions(predictor, unseen)])
     outsider = scores_of(predicted, true_s(unseen))
     assert predictor.scores.items == 40
+    assert predictor.left_out == 0
     # The table's own labels carry noise of about a half per cent besides.
     assert predictor.scores.mape == pytest.approx(outsider.mape, abs=0.008)
     assert predictor.calibrated_on == "networks"
@@ -144,6 +146,7 @@ def test_an_unknown_operator_is_named_and_never_free(predictor: Predictor, unsee
     assert caught.value.uncovered == ["Gelu", "Softmax"]
     assert caught.value.as_dict()["uncovered"] == ["Gelu", "Softmax"]
     assert "net.onnx" in str(caught.value)
+    assert "`akd-deploy profile --target paper --onnx MODEL --resume`" in caught.value.next
 
 
 def test_a_known_operator_of_another_kind_is_not_covered(predictor: Predictor) -> None:
@@ -193,6 +196,7 @@ def test_a_network_of_the_table_that_is_not_covered_is_left_out_and_not_guessed(
     widened = LatencyTable(table.header, (*table.rows, strange))
     fitted = fit_predictor(widened)
     assert fitted.scores.items == 40
+    assert fitted.left_out == 1
     points = calibration_points(fitted, widened)
     assert [point["name"] for point in points] == [row.name for row in table.of_kind(NETWORK)]
 
@@ -237,6 +241,93 @@ def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
     assert 40 < fitted.scores.items <= 60
 
 
+@pytest.mark.parametrize(("networks", "calibrated_on"), [(12, "networks"), (5, "held-out probes")])
+def test_scores_stand_beside_the_noise_of_the_labels_they_are_scored_on(networks: int, calibrated_on: str) -> None:
+    small = table_of(DEVICE, SPACE, probes=40, networks=networks, seed=10)
+    # Blocks at 0.97, 1 and 1.03 of the median have σ = 0.03, and the label rests on three of them.
+    blocks = {NETWORK: (0.97, 1.0, 1.03), PROBE: (0.99, 1.0, 1.01)}
+    fitted = fit_predictor(LatencyTable(small.header, tuple(scattered(row, blocks[row.kind]) for row in small.rows)))
+    sigma = {"networks": 0.03, "held-out probes": 0.01}[calibrated_on] / np.sqrt(3)
+    assert fitted.calibrated_on == calibrated_on
+    assert fitted.scores.sigma == pytest.approx(sigma)
+    assert fitted.scores.floor_mape == pytest.approx(0.8 * sigma)
+
+
+# --- tails ------------------------------------------------------------------------------------------------------
+
+
+def scattered(row: TableRow, factors: Sequence[float]) -> TableRow:
+    """The row with one sample a block, at these multiples of its median."""
+    samples = tuple(factor * row.measurement.median_s for factor in factors)
+    return replace(row, measurement=Measurement(row.name, samples, tuple(range(len(factors)))))
+
+
+def with_tail(rows: Sequence[TableRow], samples: int, last: float = 2.0) -> list[TableRow]:
+    """The rows with so many samples: all equal, but for a tenth of them at the end."""
+    tail = samples // 10
+    return [scattered(row, [1.0] * (samples - tail) + [last] * tail) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("samples", "known"),
+    [
+        (4, ()),
+        (5, (50,)),
+        (10, (50,)),
+        (28, (50, 75)),
+        (29, (50, 75, 90)),
+        (58, (50, 75, 90)),
+        (59, (50, 75, 90, 95)),
+        (298, (50, 75, 90, 95)),
+        (299, (50, 75, 90, 95, 99)),
+    ],
+)
+def test_a_tail_factor_needs_samples_enough_for_its_percentile(
+    samples: int, known: tuple[float, ...], table: LatencyTable
+) -> None:
+    assert tuple(_tail_factors(with_tail(table.of_kind(NETWORK), samples))) == known
+
+
+def test_each_percentile_has_its_own_factor_the_median_of_its_rows(table: LatencyTable) -> None:
+    rows = table.of_kind(NETWORK)
+    # Two of three with 300 samples: their p95 and p99 lie in the tail. The fourth is too short to speak of p99.
+    mixed = [*with_tail(rows[:2], 300, 2.0), *with_tail(rows[2:3], 300, 7.0), *with_tail(rows[3:4], 100, 1.5)]
+    factors = _tail_factors(mixed)
+    assert factors == pytest.approx({50: 1, 75: 1, 90: factors[90], 95: 2, 99: 2})
+    assert 1 <= factors[90] < 2
+
+
+def test_a_tail_is_not_thinner_further_out_because_only_calm_networks_speak_of_it(table: LatencyTable) -> None:
+    rows = table.of_kind(NETWORK)
+    factors = _tail_factors([*with_tail(rows[:11], 100, last=5.0), *with_tail(rows[11:12], 300, last=1.0)])
+    assert factors[95] == pytest.approx(5)
+    assert factors[99] == factors[95]
+
+
+def test_networks_speak_of_tails_and_probes_where_there_are_none() -> None:
+    small = table_of(DEVICE, SPACE, probes=40, networks=12, seed=11)
+    probes, networks = with_tail(small.of_kind(PROBE), 60, 3.0), with_tail(small.of_kind(NETWORK), 60, 2.0)
+    for rows, factor in (([*probes, *networks], 2.0), (probes, 3.0)):
+        assert fit_predictor(LatencyTable(small.header, tuple(rows))).tail_factor(95) == pytest.approx(factor)
+
+
+def test_the_next_known_percentile_serves_those_between(predictor: Predictor) -> None:
+    fitted = replace(predictor, tail_factors={99: 2.0, 50: 1.0, 90: 1.5})
+    asked = [(1, 1.0), (50, 1.0), (50.1, 1.5), (75, 1.5), (90, 1.5), (90.5, 2.0), (99, 2.0)]
+    assert [fitted.tail_factor(percentile) for percentile, _ in asked] == [factor for _, factor in asked]
+
+
+@pytest.mark.parametrize("percentile", [99.1, 99.9, 100, 0, -1, float("nan")])
+def test_a_percentile_beyond_the_samples_is_refused_with_what_to_do(predictor: Predictor, percentile: float) -> None:
+    fitted = replace(predictor, tail_factors={50: 1.0, 99: 2.0})
+    with pytest.raises(UsageError, match="p99 at most") as caught:
+        fitted.tail_factor(percentile)
+    assert "more samples" in caught.value.next
+    assert "lower the percentile" in caught.value.next
+    with pytest.raises(UsageError, match="too few samples"):
+        replace(predictor, tail_factors={}).tail_factor(50)
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
@@ -245,8 +336,10 @@ def test_saved_and_read_predictors_predict_the_same(predictor: Predictor, unseen
     assert predictions(again, unseen[:10]) == predictions(predictor, unseen[:10])
     assert again.scores == predictor.scores
     assert again.device == predictor.device
-    for field in ("target", "table_digest", "factor", "width", "coverage", "tail_factor", "sigma", "calibrated_on"):
+    for field in ("target", "table_digest", "factor", "width", "coverage", "tail_factors", "sigma", "calibrated_on"):
         assert getattr(again, field) == getattr(predictor, field)
+    assert read_predictor(save_predictor(replace(predictor, left_out=3), tmp_path)).left_out == 3
+    assert again.tail_factor(75) == predictor.tail_factor(75)
 
 
 def test_a_cached_predictor_is_used_again(
@@ -278,7 +371,7 @@ def test_a_corrupt_cached_predictor_is_refused_by_name_and_fitted_again(
 
 def test_a_cached_predictor_without_a_field_is_refused_by_name(predictor: Predictor, tmp_path: Path) -> None:
     path = tmp_path / "predictor-0.npz"
-    np.savez(path, json=np.array('{"format_version": 1}'))
+    np.savez(path, json=np.array(json.dumps({"format_version": cache.FORMAT_VERSION})))
     with pytest.raises(CorruptFileError, match="predictor-0"):
         read_predictor(path)
     np.savez(path, json=np.array('{"format_version": 99}'))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from akd_deploy.latency_table import NETWORK, PROBE
-from akd_deploy.profiling.probes import MAX_LAYERS, _shapes, probe_writer, space_networks, space_probes
+from akd_deploy.profiling.probes import MAX_LAYERS, _kinds, _shapes, probe_writer, space_networks, space_probes
 from akd_deploy.search_space import load_space
 from akd_deploy.search_space.operations import operations
 
@@ -40,6 +40,24 @@ def test_every_operation_drawn_is_covered_before_any_is_covered_twice_for_nothin
         assert not _shapes(probe.layers) <= covered, f"probe {n} adds nothing"
         covered |= _shapes(probe.layers)
     assert covered == everything
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("mobile", {}),
+        ("mobile", {"activation": "hardswish"}),
+        ("mobile", {"kernels": [1, 3, 5, 7], "se_ratios": [0.5, 0.25, 0.0]}),
+        ("mobilenet", {}),
+    ],
+)
+def test_twenty_probes_hold_every_kind_of_operation_that_architectures_do(name: str, settings: dict) -> None:
+    space, rng = load_space(name, settings), np.random.default_rng(10)
+    present = frozenset().union(*(_kinds(space.layers(space.sample(rng))) for _ in range(500)))
+    for seed in (0, 1):
+        chosen = space_probes(space, 20, np.random.default_rng(seed), candidates=1_000)
+        assert frozenset().union(*(_kinds(probe.layers) for probe in chosen)) == present
+    assert {("linear", "", "none"), ("conv", "depthwise", space.settings["activation"])} < present
 
 
 def test_few_chosen_probes_cover_more_than_as_many_random_ones() -> None:

@@ -173,6 +173,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                     "seconds": 0.41,
                     "latency_stats_s": {"median": 3.21e-4, "p90": 3.49e-4, "p99": 4.4e-4},
                     "ratio": None,
+                    "sigma": 0.012,
                     "why_not": None,
                 },
                 {
@@ -182,6 +183,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                     "seconds": 1.93,
                     "latency_stats_s": {"median": 2.87e-4, "p90": 3.2e-4, "p99": 4.1e-4},
                     "ratio": {"ratio": 0.894, "low": 0.871, "high": 0.918},
+                    "sigma": 0.012,
                     "why_not": None,
                 },
                 {
@@ -191,6 +193,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                     "seconds": None,
                     "latency_stats_s": None,
                     "ratio": None,
+                    "sigma": None,
                     "why_not": "no NVIDIA GPU on this machine; run the build on one that has it",
                 },
             ],

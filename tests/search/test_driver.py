@@ -426,3 +426,25 @@ def test_a_search_killed_at_any_moment_loses_at_most_the_training_in_flight_and_
     done = [t for t in trials if t.state == "done"]
     assert all(1 <= ended[t.architecture.text] <= t.attempts for t in done)
     assert sum(t.attempts - 1 for t in done) <= kills
+
+
+def test_strategies_screen_with_the_stand_in_and_candidates_are_judged_by_the_prediction():
+    from akd_deploy.search import SearchSettings, search
+    from akd_deploy.search_space import load_space
+
+    space = load_space("mobile", {"widths": [8], "strides": [1], "layers": [[1, 2]]})
+    screened, judged = [], []
+
+    def predict(asked):
+        judged.extend(asked)
+        return np.full(len(asked), 1e-3), np.full(len(asked), 2e-3)
+
+    def screen(asked):
+        screened.append(len(asked))
+        return np.full(len(asked), 1e-3), np.full(len(asked), 2e-3)
+
+    result = search(
+        space, "constrained_evolution", predict, lambda a, s: Score(0.5), SearchSettings(6, 3e-3), screen=screen
+    )
+    assert sum(screened) > 0
+    assert len(judged) == len(result.trials)

@@ -93,7 +93,8 @@ def test_a_finished_trial_is_never_changed_and_a_transaction_is_all_or_nothing(p
 
 
 def test_a_changed_configuration_refuses_to_resume_and_names_every_difference(path):
-    open_journal(path, CONFIGURATION).close()
+    with open_journal(path, CONFIGURATION) as journal:
+        journal.record([trial(0)])
     changed = {"search": {"trials": 9, "seed": 1}, "budget": "2ms", "jobs": 2}
     with pytest.raises(MismatchError) as caught:
         open_journal(path, changed, resume=True)
@@ -103,6 +104,15 @@ def test_a_changed_configuration_refuses_to_resume_and_names_every_difference(pa
         'teacher: "wide" → (absent)',
     ]
     open_journal(path, CONFIGURATION, resume=True).close()  # the refusal let go of the lock
+
+
+def test_a_changed_configuration_begins_anew_while_there_is_no_trial(path):
+    with open_journal(path, CONFIGURATION) as journal:
+        journal.record_stage("profile", {"seconds": 1})
+    for resume in (False, True):
+        with open_journal(path, {"budget": f"{2 + resume}ms"}, resume=resume) as journal:
+            assert journal.stages() == {}
+            assert journal.configuration == {"budget": f"{2 + resume}ms"}
 
 
 def test_differing_keys_takes_a_tuple_for_the_list_it_becomes():
