@@ -5,9 +5,10 @@ import onnx
 import pytest
 
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import MissingFileError, UnknownNameError
+from akd_deploy.errors import MismatchError, MissingFileError, UnknownNameError
+from akd_deploy.latency_table import LatencyTable, TableHeader, write_table
 from akd_deploy.models.onnx_from_student import onnx_from_layers
-from akd_deploy.pipeline.latency import chain_kernels, write_model
+from akd_deploy.pipeline.latency import chain_kernels, target_latency, write_model
 from akd_deploy.pipeline.spaces import named_space
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
@@ -50,3 +51,14 @@ def test_a_space_is_named_or_taken_from_a_run_toml(tmp_path):
         named_space(str(tmp_path / "gone.toml"))
     with pytest.raises(UnknownNameError, match="mobile"):
         named_space("mobil")
+
+
+def test_a_table_of_another_engine_version_or_target_is_refused(tmp_path):
+    engine = load_engine(TARGET)
+    header = TableHeader(TARGET, engine.fingerprint(), "0.0.1", {"seconds": 0.01}, "2026-01-01T00:00:00+00:00")
+    write_table(LatencyTable(header, ()), tmp_path)
+    with pytest.raises(MismatchError, match=r"0\.0\.1") as caught:
+        target_latency(TARGET, tmp_path)
+    assert engine.version() in str(caught.value)
+    with pytest.raises(MismatchError, match="Profile this target"):
+        target_latency(Target("t", "cpu", "onnxruntime", precision="int8"), tmp_path)

@@ -7,7 +7,8 @@ import pytest
 from akd_deploy.configuration import configuration_from_dict
 from akd_deploy.errors import MismatchError, StorageError, UsageError
 from akd_deploy.pipeline import run as pipeline
-from akd_deploy.search import read_journal
+from akd_deploy.pipeline.context import Run
+from akd_deploy.search import Journal, Trial, read_journal
 
 CONFIGURATION = configuration_from_dict({"target": "cpu_onnxruntime_fp32", "budget": "2ms"}, "here")
 
@@ -65,8 +66,25 @@ def test_a_search_alone_and_the_whole_way_share_their_stages(tmp_path):
     assert [name for name, _ in longer.done] == ["c"]
 
 
+def _record_a_trial(run):
+    architecture = run.space.sample(run.rng("trial"))
+    trial = Trial(0, "tpe", architecture, run.space.network_digest(architecture), "infeasible", 1e-3, 2e-3, 0)
+    run.journal.of_search("tpe").record([trial])
+    return {}
+
+
+def test_a_mistake_found_before_any_trial_is_corrected_in_place(tmp_path):
+    with pytest.raises(UsageError):
+        do(tmp_path, Stages(failing="b"), "a", "b")
+    corrected = Stages()
+    do(tmp_path, corrected, "a", "b", configuration=CONFIGURATION.model_copy(update={"budget": "3ms"}))
+    assert [name for name, _ in corrected.done] == ["a", "b"]
+
+
 def test_a_run_is_begun_once_and_resumed_under_its_own_configuration(tmp_path):
-    do(tmp_path, Stages(), "a")
+    trained = Stages()
+    stages = {**trained.named("a"), "search": lambda run, results: _record_a_trial(run)}
+    pipeline._do_stages(CONFIGURATION, tmp_path, False, None, stages)
     with pytest.raises(UsageError, match="--resume"):
         do(tmp_path, Stages(), "a")
     other = CONFIGURATION.model_copy(update={"seed": 1})
@@ -104,3 +122,18 @@ def test_every_stage_draws_from_a_generator_of_its_own(tmp_path):
 
     assert draws(0, "confirm") == draws(0, "confirm")
     assert draws(0, "confirm") != draws(0, "measure") != draws(1, "measure")
+
+
+def test_targets_given_as_paths_are_known_by_their_names_in_every_stage(tmp_path):
+    for name in ("mine", "other"):
+        text = 'device = "cpu"\nengine = "onnxruntime"\nprecision = "fp32"\n'
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+    fields = {
+        "target": str(tmp_path / "mine.toml"),
+        "budget": "2ms",
+        "export": {"targets": [str(tmp_path / "other.toml"), str(tmp_path / "mine.toml")]},
+    }
+    with Journal() as journal:
+        run = Run(configuration_from_dict(fields, "here"), tmp_path, tmp_path, journal)
+        assert list(run.targets) == ["mine", "other"]
+        assert run.targets["mine"] == run.target
