@@ -281,7 +281,10 @@ def bench(
 def bench_table(data: dict[str, Any]) -> Any:
     """The table of one bench."""
     statistics = data["latency_stats_s"]
-    rows = [(name, format_seconds(statistics[name])) for name in ("median", "p90", "p99")]
+    rows = [("median", format_seconds(statistics["median"]))]
+    for name, bound_s in data["upper_bounds_s"].items():
+        bound = f", below {format_seconds(bound_s)} at 95 %" if bound_s is not None else "; too few samples to bound it"
+        rows.append((name, format_seconds(statistics[name]) + bound))
     rows.append(("samples", f"{data['samples']} in {len(data['blocks'])} processes"))
     rows.append(("σ between processes", "—" if data["sigma"] is None else f"{data['sigma']:.2%}"))
     if data["certificate"] is not None:

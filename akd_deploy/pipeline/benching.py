@@ -9,14 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from akd_deploy.certificate import MIN_BLOCKS, certify, ratio_interval
+from akd_deploy.certificate import MIN_BLOCKS, certify, ratio_interval, samples_needed
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import GateError, MissingFileError, UsageError
+from akd_deploy.measurement import Measurement
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.target import Target
 
 MIN_SAMPLES_PER_BLOCK = 100
 MAX_SAMPLES_PER_BLOCK = 5_000
+
+
+BOUND_CONFIDENCE = 0.95
+
+
+def _upper_bounds_s(measurement: Measurement) -> dict[str, float | None]:
+    """Distribution-free upper bounds of p90 and p99; None where there are too few samples for one."""
+    bounds: dict[str, float | None] = {}
+    for percentile in (90, 99):
+        enough = len(measurement.samples_s) >= samples_needed(percentile, BOUND_CONFIDENCE)
+        bounds[f"p{percentile}"] = measurement.upper_bound_s(percentile, BOUND_CONFIDENCE) if enough else None
+    return bounds
 
 
 def bench_models(
@@ -85,6 +98,7 @@ def bench_models(
         "protocol": {**protocol.header(), "blocks": protocol.blocks},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "latency_stats_s": main.measurement.statistics_s(),
+        "upper_bounds_s": _upper_bounds_s(main.measurement),
         "samples": len(main.measurement.samples_s),
         "blocks": {str(i): [float(s) for s in samples] for i, samples in main.measurement.blocks.items()},
         "sigma": main.measurement.sigma,

@@ -147,6 +147,8 @@ def test_bench_measures_in_fresh_processes_and_certifies(benched):
     assert data["samples"] == sum(len(samples) for samples in data["blocks"].values()) >= 1_000
     assert set(data["blocks"]) == set("0123456789")
     assert data["sigma"] > 0
+    for name in ("p90", "p99"):
+        assert data["upper_bounds_s"][name] >= data["latency_stats_s"][name]
     assert (data["certificate"]["ok"], data["certificate"]["samples"]) == (True, data["samples"])
     assert data["compared"]["low"] <= data["compared"]["ratio"] <= data["compared"]["high"]
     assert json.loads(path.read_text(encoding="utf-8")) == data
