@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
@@ -291,10 +292,20 @@ def test_ctrl_c_while_a_worker_measures_ends_the_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen]
 ) -> None:
     endless = tmp_path / "endless"
-    endless.write_text("#!/bin/sh\nexec sleep 600\n")
+    ready = tmp_path / "ready"
+    endless.write_text(f"#!/bin/sh\ncat > {ready}\nexec sleep 60\n")
     endless.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(endless))
-    threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+
+    def interrupt() -> None:
+        # Once the job has been read and some time for us to block on the answer: a signal in the instant before a
+        # read begins would be noticed only when the read ends.
+        while not (ready.exists() and ready.stat().st_size):
+            time.sleep(0.05)
+        time.sleep(1.0)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         measure_blocks(HERE, MODELS, QUICK, np.random.default_rng(0))
     assert len(started) == 1
