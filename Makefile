@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
+	$(BIN)/akd-deploy doctor
 	$(BIN)/akd-deploy demo --output demo --resume
 
 lint: install

@@ -184,7 +184,11 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     held = "holds" if c["ok"] else "does NOT hold"
     over = f"{c['exceeding']} of {c['samples']} samples over, {c['allowed']} allowed"
     again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
+    feasible = summary["feasible"]
+    reach = ", ".join(f"{name} {format_seconds(feasible[f'{name}_s'])}" for name in ("min", "median", "max"))
     rows = [
+        ("device", f"{summary['device'].get('model', 'unknown')}, {summary['device'].get('cores', '?')} cores"),
+        ("reachable", f"{reach}; {feasible['fraction_within_budget']:.1%} of the space within the budget"),
         ("budget", f"{format_seconds(winner['budget_s'])} at p{c['percentile']:g} ({summary['budget']['text']})"),
         ("predicted", f"{format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]"),
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())),

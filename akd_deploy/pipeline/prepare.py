@@ -113,5 +113,8 @@ def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             fastest_s=found.fastest_bound_s,
             budget_s=budget_s,
         )
+    reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
+    share = f"{found.fraction_within_budget:.1%} within {format_seconds(budget_s)}"
+    run.on_progress(f"feasible: {reach}, {share}", 1, 1)
     relative = run.configuration.budget.strip().endswith("%")
     return {"budget_s": budget_s, "of": "teacher" if relative else None, "feasible": found.as_dict()}
