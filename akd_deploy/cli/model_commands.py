@@ -199,7 +199,7 @@ def _kernels(path: Path, target: str) -> Sequence[Any]:
 
 
 def inspect(
-    engine: Annotated[Path, typer.Argument(help="A model or built engine.")], target: TargetName, as_json: Json = False
+    engine: Annotated[Path, typer.Argument(help="A model file.")], target: TargetName, as_json: Json = False
 ) -> None:
     """List the kernels a target's engine really runs for a model: shapes, types, traffic."""
     from akd_deploy.export.inspect import kernel_table, precision_counts
@@ -220,13 +220,13 @@ def inspect(
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(help="A model or engine.")],
+    a: Annotated[Path, typer.Argument(help="A model file.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
     target: TargetName,
     other_target: Annotated[str | None, typer.Option(help="Target of the second, where it differs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which kernels differ between two models or engines."""
+    """Say which kernels differ between two models."""
     from akd_deploy.export.diff import diff_kernels
 
     found = diff_kernels(_kernels(a, target), _kernels(b, other_target or target))
