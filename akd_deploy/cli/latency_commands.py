@@ -26,7 +26,14 @@ def profile(
     target: TargetName,
     space: Space = None,
     onnx: Annotated[
-        list[Path] | None, typer.Option("--onnx", help="Profile the kernels of this network instead; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--onnx", "--model", help="Profile the kernels of this network instead (for torch a .pt2 file); repeatable."
+        ),
+    ] = None,
+    calibrate_on: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --onnx: a network to measure whole, for intervals and scores only; repeatable."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(min=0.05, help="Measure for about this long.")] = None,
     probes: Annotated[int, typer.Option(min=20, help="Stretches of networks to measure.")] = 240,
@@ -53,6 +60,10 @@ def profile(
     plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes, networks, protocol, seed)
     if onnx and space is not None:
         raise UsageError(asked="one thing to profile", found="both --space and --onnx", next="Give one of them.")
+    if calibrate_on and not onnx:
+        raise UsageError(
+            asked="--calibrate-on", found="no --onnx beside it", next="Name the networks whose windows are probes."
+        )
     if not dry_run and not resume and (directory / "header.json").is_file():
         raise UsageError(
             asked=f"a new latency table in {directory}",
@@ -73,7 +84,9 @@ def profile(
                 on_progress("measuring", done, total)
 
             if onnx:
-                measured, seconds = profile_models(chosen, onnx, plan, directory, resume=resume, on_model=on_model)
+                measured, seconds = profile_models(
+                    chosen, onnx, plan, directory, whole=calibrate_on or (), resume=resume, on_model=on_model
+                )
             else:
                 searched = named_space(space or "mobile")
                 measured, seconds = profile_target(chosen, searched, plan, directory, resume=resume, on_model=on_model)

@@ -133,7 +133,7 @@ class TorchEngine(Engine):
         start = time.perf_counter()
         program, content = read_archive(model_path)
         with self._session(program, model_path.name) as session:
-            kernels = recorded_kernels(session.module, session.example_leaves())
+            kernels = recorded_kernels(session.module, session.example_leaves(), keep_views=True)
         asked = f"precision {self.target.precision} for {model_path.name} on target {self.target.name}"
         precision, notes = audited_precision(self.target.precision, layers(kernels), asked)
         path = out_dir / f"{model_path.stem}{self.suffix}"
@@ -189,4 +189,5 @@ class TorchEngine(Engine):
 
         program, _ = read_archive(model_path)
         with self._session(program, model_path.name) as session:
-            return recorded_kernels(session.module, session.example_leaves())
+            keep_views = self.mode != "cuda_graph"
+            return recorded_kernels(session.module, session.example_leaves(), keep_views=keep_views)

@@ -78,8 +78,9 @@ def _attributes(
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what every operator read and wrote."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, keep_views: bool) -> None:
         super().__init__(module)
+        self.keep_views = keep_views
         self.kernels: list[ExecutedKernel] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -88,8 +89,8 @@ class _Recorder(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         result = super().run_node(n)
         outputs = _tensors(result)
-        if outputs:
-            inputs = _tensors([*args, *kwargs.values()])
+        inputs = _tensors([*args, *kwargs.values()])
+        if outputs and (self.keep_views or not _is_view(n.target, inputs, outputs)):
             kernel = Kernel(
                 op=str(n.target.overloadpacket),
                 inputs=tuple(tuple(tensor.shape) for tensor in inputs),
@@ -102,12 +103,26 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def recorded_kernels(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> tuple[ExecutedKernel, ...]:
+def _is_view(target: torch._ops.OpOverload, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether the outputs are other views of what the inputs hold, so that the device has nothing to do."""
+    if any(argument.alias_info is not None and argument.alias_info.is_write for argument in target._schema.arguments):
+        return False  # it works in place
+    held = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
+    return all(tensor.untyped_storage().data_ptr() in held for tensor in outputs)
+
+
+def recorded_kernels(
+    module: fx.GraphModule, inputs: Sequence[torch.Tensor], *, keep_views: bool
+) -> tuple[ExecutedKernel, ...]:
     """Run the graph once and list its operators in order; `nodes` is the path of the submodule each came from.
 
     Operators that make no tensor (sizes, assertions) are left out.
+
+    Args:
+        keep_views: list operators that only look at memory in another shape too: the host calls them in eager
+            mode, and nothing is left of them in a CUDA graph.
     """
-    recorder = _Recorder(module)
+    recorder = _Recorder(module, keep_views)
     with torch.inference_mode():
         recorder.run(*inputs, enable_io_processing=False)
     return tuple(recorder.kernels)

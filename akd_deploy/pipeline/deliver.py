@@ -16,7 +16,7 @@ from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
-from akd_deploy.pipeline.typed import mode_for
+from akd_deploy.pipeline.typed import is_archive, mode_for
 from akd_deploy.storage import write_text_atomically
 from akd_deploy.target import Target
 
@@ -31,12 +31,14 @@ def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     run.on_progress("exporting", 0, len(targets))
     onnx_path = shipping.export_student(student, run.target, folder)
     images = run.bed.dataset.tuning_val.images[: shipping.PARITY_SAMPLES]
-    modes = sorted({*tables.quantize, *map(mode_for, targets)} - {"fp32", "pt2"})
+    modes = sorted({m for m in (*tables.quantize, *map(mode_for, targets)) if m != "fp32" and not is_archive(m)})
     calibration = run.bed.calibration_images(shipping.CALIBRATION_SAMPLES)
     models = shipping.typed_variants(onnx_path, modes, calibration, run.target, folder)
-    if any(t.engine == "torch" for t in targets):
-        shape = (run.target.batch, *student.input_shape)
-        models["pt2"] = archive_from_module(student, shape, folder / "student.pt2")
+    for target in targets:
+        mode = mode_for(target)
+        if is_archive(mode) and mode not in models:
+            shape = (run.target.batch, *student.input_shape)
+            models[mode] = archive_from_module(student, shape, folder / f"student.{mode}.pt2", target.precision)
     parity = shipping.student_parity(student, engine, shipping.model_for(run.target, models), images)
     builds = {}
     for i, target in enumerate(targets):

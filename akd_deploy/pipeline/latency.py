@@ -70,7 +70,7 @@ def write_model(target: Target, architecture: Architecture, folder: Path, seed: 
         from akd_deploy.models.export_archive import archive_from_layers
 
         layers = space_of(architecture).layers(architecture)
-        return archive_from_layers(layers, folder / f"{architecture.digest}.pt2", target.batch, seed)
+        return archive_from_layers(layers, folder / f"{architecture.digest}.pt2", target.batch, seed, target.precision)
     import onnx
 
     from akd_deploy.models.onnx_from_student import onnx_from_architecture
@@ -109,7 +109,9 @@ def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
 
         with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
             return [
-                engine.executed_kernels(archive_from_layers(chain, Path(scratch) / f"{i}.pt2", target.batch, 0))
+                engine.executed_kernels(
+                    archive_from_layers(chain, Path(scratch) / f"{i}.pt2", target.batch, 0, target.precision)
+                )
                 for i, chain in enumerate(chains)
             ]
 

@@ -93,7 +93,7 @@ def _teacher_onnx(run: Run) -> Path:
     assert module is not None
     shape = (run.target.batch, *run.bed.dataset.input_shape)
     if run.target.engine == "torch":
-        return archive_from_module(module, shape, run.directory / "teacher.pt2")
+        return archive_from_module(module, shape, run.directory / "teacher.pt2", run.target.precision)
     return typed_network(onnx_from_module(module, shape, run.directory / "teacher.onnx"), run.target)
 
 

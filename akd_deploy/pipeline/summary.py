@@ -15,6 +15,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.pipeline.choose import front
 from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.typed import is_archive
 from akd_deploy.predictor.fitting import calibration_points
 from akd_deploy.search_space.operations import operations
 
@@ -160,7 +161,7 @@ def _variants(run: Run, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     own = results["measure"]["own_mode"]
     rows = []
     for mode in sorted(results["export"]["models"], key=lambda mode: (mode != own, mode)):
-        if mode == "pt2":
+        if is_archive(mode):
             continue
         found = measured.get(run.target.name if mode == own else f"variant {mode}")
         ratio = found["ratio"] if found else None

@@ -14,11 +14,19 @@ from akd_deploy.target import Target
 CALIBRATION_BATCHES = 4
 """Noise calibrates: latency does not depend on the scales that come out of it."""
 
+ARCHIVE = "pt2"
+"""Mode of a `torch.export` archive in float32; those of other precisions end in its name."""
+
+
+def is_archive(mode: str) -> bool:
+    """Whether a variant is a `torch.export` archive rather than ONNX."""
+    return mode.startswith(ARCHIVE)
+
 
 def mode_for(target: Target) -> str:
     """The typed variant a target reads; OpenVINO takes bf16, and TensorRT tf32, as a hint on the float32 network."""
     if target.engine == "torch":
-        return "pt2"
+        return ARCHIVE if target.precision in ("fp32", "tf32") else f"{ARCHIVE}-{target.precision}"
     if target.precision == "tf32" or (target.precision == "bf16" and target.engine == "openvino"):
         return "fp32"
     return target.precision
@@ -31,7 +39,7 @@ def typed_network(path: Path, target: Target, seed: int = 0) -> Path:
         BuildError: nothing in the network has such a variant.
     """
     mode = mode_for(target)
-    if mode in ("fp32", "pt2"):
+    if mode == "fp32" or is_archive(mode):
         return path
     rng = np.random.default_rng(seed)
     inputs = onnx.load(path, format="protobuf", load_external_data=False).graph.input

@@ -12,6 +12,7 @@ import numpy as np
 from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.search_space import Layer, SearchSpace
 from akd_deploy.search_space.operations import Operation, operations
+from akd_deploy.target import Target
 
 MAX_LAYERS = 3
 """Longest stretch of a network that serves as a probe."""
@@ -149,18 +150,18 @@ def write_onnx_probe(batch: int, rng: np.random.Generator) -> WriteProbe:
     return write
 
 
-def write_torch_probe(batch: int, seed: int) -> WriteProbe:
+def write_torch_probe(batch: int, seed: int, precision: str) -> WriteProbe:
     """For the torch engine: a `torch.export` archive."""
     from akd_deploy.models.export_archive import archive_from_layers
 
     def write(probe: Probe, folder: Path) -> Path:
-        return archive_from_layers(probe.layers, folder / f"{probe.name}.pt2", batch, seed)
+        return archive_from_layers(probe.layers, folder / f"{probe.name}.pt2", batch, seed, precision)
 
     return write
 
 
-def probe_writer(engine: str, batch: int, rng: np.random.Generator) -> WriteProbe:
-    """How probes become files for an engine, by its name in targets."""
-    if engine == "torch":
-        return write_torch_probe(batch, int(rng.integers(2**31)))
-    return write_onnx_probe(batch, rng)
+def probe_writer(target: Target, rng: np.random.Generator) -> WriteProbe:
+    """How probes become files for a target's engine: float32 ONNX, or archives in the target's precision."""
+    if target.engine == "torch":
+        return write_torch_probe(target.batch, int(rng.integers(2**31)), target.precision)
+    return write_onnx_probe(target.batch, rng)

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from typing import Protocol as Protocol_
-from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import UsageError
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import (
+    NETWORK,
     LatencyTable,
     TableHeader,
     TableRow,
@@ -27,9 +29,13 @@ from akd_deploy.latency_table import (
 )
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
 from akd_deploy.profiling.probes import Probe, probe_writer, space_networks, space_probes
-from akd_deploy.profiling.windows import file_windows, write_window
+from akd_deploy.profiling.windows import Window, file_windows
 from akd_deploy.search_space import SearchSpace
+from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
+
+if TYPE_CHECKING:
+    from akd_deploy.profiling.archive_windows import ArchiveWindow
 
 PROFILE = Protocol(blocks=3, extra_blocks=2)
 SECONDS_PER_MODEL = 0.03
@@ -81,7 +87,7 @@ def profile_space(
     """
     rng = np.random.default_rng(plan.seed)
     probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
-    plain = probe_writer(target.engine, target.batch, rng)
+    plain = probe_writer(target, rng)
 
     def write(probe: Probe, folder: Path) -> Path:
         return typed(plain(probe, folder))
@@ -95,33 +101,63 @@ def profile_models(
     plan: ProfilePlan,
     directory: Path,
     *,
+    whole: Sequence[Path] = (),
     resume: bool = False,
     on_model: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[LatencyTable, float]:
-    """Measure windows of given ONNX networks, `plan.probes` of them shared out among the networks; no whole network.
+    """Measure windows of given networks, `plan.probes` of them shared out among the networks.
+
+    `whole` networks are measured as they are, for calibration and scores only.
+
+    The networks are ONNX files; for the torch engine `torch.export` archives of the target's batch and precision.
 
     Raises:
-        UsageError: the target's engine reads no ONNX, or nothing in the networks can be measured on its own.
-        MissingFileError, CorruptFileError: a file is not there, or no ONNX network.
+        UsageError: a file the target's engine does not read, or nothing in the networks can be measured on its own.
+        MissingFileError, CorruptFileError: a file is not there, or no network.
     """
-    if target.engine == "torch":
-        raise UsageError(
-            asked=f"a profile of ONNX networks for target {target.name}",
-            found="the torch engine, which reads no ONNX files",
-            next="Profile a search space, or choose a target of another engine.",
-        )
     rng = np.random.default_rng(plan.seed)
     share = -(-plan.probes // len(paths))
-    windows = [window for path in paths for window in file_windows(path, target.batch, share, rng)]
-    if not windows:
+    windows: list[Window] | list[ArchiveWindow]
+    if target.engine == "torch":
+        from akd_deploy.profiling.archive_windows import archive_windows
+
+        found = [window for path in paths for window in archive_windows(path, share, rng)]
+        windows = list({window.name: window for window in found}.values())
+    else:
+        windows = [window for path in paths for window in file_windows(path, target.batch, share, rng)]
+    if paths and not windows:
         raise UsageError(
             asked=f"windows of {', '.join(path.name for path in paths)}",
             found="none whose inputs are float tensors of known shape",
             next="Give static shapes to the network's inputs.",
         )
-    return measure_probes(
-        target, windows, write_window, plan.protocol, directory, rng, resume=resume, on_model=on_model
-    )
+    subjects: list[Window | ArchiveWindow | WholeNetwork] = [*windows, *map(WholeNetwork, whole)]
+
+    def write(subject: Window | ArchiveWindow | WholeNetwork, folder: Path) -> Path:
+        return subject.write(folder)
+
+    return measure_probes(target, subjects, write, plan.protocol, directory, rng, resume=resume, on_model=on_model)
+
+
+@dataclass(frozen=True)
+class WholeNetwork:
+    """A given network as it is, named after its content."""
+
+    path: Path
+    kind: str = NETWORK
+
+    @property
+    def family(self) -> str:
+        return self.path.stem
+
+    @cached_property
+    def name(self) -> str:
+        """Equal for equal files only."""
+        return f"network-{file_sha256(self.path)[:12]}"
+
+    def write(self, _: Path) -> Path:
+        """The file itself; nothing is written."""
+        return self.path
 
 
 class Measurable(Protocol_):

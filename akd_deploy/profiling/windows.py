@@ -38,6 +38,12 @@ class Window:
         """Equal for equal windows only."""
         return f"window-{hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()[:12]}"
 
+    def write(self, folder: Path) -> Path:
+        """Write it as ONNX."""
+        path = folder / f"{self.name}.onnx"
+        onnx.save_model(self.model, path)
+        return path
+
 
 def file_windows(path: Path, batch: int, count: int, rng: np.random.Generator) -> list[Window]:
     """Windows of the network in a file, different from each other, its batch resolved.
@@ -49,13 +55,6 @@ def file_windows(path: Path, batch: int, count: int, rng: np.random.Generator) -
     onnx.load_external_data_for_model(model, str(path.parent))
     windows = [Window(path.stem, window) for window in model_windows(model, count, rng)]
     return list({window.name: window for window in windows}.values())
-
-
-def write_window(window: Window, folder: Path) -> Path:
-    """Write a window as ONNX."""
-    path = folder / f"{window.name}.onnx"
-    onnx.save_model(window.model, path)
-    return path
 
 
 @dataclass(frozen=True)

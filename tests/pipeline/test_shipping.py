@@ -26,7 +26,8 @@ def target(engine="onnxruntime", precision="fp32", name="t", **fields):
         ("tensorrt", "tf32", "fp32"),
         ("tensorrt", "bf16", "bf16"),  # TensorRT reads types off the network
         ("tensorrt", "fp16", "fp16"),
-        ("torch", "fp16", "pt2"),
+        ("torch", "fp32", "pt2"),
+        ("torch", "fp16", "pt2-fp16"),
     ],
 )
 def test_each_target_reads_the_variant_that_its_precision_lives_in(engine, precision, mode):

@@ -34,7 +34,8 @@ def architecture() -> Architecture:
         ("tensorrt", "bf16", "bf16"),
         ("tensorrt", "tf32", "fp32"),
         ("tensorrt-rtx", "fp16", "fp16"),
-        ("torch", "fp16", "pt2"),
+        ("torch", "fp32", "pt2"),
+        ("torch", "fp16", "pt2-fp16"),
     ],
 )
 def test_modes_are_what_engines_read(engine: str, precision: str, mode: str) -> None:

@@ -12,6 +12,7 @@ from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.profiling.probes import MAX_LAYERS, _kinds, _shapes, probe_writer, space_networks, space_probes
 from akd_deploy.search_space import load_space
 from akd_deploy.search_space.operations import operations
+from akd_deploy.target import Target
 
 SPACE = load_space("mobile")
 TINY = load_space("mobile", {"widths": [8], "strides": [1], "layers": [[1]], "kernels": [3], "operators": ["conv"],
@@ -105,7 +106,7 @@ def test_a_space_too_small_for_the_plan_gives_what_it_has() -> None:
 @pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
 def test_probes_are_written_as_files_the_engine_reads(engine: str, tmp_path: Path) -> None:
     probe = probes(1)[0]
-    path = probe_writer(engine, 2, np.random.default_rng(0))(probe, tmp_path)
+    path = probe_writer(Target("t", "cpu", engine, batch=2), np.random.default_rng(0))(probe, tmp_path)
     assert path.stem == probe.name
     assert path.suffix == {"onnxruntime": ".onnx", "torch": ".pt2"}[engine]
     if engine == "onnxruntime":

@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from akd_deploy.errors import MissingFileError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.profiling.profile import ProfilePlan, profile_models
-from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, file_windows, model_windows, write_window
+from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, file_windows, model_windows
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
 
@@ -96,7 +96,7 @@ def test_names_are_equal_for_equal_windows_only_and_weights_in_other_files_come_
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     for window in split:
-        onnx.checker.check_model(onnx.load(write_window(window, folder)), full_check=True)
+        onnx.checker.check_model(onnx.load(window.write(folder)), full_check=True)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         file_windows(tmp_path / "nowhere.onnx", 1, 5, np.random.default_rng(0))
 
 
-def test_the_torch_engine_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_onnx_for_the_torch_engine_is_refused_with_the_reason(tmp_path: Path) -> None:
     target = Target("t", device="cpu", engine="torch")
-    with pytest.raises(UsageError, match="reads no ONNX"):
+    with pytest.raises(UsageError, match="torch cannot run"):
         profile_models(target, [tmp_path / "m.onnx"], ProfilePlan(probes=20, networks=0), tmp_path / "table")
