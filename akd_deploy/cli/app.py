@@ -10,7 +10,14 @@ import typer
 from typer.exceptions import TyperException
 
 import akd_deploy
-from akd_deploy.cli import device_commands, latency_commands, model_commands, run_commands, ship_commands
+from akd_deploy.cli import (
+    device_commands,
+    import_commands,
+    latency_commands,
+    model_commands,
+    run_commands,
+    ship_commands,
+)
 from akd_deploy.cli.output import emit_error, stderr, writing_stdout
 from akd_deploy.errors import AkdError, InterruptionError, StorageError, UsageError
 
@@ -21,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (device_commands, latency_commands, model_commands, run_commands, ship_commands):
+for group in (device_commands, latency_commands, import_commands, model_commands, run_commands, ship_commands):
     group.register(app)
 
 

@@ -134,6 +134,10 @@ class Engine(ABC):
     def executed_kernels(self, model_path: Path) -> tuple[ExecutedKernel, ...]:
         """The fused kernels the runtime really runs for this model at the target's batch, in order."""
 
+    def reference_call(self) -> Callable[[], float] | None:
+        """A fixed piece of work on the device, returning its seconds; None where the CPU is the device."""
+        return None
+
     def require(self, reason: str | None) -> None:
         """Raise MissingRuntimeError with `reason` unless it is None."""
         if reason is not None:

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from akd_deploy.engines.torch_session import TorchSession
 
+# Products of a reference: about a millisecond on a large card.
+_REFERENCE_SIZE, _REFERENCE_CALLS = 2048, 20
 MODES = ("eager", "cuda_graph", "compile")
 DEVICES = ("cpu", "cuda")
 # The first version whose archives hold plain tensors instead of pickles.
@@ -96,6 +99,24 @@ class TorchEngine(Engine):
 
     def fingerprint(self) -> DeviceFingerprint:
         return gpu_fingerprint() if self.device == "cuda" else cpu_fingerprint()
+
+    def reference_call(self) -> Callable[[], float] | None:
+        """On a GPU, a product of matrices there: it slows down when the card's clocks do."""
+        if self.device != "cuda":
+            return None
+        import torch
+
+        matrix = torch.ones(_REFERENCE_SIZE, _REFERENCE_SIZE, dtype=torch.float16, device="cuda")
+
+        def call() -> float:
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+            for _ in range(_REFERENCE_CALLS):
+                matrix @ matrix
+            torch.cuda.synchronize()
+            return (time.perf_counter() - begin) / _REFERENCE_CALLS
+
+        return call
 
     def _session(self, program: ExportedProgram, where: str) -> TorchSession:
         import torch
@@ -174,20 +195,26 @@ class TorchEngine(Engine):
     def executed_kernels(self, model_path: Path) -> tuple[ExecutedKernel, ...]:
         """The aten operators of the exported graph in order: eager and CUDA-graph modes run exactly these.
 
+        No device is needed: shapes tell them.
+
         Raises:
             BuildError: torch.compile fuses operators into kernels that it does not list.
         """
-        self.require(self.why_not())
+        if importlib.util.find_spec("torch") is None:
+            self.require("torch is not installed")
         if self.mode == "compile":
             raise BuildError(
                 asked=f"the kernels of {model_path.name} on target {self.target.name}",
                 found="mode compile, which fuses operators and does not list the result",
                 next="Measure the network as a whole, or use a target of mode eager or cuda_graph.",
             )
+        import torch
+
         from akd_deploy.engines.torch_archive import read_archive
         from akd_deploy.engines.torch_graph import recorded_kernels
+        from akd_deploy.engines.torch_session import graph_module, input_specs
 
         program, _ = read_archive(model_path)
-        with self._session(program, model_path.name) as session:
-            keep_views = self.mode != "cuda_graph"
-            return recorded_kernels(session.module, session.example_leaves(), keep_views=keep_views)
+        specs = input_specs(program, self.target.batch, model_path.name)
+        examples = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs]
+        return recorded_kernels(graph_module(program), examples, keep_views=self.mode != "cuda_graph")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from akd_deploy.engines.precision_audit import Layer
 from akd_deploy.errors import UncoveredOperatorError
@@ -78,10 +79,14 @@ def _attributes(
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps what every operator read and wrote."""
 
-    def __init__(self, module: fx.GraphModule, keep_views: bool) -> None:
+    def __init__(self, module: fx.GraphModule, keep_views: bool, mode: FakeTensorMode) -> None:
         super().__init__(module)
-        self.keep_views = keep_views
+        self.keep_views, self.mode = keep_views, mode
         self.kernels: list[ExecutedKernel] = []
+
+    def fetch_attr(self, target: str) -> Any:
+        value = super().fetch_attr(target)
+        return self.mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload):
@@ -107,14 +112,16 @@ def _is_view(target: torch._ops.OpOverload, inputs: Sequence[torch.Tensor], outp
     """Whether the outputs are other views of what the inputs hold, so that the device has nothing to do."""
     if any(argument.alias_info is not None and argument.alias_info.is_write for argument in target._schema.arguments):
         return False  # it works in place
-    held = {tensor.untyped_storage().data_ptr() for tensor in inputs if tensor.numel()}
-    return all(tensor.untyped_storage().data_ptr() in held for tensor in outputs)
+    held = {tensor.untyped_storage()._cdata for tensor in inputs}
+    return all(tensor.untyped_storage()._cdata in held for tensor in outputs)
 
 
 def recorded_kernels(
     module: fx.GraphModule, inputs: Sequence[torch.Tensor], *, keep_views: bool
 ) -> tuple[ExecutedKernel, ...]:
-    """Run the graph once and list its operators in order; `nodes` is the path of the submodule each came from.
+    """List the graph's operators in order, from a run that computes shapes only.
+
+    `nodes` is the path of the submodule each came from.
 
     Operators that make no tensor (sizes, assertions) are left out.
 
@@ -122,9 +129,9 @@ def recorded_kernels(
         keep_views: list operators that only look at memory in another shape too: the host calls them in eager
             mode, and nothing is left of them in a CUDA graph.
     """
-    recorder = _Recorder(module, keep_views)
-    with torch.inference_mode():
-        recorder.run(*inputs, enable_io_processing=False)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        recorder = _Recorder(module, keep_views, mode)
+        recorder.run(*(mode.from_tensor(x) for x in inputs), enable_io_processing=False)
     return tuple(recorder.kernels)
 
 

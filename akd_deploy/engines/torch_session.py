@@ -38,12 +38,12 @@ class TorchSession(Session):
         self._channels_last = channels_last
         if self._device.type == "cuda":
             program = move_to_device_pass(program, str(self._device))
-        self.inputs = _input_specs(program, batch, where)
+        self.inputs = input_specs(program, batch, where)
         in_spec, out_spec = program.call_spec.in_spec, program.call_spec.out_spec
         assert in_spec is not None
         assert out_spec is not None
         self._in_spec, self._output_names = in_spec, _output_names(out_spec)
-        self.module = _graph_module(program)
+        self.module = graph_module(program)
         if channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # `forward` instead of a call: the module's hooks check shapes again, which `checked_feeds` has done.
@@ -153,7 +153,7 @@ def _closed(*_args: Any, **_kwargs: Any) -> Any:
     raise UsageError(asked="an inference", found="a closed session", next="Load the engine again.")
 
 
-def _graph_module(program: ExportedProgram) -> fx.GraphModule:
+def graph_module(program: ExportedProgram) -> fx.GraphModule:
     """The program's module; newer versions of torch put guards into it unless told not to."""
     if "check_guards" in inspect.signature(program.module).parameters:
         return program.module(check_guards=False)
@@ -170,7 +170,7 @@ def _numpy_name(dtype: torch.dtype, name: str, where: str) -> str:
     return dtype_name(dtype)
 
 
-def _input_specs(program: ExportedProgram, batch: int, where: str) -> tuple[TensorSpec, ...]:
+def input_specs(program: ExportedProgram, batch: int, where: str) -> tuple[TensorSpec, ...]:
     """The inputs with their batch resolved.
 
     Raises:

@@ -65,7 +65,7 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
         os.sched_setaffinity(0, job["cpus"])
     engine = load_engine(target)
     engine.require(engine.why_not())
-    reference = reference_call()
+    reference = engine.reference_call() or reference_call()
     rng = np.random.default_rng(job["seed"])
     reference()
     before, load = reference(), read_load()

@@ -48,6 +48,9 @@ class _Engine:
     def require(self, reason: str | None) -> None:
         assert reason is None
 
+    def reference_call(self) -> None:
+        return None
+
     def load(self, path: Path) -> _Session:
         return _Session(path, self.log)
 
