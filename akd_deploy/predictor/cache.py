@@ -23,7 +23,7 @@ from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.scores import Scores
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def save_predictor(predictor: Predictor, directory: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil, log2
+from dataclasses import dataclass
+from math import ceil, log2, sqrt
 from math import prod as _prod
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel, Shape
@@ -11,67 +12,137 @@ from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel, Shape
 VECTOR_CHANNELS = 16
 """Channels are padded to this many in blocked layouts (16 floats fill an AVX-512 register); a term, not a rule."""
 
+CONVOLUTIONS = ("dense", "pointwise", "grouped", "depthwise", "transposed")
+PRODUCTS = ("shared", "batched")
+"""Kinds of a matrix product: one right-hand matrix for all (a weight), or one for each matrix on the left."""
+
+_PRODUCT_NAMES = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "einsum", "dot"})
+_PRODUCT_PARTS = ("gemm", "matmul", "fullyconnected", "matrix_multiply")
+
 
 def prod(sizes: Sequence[int]) -> int:
     """Product of sizes; 1 for none."""
     return int(_prod(sizes))
 
 
+@dataclass(frozen=True)
+class Dimensions:
+    """The sizes that rule a kernel's cost, under one name whatever the operator and its memory layout.
+
+    `kind` is one of `CONVOLUTIONS` or `PRODUCTS`, "pool", "attention", or "" for everything else. An output holds
+    `batch` × `out` × `positions` elements; `reduced` terms (times `window` for a convolution) stand behind each one.
+    `broadcast` is how many inputs are smaller than the output, up to 2.
+    """
+
+    kind: str
+    batch: int
+    reduced: float
+    out: int
+    positions: float
+    window: int = 1
+    groups: int = 1
+    stride: int = 1
+    broadcast: int = 0
+
+
+def _whole(value: object, default: int) -> int:
+    return value if isinstance(value, int) and value > 0 else default
+
+
+def _sizes(value: object) -> tuple[int, ...]:
+    if isinstance(value, tuple):
+        return value
+    return (value,) if isinstance(value, int) else ()
+
+
+def dimensions(kernel: Kernel) -> Dimensions:
+    """Read a kernel's sizes off its shapes."""
+    output = kernel.outputs[0] if kernel.outputs else ()
+    first = kernel.inputs[0] if kernel.inputs else ()
+    elements = max(1, prod(output))
+    batch = max(1, output[0]) if len(output) > 1 else 1
+    window = kernel.attribute("kernel_size")
+    stride = max(1, prod(_sizes(kernel.attribute("strides"))))
+    if window is not None:
+        weight = next((shape for shape in kernel.inputs[1:] if len(shape) >= 3), None)
+        if weight is not None:
+            return _convolution(kernel, weight, batch, elements, stride)
+        channels = max(1, output[1]) if len(output) > 2 else 1
+        positions = elements / batch / channels
+        return Dimensions("pool", batch, 1, channels, positions, max(1, prod(_sizes(window))), stride=stride)
+    if "attention" in kernel.op.lower() and len(first) >= 3 and len(kernel.inputs) > 1 and len(kernel.inputs[1]) >= 2:
+        width = max(1, first[-1])
+        return Dimensions("attention", batch, width, max(1, kernel.inputs[1][-2]), elements / batch / width)
+    if _is_product(kernel.op):
+        return _product(kernel, output, elements)
+    largest = max((prod(shape) for shape in kernel.inputs), default=1)
+    out = max(1, output[-1]) if output else 1
+    smaller = sum(0 < prod(shape) < elements for shape in kernel.inputs)
+    return Dimensions("", 1, max(1.0, largest / elements), out, elements / out, broadcast=min(smaller, 2))
+
+
+def _is_product(operator: str) -> bool:
+    name = operator.lower().rsplit(".", 1)[-1]
+    return name in _PRODUCT_NAMES or any(part in name for part in _PRODUCT_PARTS)
+
+
+def _convolution(kernel: Kernel, weight: Shape, batch: int, elements: int, stride: int) -> Dimensions:
+    """`weight` is (out, in / groups, *window); (in, out / groups, *window) where the convolution is transposed."""
+    count = _whole(kernel.attribute("groups"), 1)
+    window = max(1, prod(weight[2:]))
+    if "transpose" in kernel.op.lower() or kernel.attribute("transposed") == 1:
+        out = max(1, weight[1] * count)
+        return Dimensions("transposed", batch, weight[0] / count, out, elements / batch / out, window, count, stride)
+    ungrouped = "pointwise" if window == 1 else "dense"
+    kind = ungrouped if count == 1 else "depthwise" if weight[1] == 1 else "grouped"
+    out = max(1, weight[0])
+    return Dimensions(kind, batch, weight[1], out, elements / batch / out, window, count, stride)
+
+
+def _product(kernel: Kernel, output: Shape, elements: int) -> Dimensions:
+    """(batch × m × k) times (batch or 1 × k × n), either transposed: k² = |A| |B| / (|output| × matrices in B)."""
+    out = max(1, output[-1]) if output else 1
+    matrices = [shape for shape in kernel.inputs if len(shape) >= 2]
+    if len(matrices) < 2:
+        return Dimensions(
+            "shared", 1, kernel.inputs[0][-1] if kernel.inputs and kernel.inputs[0] else 1, out, elements / out
+        )
+    left, right = matrices[:2]
+    batch = max(1, prod(right[:-2]))
+    reduced = sqrt(prod(left) * prod(right) / (elements * batch))
+    kind = "shared" if batch == 1 else "batched"
+    return Dimensions(kind, batch, reduced, out, max(1.0, elements / batch / out))
+
+
 TERMS = ("launch", "macs", "padded_macs", "traffic_bytes", "outputs", "rows")
 """Names of what `cost_terms` returns, in order."""
 
 
-def _weight(kernel: Kernel) -> Shape | None:
-    """The weight's shape (out, in / groups, *window) of a convolution, None for anything else.
-
-    Quantised convolutions have scales and zero points between image and weight.
-    """
-    if kernel.attribute("kernel_size") is None:
-        return None
-    return next((shape for shape in kernel.inputs[1:] if len(shape) >= 3), None)
-
-
 def groups(kernel: Kernel) -> int:
     """The convolution's group count; 1 where the operator has none."""
-    value = kernel.attribute("groups")
-    return value if isinstance(value, int) and value > 0 else 1
+    return _whole(kernel.attribute("groups"), 1)
 
 
 def regime(kernel: Kernel) -> str:
-    """Kernels of one regime are assumed to cost alike: the operator, and for convolutions their kind."""
-    weight = _weight(kernel)
-    if weight is None:
-        return kernel.op
-    if groups(kernel) > 1:
-        return f"{kernel.op}/{'depthwise' if weight[1] == 1 else 'grouped'}"
-    return f"{kernel.op}/{'pointwise' if prod(weight[2:]) == 1 else 'dense'}"
-
-
-def _reduced(kernel: Kernel) -> int:
-    """Length of the inner product behind each output element; 0 for operators without one."""
-    weight = _weight(kernel)
-    if weight is not None:
-        return prod(weight[1:])
-    name = kernel.op.lower()
-    if ("gemm" in name or "matmul" in name or "fullyconnected" in name) and kernel.inputs and kernel.inputs[0]:
-        return kernel.inputs[0][-1]
-    window = kernel.attribute("kernel_size")
-    if isinstance(window, tuple):  # pooling: every output reads a window
-        return prod(window)
-    return 0
+    """Kernels of one regime are assumed to cost alike: the operator, and for products their kind."""
+    kind = dimensions(kernel).kind
+    return kernel.op if kind in ("", "pool") else f"{kernel.op}/{kind}"
 
 
 def macs(kernel: Kernel) -> int:
     """Multiply-accumulates (window reads for pooling); 0 for elementwise operators."""
-    return kernel.output_elements * _reduced(kernel)
+    size = dimensions(kernel)
+    if size.kind == "":
+        return 0
+    if size.kind == "attention":  # queries times keys, and the result times values
+        return round(2 * kernel.output_elements * size.out)
+    if size.kind == "transposed":  # every input element meets every weight of its group
+        return round(prod(kernel.inputs[0]) * size.window * size.out / size.groups)
+    return round(kernel.output_elements * size.reduced * size.window)
 
 
 def _padded(channels: int) -> int:
     return VECTOR_CHANNELS * ceil(channels / VECTOR_CHANNELS)
-
-
-def _channels(shape: Shape) -> int:
-    return shape[1] if len(shape) > 1 else (shape[0] if shape else 1)
 
 
 def cost_terms(kernel: Kernel) -> tuple[float, ...]:
@@ -79,14 +150,13 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
 
     `padded_macs` counts channels rounded up to full vectors; `rows` are output rows, each of which costs a loop.
     """
+    size, counted = dimensions(kernel), float(macs(kernel))
+    padded = counted * _padded(size.out) / size.out
+    if size.kind in ("dense", "pointwise"):
+        padded *= _padded(int(size.reduced)) / max(1.0, size.reduced)
     output = kernel.outputs[0] if kernel.outputs else ()
-    out_channels = max(1, _channels(output))
-    padded = macs(kernel) * _padded(out_channels) / out_channels
-    weight = _weight(kernel)
-    if weight is not None and groups(kernel) == 1:
-        padded *= _padded(weight[1]) / max(1, weight[1])
-    rows = prod(output[:-1]) * _padded(out_channels) / out_channels / VECTOR_CHANNELS if len(output) > 2 else 0.0
-    return (1.0, float(macs(kernel)), padded, kernel.traffic_bytes, float(kernel.output_elements), rows)
+    rows = prod(output[:-1]) * _padded(size.out) / size.out / VECTOR_CHANNELS if len(output) > 2 else 0.0
+    return (1.0, counted, padded, kernel.traffic_bytes, float(kernel.output_elements), rows)
 
 
 def coordinates(kernel: Kernel) -> tuple[float, ...]:
@@ -94,20 +164,19 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
 
     Every kernel has the same number of coordinates.
     """
-    first = kernel.inputs[0] if kernel.inputs else ()
-    output = kernel.outputs[0] if kernel.outputs else ()
-    window = kernel.attribute("kernel_size")
-    strides = kernel.attribute("strides")
+    size = dimensions(kernel)
     return (
-        log2(1 + _channels(first) / groups(kernel)),
-        log2(1 + _channels(output)),
-        log2(1 + prod(output[2:])),
-        log2(output[0]) if len(output) > 1 and output[0] else 0.0,
+        log2(1 + size.reduced),
+        log2(1 + size.out),
+        log2(1 + size.positions),
+        log2(size.batch),
         log2(1 + kernel.traffic_bytes / BYTES_PER_ELEMENT[kernel.dtype]),
-        log2(prod(window)) if isinstance(window, tuple) and prod(window) else 0.0,
-        log2(1 + _padded(_channels(output)) / VECTOR_CHANNELS),
-        log2(prod(strides)) if isinstance(strides, tuple) and prod(strides) else 0.0,
+        log2(size.window),
+        log2(1 + _padded(size.out) / VECTOR_CHANNELS),
+        log2(size.stride),
+        log2(size.groups) if size.kind == "grouped" else 0.0,
         0.5 * (kernel.attribute("activation") not in (None, "", "none")),
         0.5 * bool(kernel.attribute("residual")),
         float(len(kernel.inputs)),
+        float(size.broadcast),
     )

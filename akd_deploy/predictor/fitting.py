@@ -15,11 +15,8 @@ from akd_deploy.predictor.conformal import (
     in_place_factor,
     score,
 )
-from akd_deploy.predictor.kernel_cost import (
-    KernelCostModel,
-    fit_kernel_costs,
-    observation_of,
-)
+from akd_deploy.predictor.kernel_cost import KernelCostModel
+from akd_deploy.predictor.kernel_cost_fit import fit_kernel_costs, observation_of
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
 

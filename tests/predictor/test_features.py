@@ -29,6 +29,45 @@ def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> 
         pytest.param(conv((1, 16, 5, 5), (16, 8, 3, 3), groups=4), 25 * 16 * 8 * 9, id="grouped"),
         pytest.param(Kernel("Gemm", ((2, 48), (10, 48), (10,)), ((2, 10),)), 2 * 48 * 10, id="gemm"),
         pytest.param(Kernel("MatMul", ((3, 7, 5), (5, 11)), ((3, 7, 11),)), 3 * 7 * 5 * 11, id="matmul"),
+        pytest.param(Kernel("Gemm", ((48, 2), (48, 10)), ((2, 10),)), 2 * 48 * 10, id="gemm, both transposed"),
+        pytest.param(
+            Kernel("aten.linear", ((1, 128, 64), (256, 64), (256,)), ((1, 128, 256),)), 128 * 64 * 256, id="linear"
+        ),
+        pytest.param(Kernel("MatMul", ((2, 3, 7, 5), (2, 3, 5, 11)), ((2, 3, 7, 11),)), 6 * 7 * 5 * 11, id="batched"),
+        pytest.param(
+            Kernel("QLinearMatMul", ((7, 5), (), (), (5, 11), (), (), (), ()), ((7, 11),), "int8"),
+            7 * 5 * 11,
+            id="quantised, scales between",
+        ),
+        pytest.param(
+            Kernel(
+                "aten.scaled_dot_product_attention", ((1, 4, 10, 8), (1, 4, 12, 8), (1, 4, 12, 8)), ((1, 4, 10, 8),)
+            ),
+            2 * 4 * 10 * 12 * 8,
+            id="attention",
+        ),
+        # every one of 5·5 positions × 8 inputs meets 6 outputs' 2·2 windows
+        pytest.param(
+            Kernel(
+                "ConvTranspose", ((1, 8, 5, 5), (8, 6, 2, 2)), ((1, 6, 10, 10),), attributes=(("kernel_size", (2, 2)),)
+            ),
+            25 * 8 * 6 * 4,
+            id="transposed",
+        ),
+        pytest.param(
+            Kernel(
+                "QLinearConv",
+                ((1, 6, 6, 16), (), (), (24, 16, 1, 1)),
+                ((1, 6, 6, 24),),
+                "uint8",
+                (("kernel_size", (1, 1)),),
+            ),
+            36 * 24 * 16,
+            id="channels last",
+        ),
+        pytest.param(
+            Kernel("aten.upsample_bilinear2d", ((1, 8, 4, 4),), ((1, 8, 8, 8),)), 0, id="resize is no product"
+        ),
         pytest.param(Kernel("Add", ((1, 8, 4, 4), (1, 8, 4, 4)), ((1, 8, 4, 4),)), 0, id="addition"),
         pytest.param(
             Kernel("AveragePool", ((1, 8, 4, 4),), ((1, 8, 2, 2),), attributes=(("kernel_size", (3, 3)),)),
