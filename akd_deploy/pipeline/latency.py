@@ -19,6 +19,7 @@ from akd_deploy.latency_table import LatencyTable, find_table, read_table
 from akd_deploy.pipeline.typed import mode_for, typed_network
 from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
+from akd_deploy.predictor.compiled_cache import compiled_key, compiled_of
 from akd_deploy.predictor.predictor import Prediction, Predictor
 from akd_deploy.profiling.profile import ProfilePlan, profile_space
 from akd_deploy.search_space import Layer, SearchSpace, space_of
@@ -54,14 +55,19 @@ class TargetLatency:
             return self.predict_model(write_model(self.target, architecture, Path(scratch)))
 
     def compile(self, space: SearchSpace, seed: int = 0) -> CompiledSpace:
-        """Tabulate a space's costs for fast scoring."""
-        return compile_space(
-            space,
-            self.predictor,
-            chain_kernels(self.engine, self.target),
-            lambda architecture: self.predict_architecture(architecture).latency_s,
-            np.random.default_rng(seed),
-        )
+        """Tabulate a space's costs for fast scoring, or read back what was tabulated beside the table."""
+
+        def tabulated() -> CompiledSpace:
+            return compile_space(
+                space,
+                self.predictor,
+                chain_kernels(self.engine, self.target),
+                lambda architecture: self.predict_architecture(architecture).latency_s,
+                np.random.default_rng(seed),
+            )
+
+        key = compiled_key(self.predictor, space, self.table.header.engine_version, seed)
+        return compiled_of(self.directory, key, space, self.predictor, tabulated)
 
 
 def write_model(target: Target, architecture: Architecture, folder: Path, seed: int = 0) -> Path:
