@@ -107,6 +107,13 @@ def test_convolutions_of_different_kinds_are_different_regimes() -> None:
     assert len({regime(kernel) for kernel in kinds}) == len(kinds)
 
 
+def test_a_dilated_convolution_lies_elsewhere_than_a_plain_one() -> None:
+    plain = conv((1, 8, 4, 4), (8, 8, 3, 3))
+    dilated = Kernel(plain.op, plain.inputs, plain.outputs, attributes=(*plain.attributes, ("dilations", (2, 2))))
+    assert sum(abs(a - b) for a, b in zip(coordinates(plain), coordinates(dilated), strict=True)) == 2.0
+    assert macs(plain) == macs(dilated)
+
+
 def test_one_doubling_of_channels_is_one_unit_of_distance() -> None:
     narrow = coordinates(conv((1, 15, 4, 4), (15, 8, 1, 1)))
     wide = coordinates(conv((1, 31, 4, 4), (31, 8, 1, 1)))

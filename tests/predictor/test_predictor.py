@@ -214,7 +214,7 @@ def test_more_noise_gives_wider_intervals(unseen: list[Probe]) -> None:
     for noise in (0.003, 0.03):
         fitted = fit_predictor(table_of(DEVICE, SPACE, probes=100, networks=40, seed=7, noise=noise))
         widths.append(np.median([relative_width(p) for p in predictions(fitted, unseen)]))
-    assert widths[1] > 2 * widths[0]
+    assert widths[1] > 1.5 * widths[0]
 
 
 def test_intervals_hold_their_centre_and_their_promise_of_ninety_per_cent() -> None:
