@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class AkdError(Exception):
@@ -30,6 +30,10 @@ class AkdError(Exception):
         # KeyError and friends would print the repr of the message.
         return str(self.args[0])
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Python's own way is to call the class with `args`, the finished message, which no class here takes.
+        return rebuilt_error, (type(self), self.asked, self.found, self.next, self.details), self.__dict__
+
     def as_dict(self) -> dict[str, object]:
         """The error as JSON types, as every `--json` command prints it."""
         return {
@@ -39,6 +43,13 @@ class AkdError(Exception):
             "next": self.next,
             **self.details,
         }
+
+
+def rebuilt_error(kind: type[AkdError], asked: str, found: str, next: str, details: Mapping[str, object]) -> AkdError:
+    """An error that another process raised, from its parts: classes that write their own message do not again."""
+    error = kind.__new__(kind)
+    AkdError.__init__(error, asked, found, next, **details)
+    return error
 
 
 class UsageError(AkdError, ValueError):

@@ -1,5 +1,9 @@
+import copy
 import inspect
 import json
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -86,3 +90,34 @@ def test_errors_are_caught_as_the_builtins_they_also_are():
         raise UsageError(asked="a table", found="a chair", next="Move it.")
     with pytest.raises(OSError, match="a chair"):
         raise StorageError(asked="a table", found="a chair", next="Move it.")
+
+
+ONE_OF_EACH = [kind(asked="a table", found="a chair", next="Move it.", legs=4) for kind in PLAIN] + [
+    UnknownNameError("engine", "openvin", ["torch", "openvino"], where="target t"),
+    UncoveredOperatorError(["Relu", "Conv"], asked="the latency of m.onnx", next="Profile them."),
+]
+
+
+@pytest.mark.parametrize("error", ONE_OF_EACH, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("copied", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+def test_an_error_that_is_sent_to_another_process_arrives_whole(error, copied):
+    error.add_note("seen in a worker")
+    arrived = copied(error)
+    assert type(arrived) is type(error)
+    assert (str(arrived), repr(arrived), arrived.args) == (str(error), repr(error), error.args)
+    assert arrived.as_dict() == error.as_dict()
+    assert vars(arrived) == vars(error)
+    assert arrived.exit_code == error.exit_code
+
+
+def raise_it(error):
+    raise error
+
+
+def test_every_error_comes_out_of_a_pool_of_processes_as_itself():
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        for error in ONE_OF_EACH:
+            with pytest.raises(type(error)) as caught:
+                pool.submit(raise_it, error).result()
+            assert type(caught.value) is type(error)
+            assert caught.value.as_dict() == error.as_dict()

@@ -35,7 +35,9 @@ def profile(
         list[Path] | None,
         typer.Option(help="With --onnx: a network to measure whole, for intervals and scores only; repeatable."),
     ] = None,
-    minutes: Annotated[float | None, typer.Option(min=0.05, help="Measure for about this long.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.05, help="End after this long, with as many measured as it is enough for.")
+    ] = None,
     probes: Annotated[int, typer.Option(min=20, help="Stretches of networks to measure.")] = 240,
     networks: Annotated[int, typer.Option(min=0, help="Whole networks to calibrate and score on.")] = 40,
     blocks: Annotated[int, typer.Option(min=1, help="Fresh processes for each.")] = 3,
@@ -46,10 +48,13 @@ def profile(
 ) -> None:
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
-    from akd_deploy.latency_table import table_directory
-    from akd_deploy.pipeline.latency import profile_target
+    from akd_deploy.latency_table import HEADER_NAME, table_directory
     from akd_deploy.pipeline.spaces import named_space
-    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, plan_within, profile_models
+    from akd_deploy.pipeline.typed import typed_network
+    from akd_deploy.profiling.measured_journal import JOURNAL_NAME
+    from akd_deploy.profiling.preparing import ForTarget
+    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, measure_subjects, plan_within, unfinished
+    from akd_deploy.profiling.subjects import model_subjects, space_subjects
     from akd_deploy.target import load_target
 
     chosen, engine = load_target(target), None
@@ -64,7 +69,9 @@ def profile(
         raise UsageError(
             asked="--calibrate-on", found="no --onnx beside it", next="Name the networks whose windows are probes."
         )
-    if not dry_run and not resume and (directory / "header.json").is_file():
+    if not dry_run and not resume and (directory / JOURNAL_NAME).is_file():
+        raise unfinished(directory / JOURNAL_NAME)
+    if not dry_run and not resume and (directory / HEADER_NAME).is_file():
         raise UsageError(
             asked=f"a new latency table in {directory}",
             found="one that is there already",
@@ -79,28 +86,51 @@ def profile(
     }
     if not dry_run:
         with progress_bars(as_json) as on_progress:
-
-            def on_model(done: int, total: int) -> None:
-                on_progress("measuring", done, total)
-
             if onnx:
-                measured, seconds = profile_models(
-                    chosen, onnx, plan, directory, whole=calibrate_on or (), resume=resume, on_model=on_model
-                )
+                subjects = model_subjects(chosen, onnx, plan.probes, seed, calibrate_on or ())
             else:
+                typed = ForTarget(typed_network, chosen.as_dict(), seed)
                 searched = named_space(space or "mobile")
-                measured, seconds = profile_target(chosen, searched, plan, directory, resume=resume, on_model=on_model)
-        kernels = {kernel for row in measured.rows for kernel, _ in row.kernels}
-        data |= {"kernels": len(kernels), "rows": len(measured.rows), "seconds": seconds, "sigma": measured.sigma}
+                subjects = space_subjects(chosen, searched, plan.probes, plan.networks, seed, typed)
+            profiled = measure_subjects(
+                chosen,
+                subjects,
+                plan,
+                directory,
+                resume=resume,
+                on_prepared=lambda done, total: on_progress("preparing", done, total),
+                on_model=lambda done, total: on_progress("measuring", done, total),
+            )
+        measured = profiled.table
+        data |= {
+            "kernels": len({kernel for row in measured.rows for kernel, _ in row.kernels}),
+            "rows": len(measured.rows),
+            "seconds": profiled.seconds,
+            "sigma": measured.sigma,
+            "planned_blocks": profiled.planned,
+            "measured_blocks": profiled.measured,
+            "disturbed_blocks": profiled.disturbed,
+            "torn_lines": profiled.torn_lines,
+        }
 
     def show(console: Console) -> None:
         if dry_run:
-            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}")
-        else:
+            limit = f" for {minutes:g} minutes at most" if minutes else ""
+            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}{limit}")
+            return
+        console.print(
+            f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
+            f"σ {data['sigma'] or 0:.1%} → {directory}"
+        )
+        if profiled.measured < profiled.planned:
             console.print(
-                f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
-                f"σ {data['sigma'] or 0:.1%} → {directory}"
+                f"time was enough for {profiled.measured:,} of {profiled.planned:,} planned blocks; "
+                "--resume measures more"
             )
+        if profiled.disturbed:
+            console.print(f"{profiled.disturbed} blocks stayed disturbed however often they were measured")
+        if profiled.torn_lines:
+            console.print(f"{profiled.torn_lines} torn line of a killed profile's journal was left out")
 
     emit(Outcome(data, show), as_json)
 

@@ -184,13 +184,18 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     held = "holds" if c["ok"] else "does NOT hold"
     over = f"{c['exceeding']} of {c['samples']} samples over, {c['allowed']} allowed"
     again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
+    tail = summary["predictor"]["tail_factor"]
+    bound = f", p{c['percentile']:g} at most {format_seconds(high * tail)}"
     feasible = summary["feasible"]
     reach = ", ".join(f"{name} {format_seconds(feasible[f'{name}_s'])}" for name in ("min", "median", "max"))
     rows = [
         ("device", f"{summary['device'].get('model', 'unknown')}, {summary['device'].get('cores', '?')} cores"),
         ("reachable", f"{reach}; {feasible['fraction_within_budget']:.1%} of the space within the budget"),
         ("budget", f"{format_seconds(winner['budget_s'])} at p{c['percentile']:g} ({summary['budget']['text']})"),
-        ("predicted", f"{format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]"),
+        (
+            "predicted",
+            f"median {format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]{bound}",
+        ),
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())),
         ("certificate", f"{held}: {over}, {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]

@@ -21,6 +21,7 @@ from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
 from akd_deploy.predictor.compiled_cache import compiled_key, compiled_of
 from akd_deploy.predictor.predictor import Prediction, Predictor
+from akd_deploy.profiling.preparing import ForTarget
 from akd_deploy.profiling.profile import ProfilePlan, profile_space
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target
@@ -101,7 +102,7 @@ def profile_target(
         space,
         plan,
         directory,
-        typed=lambda path: typed_network(path, target, plan.seed),
+        typed=ForTarget(typed_network, target.as_dict(), plan.seed),
         resume=resume,
         on_model=on_model,
     )

@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from akd_deploy import errors
 from akd_deploy.errors import AkdError, MissingRuntimeError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.target import Target
@@ -72,11 +74,35 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Taken:
+class Taken:
+    """One model's samples of one block, and what tells whether they were disturbed.
+
+    `reference_s` is the slower of the two reference calls beside them; `steal` and `waiting` are shares of the time,
+    0 to 1, in which the hypervisor, or other processes, had the CPU. `remeasured` counts the times that the block
+    was taken before and found disturbed.
+    """
+
     samples_s: tuple[float, ...]
     reference_s: float
     steal: float
     waiting: float = 0.0
+    remeasured: int = 0
+
+
+def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) -> bool:
+    """Whether something else than the model had a part in these samples' times.
+
+    Args:
+        references_s: every reference so far, this block's among them: they tell what is usual here.
+    """
+    drifted = taken.reference_s > REFERENCE_TOLERANCE * float(np.percentile(references_s, 25))
+    waited = target.device == "cpu" and taken.waiting > WAITING_TOLERANCE
+    return drifted or waited or taken.steal > STEAL_TOLERANCE
+
+
+def is_unstable(block_medians_s: Sequence[float] | np.ndarray) -> bool:
+    """Whether a model's blocks disagree so much that it should have more of them."""
+    return len(block_medians_s) > 1 and max(block_medians_s) / min(block_medians_s) - 1 > UNSTABLE
 
 
 def pinned_cpus(target: Target) -> list[int]:
@@ -90,8 +116,13 @@ def pinned_cpus(target: Target) -> list[int]:
 
 
 def _run_block(
-    target: Target, models: Mapping[str, Path], order: list[str], protocol: Protocol, seed: int
-) -> Generator[tuple[str, _Taken], None, None]:
+    target: Target,
+    models: Mapping[str, Path],
+    order: list[str],
+    protocol: Protocol,
+    seed: int,
+    until_s: float | None = None,
+) -> Generator[tuple[str, Taken], None, None]:
     """One fresh process; yields as models are finished. Closing the generator ends the process."""
     job = {
         "target": target.as_dict(),
@@ -99,6 +130,7 @@ def _run_block(
         "protocol": asdict(protocol),
         "cpus": pinned_cpus(target),
         "seed": seed,
+        "until_s": until_s,
     }
     single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     with tempfile.TemporaryFile() as log:
@@ -123,7 +155,7 @@ def _run_block(
                     raise _raised_in_worker(fields)
                 yield (
                     fields["name"],
-                    _Taken(tuple(fields["samples_s"]), fields["reference_s"], fields["steal"], fields["waiting"]),
+                    Taken(tuple(fields["samples_s"]), fields["reference_s"], fields["steal"], fields["waiting"]),
                 )
             if process.wait() != 0:
                 log.seek(0)
@@ -142,14 +174,10 @@ def _run_block(
 
 
 def _raised_in_worker(fields: dict[str, Any]) -> AkdError:
-    from akd_deploy import errors
-
-    described = {key: value for key, value in fields["error"].items() if key != "kind"}
-    kind: type[AkdError] = getattr(errors, fields["class"], AkdError)
-    # Some classes write their own message when constructed; this one is written already.
-    error = kind.__new__(kind)
-    AkdError.__init__(error, **described)
-    return error
+    described = dict(fields["error"])
+    asked, found, next = (described.pop(part) for part in ("asked", "found", "next"))
+    del described["kind"]
+    return errors.rebuilt_error(getattr(errors, fields["class"], AkdError), asked, found, next, described)
 
 
 def measure_blocks(
@@ -161,6 +189,11 @@ def measure_blocks(
     on_block: Callable[[dict[str, Measured]], None] = lambda measured: None,
     have: Mapping[str, int] = MappingProxyType({}),
     references_s: list[float] | None = None,
+    *,
+    on_taken: Callable[[str, int, Taken], None] = lambda name, block, taken: None,
+    earlier: Mapping[str, Sequence[Taken]] = MappingProxyType({}),
+    until_s: float | None = None,
+    group: int | None = None,
 ) -> dict[str, Measured]:
     """Measure every model in every block, each block a fresh process in a fresh random order.
 
@@ -171,30 +204,36 @@ def measure_blocks(
         target: must run on this machine (`host` "local").
         models: name → model file.
         on_model: called with (measured so far, planned) after each model.
-        on_block: called with everything measured so far after each block; write it down to resume from it.
+        on_block: called with everything measured so far after each block.
         have: model → blocks measured earlier; only what `protocol.blocks` asks for beyond them is measured.
-        references_s: what the reference took so far on this machine, extended in place: it tells what is usual
-            where one call takes few models.
+        references_s: seconds of references measured earlier, which tell what is usual; those of this call are added.
+        on_taken: called with (model, block, samples) the moment a model is measured, so that nothing is lost if this
+            process is killed in the next one; a block that is measured again is handed over again and replaces the
+            one before. Blocks count from 0, those of `have` left out.
+        earlier: model → what `on_taken` was handed of its first blocks, here or in a process that was killed: they
+            count as measured here, and what is disturbed of them is measured again.
+        until_s: time (of `time.monotonic`) after which no model is begun; what has none yet is left out of the result.
+        group: shuffle within so many models at a time, in the order given, rather than among all: when time
+            runs out, it is the last ones that are missing.
 
     Raises:
-        MissingRuntimeError: the runtime is not here or died.
+        MissingRuntimeError: the target cannot run here.
+        AkdError: whatever the measuring process found wrong.
     """
     if target.host != "local":
         raise MissingRuntimeError(
-            asked=f"a measurement on {target.host}",
-            found="this version measures on the machine it runs on",
-            next="Run the same command there and copy the latency_tables folder back.",
+            asked=f"a measurement on {target.host} for target {target.name}",
+            found="only this machine can be measured so far",
+            next="Run akd-deploy on that machine.",
         )
-    taken: dict[str, dict[int, _Taken]] = {name: {} for name in models}
-    remeasured = dict.fromkeys(models, 0)
+    taken: dict[str, dict[int, Taken]] = {name: dict(enumerate(earlier.get(name, ()))) for name in models}
     usual_s: list[float] = [] if references_s is None else references_s
     missing = {name: max(0, protocol.blocks - have.get(name, 0)) for name in models}
-    done, planned = 0, sum(missing.values())
+    done = sum(len(blocks) for blocks in taken.values())
+    planned = sum(max(missing[name], len(blocks)) for name, blocks in taken.items())
 
-    def disturbed(sample: _Taken) -> bool:
-        drifted = sample.reference_s > REFERENCE_TOLERANCE * float(np.percentile(usual_s, 25))
-        waited = target.device == "cpu" and sample.waiting > WAITING_TOLERANCE
-        return drifted or waited or sample.steal > STEAL_TOLERANCE
+    def disturbed(name: str, block: int) -> bool:
+        return block in taken[name] and is_disturbed(taken[name][block], target, usual_s)
 
     def collected() -> dict[str, Measured]:
         result = {}
@@ -202,32 +241,48 @@ def measure_blocks(
             if blocks:
                 samples = [s for block in blocks.values() for s in block.samples_s]
                 ids = [i for i, block in blocks.items() for _ in block.samples_s]
-                bad = sum(disturbed(block) for block in blocks.values())
-                result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), remeasured[name], bad)
+                again = sum(block.remeasured for block in blocks.values())
+                bad = sum(disturbed(name, i) for i in blocks)
+                result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), again, bad)
         return result
 
     def unstable(name: str) -> bool:
-        medians = [float(np.median(block.samples_s)) for block in taken[name].values()]
-        return len(medians) > 1 and max(medians) / min(medians) - 1 > UNSTABLE
+        return is_unstable([float(np.median(block.samples_s)) for block in taken[name].values()])
 
-    blocks = max(missing.values(), default=0)
+    def measure(names: list[str], block: int) -> None:
+        nonlocal done
+        size = max(1, group or len(names))
+        order = [names[start + i] for start in range(0, len(names), size)
+                 for i in rng.permutation(len(names[start : start + size]))]  # fmt: skip
+        with closing(_run_block(target, models, order, protocol, int(rng.integers(2**31)), until_s)) as samples:
+            for name, sample in samples:
+                before = taken[name].get(block)
+                kept = replace(sample, remeasured=0 if before is None else before.remeasured + 1)
+                taken[name][block] = kept
+                usual_s.append(sample.reference_s)
+                on_taken(name, block, kept)
+                if before is None and block < blocks:
+                    done += 1
+                    on_model(done, planned)
+
+    blocks = max((max(missing[name], len(taken[name])) for name in models), default=0)
     for block in range(blocks + protocol.extra_blocks):
         pending = [name for name in models if block < missing[name] or (block >= blocks and unstable(name))]
-        if not pending:
+        fresh = [name for name in pending if block not in taken[name]]
+        suspects = [name for name in models if block in taken[name]] + fresh
+        if not suspects:
             break
-        for attempt in range(protocol.max_remeasure + 1):
-            order = [pending[i] for i in rng.permutation(len(pending))]
-            with closing(_run_block(target, models, order, protocol, int(rng.integers(2**31)))) as samples:
-                for name, sample in samples:
-                    taken[name][block] = sample
-                    usual_s.append(sample.reference_s)
-                    if attempt == 0 and block < blocks:
-                        done += 1
-                        on_model(done, planned)
-            pending = [name for name in pending if disturbed(taken[name][block])]
-            if not pending or attempt == protocol.max_remeasure:
+        if fresh:
+            measure(fresh, block)
+        for attempt in range(protocol.max_remeasure):
+            again = [name for name in suspects if disturbed(name, block) and taken[name][block].remeasured == attempt]
+            if _is_past(until_s):
                 break
-            for name in pending:
-                remeasured[name] += 1
+            if again:
+                measure(again, block)
         on_block(collected())
     return collected()
+
+
+def _is_past(until_s: float | None) -> bool:
+    return until_s is not None and time.monotonic() >= until_s

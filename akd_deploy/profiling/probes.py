@@ -132,36 +132,46 @@ def _renamed(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(replace(layer, name=f"l{i}") for i, layer in enumerate(layers))
 
 
-WriteProbe = Callable[[Probe, Path], Path]
-"""(probe, folder) → the model file an engine reads."""
+def as_written(path: Path) -> Path:
+    """The file itself: the precision a probe is written in is the one that ships."""
+    return path
 
 
-def write_onnx_probe(batch: int, rng: np.random.Generator) -> WriteProbe:
-    """For engines that read ONNX."""
-    import onnx
+@dataclass(frozen=True)
+class ProbeWriter:
+    """(probe, folder) → the model file that a target's engine reads; plain data, so other processes can be sent it.
 
-    from akd_deploy.models.onnx_from_student import onnx_from_layers
+    The engine torch is given `torch.export` archives in the target's precision, the others float32 ONNX that `typed`
+    turns into what the target ships. Weights are a function of the seed and the probe.
+    """
 
-    def write(probe: Probe, folder: Path) -> Path:
+    engine: str
+    batch: int
+    precision: str
+    seed: int
+    typed: Callable[[Path], Path] = as_written
+
+    def __call__(self, probe: Probe, folder: Path) -> Path:
+        seed = (self.seed, int(hashlib.sha256(probe.name.encode()).hexdigest()[:8], 16))
+        if self.engine == "torch":
+            from akd_deploy.models.export_archive import archive_from_layers
+
+            drawn = int(np.random.default_rng(seed).integers(2**31))
+            path = folder / f"{probe.name}.pt2"
+            return self.typed(archive_from_layers(probe.layers, path, self.batch, drawn, self.precision))
+        import onnx
+
+        from akd_deploy.models.onnx_from_student import onnx_from_layers
+
         path = folder / f"{probe.name}.onnx"
-        onnx.save_model(onnx_from_layers(probe.layers, rng, batch), path)
-        return path
-
-    return write
+        onnx.save_model(onnx_from_layers(probe.layers, np.random.default_rng(seed), self.batch), path)
+        return self.typed(path)
 
 
-def write_torch_probe(batch: int, seed: int, precision: str) -> WriteProbe:
-    """For the torch engine: a `torch.export` archive."""
-    from akd_deploy.models.export_archive import archive_from_layers
+def probe_writer(target: Target, rng: np.random.Generator, typed: Callable[[Path], Path] = as_written) -> ProbeWriter:
+    """How probes become files for a target's engine.
 
-    def write(probe: Probe, folder: Path) -> Path:
-        return archive_from_layers(probe.layers, folder / f"{probe.name}.pt2", batch, seed, precision)
-
-    return write
-
-
-def probe_writer(target: Target, rng: np.random.Generator) -> WriteProbe:
-    """How probes become files for a target's engine: float32 ONNX, or archives in the target's precision."""
-    if target.engine == "torch":
-        return write_torch_probe(target.batch, int(rng.integers(2**31)), target.precision)
-    return write_onnx_probe(target.batch, rng)
+    Args:
+        typed: a float32 ONNX file → the file in the precision the target ships.
+    """
+    return ProbeWriter(target.engine, target.batch, target.precision, int(rng.integers(2**31)), typed)

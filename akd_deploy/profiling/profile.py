@@ -1,41 +1,28 @@
-"""A profile: probes of a search space or of given networks, measured into a latency table."""
+"""A profile: what is measured of a search space or of given networks, into a latency table."""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-from typing import Protocol as Protocol_
 
 import numpy as np
 
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import UsageError
-from akd_deploy.kernel import Kernel
-from akd_deploy.latency_table import (
-    NETWORK,
-    LatencyTable,
-    TableHeader,
-    TableRow,
-    read_table,
-    table_lock,
-    write_table,
-)
-from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
-from akd_deploy.profiling.probes import Probe, probe_writer, space_networks, space_probes
-from akd_deploy.profiling.windows import Window, file_windows
+from akd_deploy.errors import MismatchError, UsageError
+from akd_deploy.latency_table import HEADER_NAME, LatencyTable, TableHeader, read_table, table_lock
+from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.measured_journal import NO_TABLE, Journalled, MeasuredJournal, table_state
+from akd_deploy.profiling.preparing import Preparation
+from akd_deploy.profiling.preparing import counted as counted
+from akd_deploy.profiling.probes import as_written
+from akd_deploy.profiling.rounds import Progress, Rounds
+from akd_deploy.profiling.subjects import Subjects, is_plain_data, model_subjects, space_subjects
 from akd_deploy.search_space import SearchSpace
-from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
-
-if TYPE_CHECKING:
-    from akd_deploy.profiling.archive_windows import ArchiveWindow
 
 PROFILE = Protocol(blocks=3, extra_blocks=2)
 SECONDS_PER_MODEL = 0.03
@@ -44,16 +31,20 @@ SECONDS_PER_MODEL = 0.03
 
 @dataclass(frozen=True)
 class ProfilePlan:
-    """What a profile measures. `networks` are for calibration and scoring only."""
+    """What a profile measures. `networks` are for calibration and scoring only.
+
+    After `within_s` seconds, if any are given, no model is begun: what was measured by then is the profile.
+    """
 
     probes: int = 240
     networks: int = 40
     protocol: Protocol = PROFILE
     seed: int = 0
+    within_s: float | None = None
 
 
 def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
-    """The largest plan expected to take at most `minutes`, six probes for every network."""
+    """A profile that ends after `minutes`: six probes for every network, as many as fit where all of them are small."""
     per_model = protocol.blocks * (protocol.seconds + 2 * protocol.warmup_s + SECONDS_PER_MODEL)
     models = int(minutes * 60 / per_model)
     if models < 20:
@@ -62,12 +53,28 @@ def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
             found=f"time for {models} measurements only",
             next=f"Give at least {20 * per_model / 60:.1f} minutes.",
         )
-    return ProfilePlan(probes=models * 6 // 7, networks=models - models * 6 // 7, protocol=protocol, seed=seed)
+    probes = models * 6 // 7
+    return ProfilePlan(probes, models - probes, protocol, seed, within_s=minutes * 60)
 
 
-def counted(kernels: Sequence[Kernel]) -> tuple[tuple[Kernel, int], ...]:
-    """Kernels and how often each, sorted."""
-    return tuple(sorted(Counter(kernels).items()))
+@dataclass(frozen=True)
+class Profiled:
+    """What came of a profile.
+
+    Attributes:
+        seconds: what it took, preparing included.
+        planned: blocks that the plan asks for: the protocol's, of every subject.
+        measured: those of them that the table holds, earlier profiles' included.
+        disturbed: blocks of this profile that stayed disturbed however often they were measured.
+        torn_lines: lines of a killed profile's journal that were torn, so that their block was measured again.
+    """
+
+    table: LatencyTable
+    seconds: float
+    planned: int
+    measured: int
+    disturbed: int
+    torn_lines: int
 
 
 def profile_space(
@@ -76,23 +83,14 @@ def profile_space(
     plan: ProfilePlan,
     directory: Path,
     *,
-    typed: Callable[[Path], Path] = lambda path: path,
+    typed: Callable[[Path], Path] = as_written,
     resume: bool = False,
-    on_model: Callable[[int, int], None] = lambda done, total: None,
+    on_model: Progress = lambda done, total: None,
 ) -> tuple[LatencyTable, float]:
-    """Measure probes and networks of a space; see `measure_probes`.
-
-    Args:
-        typed: a float32 model file → the file in the precision the target ships.
-    """
-    rng = np.random.default_rng(plan.seed)
-    probes = space_probes(space, plan.probes, rng) + space_networks(space, plan.networks, rng)
-    plain = probe_writer(target, rng)
-
-    def write(probe: Probe, folder: Path) -> Path:
-        return typed(plain(probe, folder))
-
-    return measure_probes(target, probes, write, plan.protocol, directory, rng, resume=resume, on_model=on_model)
+    """The table of a space and the seconds it took; see `space_subjects` and `measure_subjects`."""
+    subjects = space_subjects(target, space, plan.probes, plan.networks, plan.seed, typed)
+    profiled = measure_subjects(target, subjects, plan, directory, resume=resume, on_model=on_model)
+    return profiled.table, profiled.seconds
 
 
 def profile_models(
@@ -103,98 +101,38 @@ def profile_models(
     *,
     whole: Sequence[Path] = (),
     resume: bool = False,
-    on_model: Callable[[int, int], None] = lambda done, total: None,
+    on_model: Progress = lambda done, total: None,
 ) -> tuple[LatencyTable, float]:
-    """Measure windows of given networks, `plan.probes` of them shared out among the networks.
-
-    `whole` networks are measured as they are, for calibration and scores only.
-
-    The networks are ONNX files; for the torch engine `torch.export` archives of the target's batch and precision.
-
-    Raises:
-        UsageError: a file the target's engine does not read, or nothing in the networks can be measured on its own.
-        MissingFileError, CorruptFileError: a file is not there, or no network.
-    """
-    rng = np.random.default_rng(plan.seed)
-    share = -(-plan.probes // len(paths))
-    windows: list[Window] | list[ArchiveWindow]
-    if target.engine == "torch":
-        from akd_deploy.profiling.archive_windows import archive_windows
-
-        found = [window for path in paths for window in archive_windows(path, share, rng)]
-        windows = list({window.name: window for window in found}.values())
-    else:
-        windows = [window for path in paths for window in file_windows(path, target.batch, share, rng)]
-    if paths and not windows:
-        raise UsageError(
-            asked=f"windows of {', '.join(path.name for path in paths)}",
-            found="none whose inputs are float tensors of known shape",
-            next="Give static shapes to the network's inputs.",
-        )
-    subjects: list[Window | ArchiveWindow | WholeNetwork] = [*windows, *map(WholeNetwork, whole)]
-
-    def write(subject: Window | ArchiveWindow | WholeNetwork, folder: Path) -> Path:
-        return subject.write(folder)
-
-    return measure_probes(target, subjects, write, plan.protocol, directory, rng, resume=resume, on_model=on_model)
+    """The table of given networks and the seconds it took; see `model_subjects` and `measure_subjects`."""
+    subjects = model_subjects(target, paths, plan.probes, plan.seed, whole)
+    profiled = measure_subjects(target, subjects, plan, directory, resume=resume, on_model=on_model)
+    return profiled.table, profiled.seconds
 
 
-@dataclass(frozen=True)
-class WholeNetwork:
-    """A given network as it is, named after its content."""
-
-    path: Path
-    kind: str = NETWORK
-
-    @property
-    def family(self) -> str:
-        return self.path.stem
-
-    @cached_property
-    def name(self) -> str:
-        """Equal for equal files only."""
-        return f"network-{file_sha256(self.path)[:12]}"
-
-    def write(self, _: Path) -> Path:
-        """The file itself; nothing is written."""
-        return self.path
-
-
-class Measurable(Protocol_):
-    """What a profile measures: rows' `kind` and `family` as in `TableRow`, a name equal for equal things only."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-
-
-Probed = TypeVar("Probed", bound=Measurable)
-
-
-def measure_probes(
+def measure_subjects(
     target: Target,
-    probes: Sequence[Probed],
-    write: Callable[[Probed, Path], Path],
-    protocol: Protocol,
+    subjects: Subjects,
+    plan: ProfilePlan,
     directory: Path,
-    rng: np.random.Generator,
     *,
     resume: bool = False,
-    on_model: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[LatencyTable, float]:
-    """Measure probes and write the table to `directory` after every block; returns it and the seconds spent.
+    on_prepared: Progress = lambda done, total: None,
+    on_model: Progress = lambda done, total: None,
+) -> Profiled:
+    """Measure subjects into the table in `directory`, by the plan's protocol and within its time.
 
-    With `resume`, rows that are there stay, and only the blocks they lack are measured.
+    Every model is journalled as it is measured, and the table is written after every round. With `resume`, blocks
+    that either holds stay, and only those they lack are measured. A script that calls this needs the guard
+    `if __name__ == "__main__":`, because other processes that prepare models import it.
 
     Args:
-        write: (probe, folder) → the model file the target's engine reads.
+        on_prepared, on_model: called with (so far, planned) after each model is prepared, or measured.
 
     Raises:
         MissingRuntimeError: the target cannot run here.
-        MismatchError: the table there was taken with other settings.
+        UsageError: a killed profile left blocks there, and this is not to resume it.
+        MismatchError: the table or the blocks there were taken with other settings.
+        CorruptFileError: a file there is not what it should be.
         StorageError: the place cannot be written, or another process is writing it.
     """
     engine = load_engine(target)
@@ -204,37 +142,72 @@ def measure_probes(
         target=target,
         device=engine.fingerprint(),
         engine_version=engine.version(),
-        protocol=protocol.header(),
+        protocol=plan.protocol.header(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    with table_lock(directory), tempfile.TemporaryDirectory(prefix="akd-profile-") as scratch:
-        old = read_table(directory) if resume and (directory / "header.json").is_file() else None
-        base = LatencyTable(header, ()) if old is None else LatencyTable(header, ()).merged(old)
-        have = {row.name: len(row.measurement.blocks) for row in base.rows}
-        wanted = [probe for probe in probes if have.get(probe.name, 0) < protocol.blocks]
-        models = {probe.name: write(probe, Path(scratch)) for probe in wanted}
-        kernels = {name: counted([e.kernel for e in engine.executed_kernels(path)]) for name, path in models.items()}
-        by_name = {probe.name: probe for probe in wanted}
+    unique = list({subject.name: subject for subject in subjects.subjects}.values())
+    with (
+        table_lock(directory),
+        tempfile.TemporaryDirectory(prefix="akd-profile-") as scratch,
+        MeasuredJournal(directory, header) as journal,
+        Preparation(target, subjects.write, Path(scratch), is_plain_data) as preparation,
+    ):
+        if journal.path.is_file() and not resume:
+            raise unfinished(journal.path)
+        table, recovered = _state(header, directory, journal) if resume else (LatencyTable(header, ()), None)
+        rounds = Rounds(
+            table,
+            directory,
+            journal,
+            preparation,
+            plan.protocol,
+            np.random.default_rng(plan.seed),
+            None if plan.within_s is None else began + plan.within_s,
+            on_prepared,
+            on_model,
+        )
+        rounds.measure(unique, recovered)
+    planned = len(unique) * plan.protocol.blocks
+    return Profiled(
+        table=rounds.table,
+        seconds=time.monotonic() - began,
+        planned=planned,
+        measured=planned - sum(rounds.lacking(subject.name) for subject in unique),
+        disturbed=rounds.disturbed,
+        torn_lines=0 if recovered is None else recovered.torn,
+    )
 
-        def table_of(measured: Mapping[str, Measured]) -> LatencyTable:
-            rows = tuple(_row(by_name[name], kernels[name], value) for name, value in measured.items())
-            return base.merged(LatencyTable(header, rows))
 
-        result = base
-        if models:
-            measured = measure_blocks(
-                target,
-                models,
-                protocol,
-                rng,
-                on_model,
-                on_block=lambda so_far: write_table(table_of(so_far), directory),
-                have=have,
+def unfinished(journal: Path) -> UsageError:
+    """A profile that was killed left blocks behind, and nobody said what is to become of them."""
+    return UsageError(
+        asked=f"a new latency table in {journal.parent}",
+        found=f"blocks that a killed profile measured, in {journal.name}",
+        next=f"Add --resume to go on from them, or delete {journal} to lose them.",
+    )
+
+
+def _state(header: TableHeader, directory: Path, journal: MeasuredJournal) -> tuple[LatencyTable, Journalled | None]:
+    """The table to go on from, under the new header, and what the journal holds beyond it.
+
+    Raises:
+        MismatchError: the journal continues a table that is not there any more.
+    """
+    empty = LatencyTable(header, ())
+    state, found = table_state(directory), journal.recover()
+    table = empty.merged(read_table(directory)) if (directory / HEADER_NAME).is_file() else empty
+    if found is not None and found.blocks:
+        if found.table == state:
+            return table, found
+        if not found.is_within(table):
+            if found.table == NO_TABLE:
+                return empty, found  # a table that was to take the place of the one there
+            raise MismatchError(
+                asked=f"to go on from {journal.path}",
+                found=f"{len(found.blocks)} blocks measured beyond another state of the table in {directory}",
+                next="Restore the table they belong to, or delete that file to lose them.",
             )
-            result = table_of(measured)
-        write_table(result, directory)
-    return result, time.monotonic() - began
-
-
-def _row(probe: Measurable, kernels: tuple[tuple[Kernel, int], ...], measured: Measured) -> TableRow:
-    return TableRow(probe.kind, probe.family, kernels, measured.measurement, measured.remeasured)
+    if found is not None:
+        journal.remove()  # a crash came between writing the table and this
+    journal.continue_from(state)
+    return table, found and replace(found, blocks=())

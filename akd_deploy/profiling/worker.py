@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from akd_deploy.device import read_load, steal_fraction
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import random_feeds, time_calls, warm_up
 from akd_deploy.errors import AkdError
-from akd_deploy.target import target_from_dict
+from akd_deploy.target import Target, target_from_dict
+
+
+def sent_target(fields: Mapping[str, object]) -> Target:
+    """The target that another process sent as `Target.as_dict`."""
+    others = dict(fields)
+    return target_from_dict(str(others.pop("name")), others, where="the job of another process")
 
 
 def reference_call() -> Callable[[], float]:
@@ -58,9 +64,11 @@ def measure_model(
 
 
 def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
-    """Measure the job's models in order, the reference before and after every one of them."""
-    fields = dict(job["target"])
-    target = target_from_dict(fields.pop("name"), fields, where="the measuring job")
+    """Measure the job's models in order, the reference before and after every one of them.
+
+    No model is begun after `until_s` on the clock of `time.monotonic`, which all processes share.
+    """
+    target = sent_target(job["target"])
     if job["cpus"]:
         os.sched_setaffinity(0, job["cpus"])
     engine = load_engine(target)
@@ -70,6 +78,8 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
     reference()
     before, load = reference(), read_load()
     for model in job["models"]:
+        if job.get("until_s") is not None and time.monotonic() >= job["until_s"]:
+            break
         samples, waiting = measure_model(engine, Path(model["path"]), job["protocol"], rng)
         after, now = reference(), read_load()
         emit(

@@ -244,7 +244,8 @@ def test_a_table_that_a_run_began_to_measure_is_finished_before_it_is_used(works
 
     monkeypatch.setattr("akd_deploy.cli.run_commands.progress_bars", _interrupting(after_profiling))
     assert call(tmp_path, "search", "--config", config, "--resume", "--json").code == 130
-    assert {len(row.measurement.blocks) for row in read_table(header.parent).rows} == {2}
+    # Models whose blocks disagree, as they do on a busy machine, get more than two.
+    assert min(len(row.measurement.blocks) for row in read_table(header.parent).rows) == 2
     with read_journal(tmp_path / "runs" / "twin" / "journal.sqlite") as journal:
         stage = journal.stage_result("profile")
     assert stage is not None

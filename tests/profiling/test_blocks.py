@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,29 +20,34 @@ import pytest
 from akd_deploy.errors import AkdError, MissingFileError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_layers
 from akd_deploy.profiling import blocks
-from akd_deploy.profiling.blocks import Measured, Protocol, _raised_in_worker, _Taken, measure_blocks, pinned_cpus
+from akd_deploy.profiling.blocks import Measured, Protocol, Taken, _raised_in_worker, measure_blocks, pinned_cpus
 from akd_deploy.search_space import Layer
 from akd_deploy.target import Target
 
 HERE = Target("here", device="cpu", engine="onnxruntime", engine_options={"threads": 1})
 MODELS = {name: Path(f"{name}.onnx") for name in "abcd"}
-CALM = _Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
-STOLEN = _Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
-DRIFTED = _Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
-WAITED = _Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
+CALM = Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
+STOLEN = Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
+DRIFTED = Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
+WAITED = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
 
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
     """Stands in for worker processes: `script(model, nth time)` says what is taken; returns the orders run."""
 
-    def install(script: Callable[[str, int], _Taken]) -> list[list[str]]:
+    def install(script: Callable[[str, int], Taken]) -> list[list[str]]:
         orders: list[list[str]] = []
         times: Counter[str] = Counter()
 
         def run_block(
-            target: Target, models: Mapping[str, Path], order: list[str], protocol: Protocol, seed: int
-        ) -> Generator[tuple[str, _Taken], None, None]:
+            target: Target,
+            models: Mapping[str, Path],
+            order: list[str],
+            protocol: Protocol,
+            seed: int,
+            until_s: float | None,
+        ) -> Generator[tuple[str, Taken], None, None]:
             orders.append(order)
             for name in order:
                 times[name] += 1
@@ -61,7 +67,7 @@ def measure(blocks: int = 3, seed: int = 0, **more) -> dict[str, Measured]:
 
 
 def test_every_model_is_in_every_block_and_every_sample_is_kept(processes) -> None:
-    orders = processes(lambda name, nth: _Taken((float(nth), nth + 0.5), 1.0, 0.0))
+    orders = processes(lambda name, nth: Taken((float(nth), nth + 0.5), 1.0, 0.0))
     measured = measure(blocks=4)
     assert [sorted(order) for order in orders] == [list("abcd")] * 4
     for name in MODELS:
@@ -105,7 +111,7 @@ def test_only_the_blocks_a_model_lacks_are_measured(processes) -> None:
 
 
 @pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED])
-def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: _Taken) -> None:
+def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: Taken) -> None:
     # b's second measurement, that is block 1, is disturbed once.
     orders = processes(lambda name, nth: disturbance if (name, nth) == ("b", 2) else CALM)
     measured = measure(blocks=3)
@@ -126,14 +132,14 @@ def test_remeasuring_is_bounded_and_what_stays_disturbed_is_kept_and_counted(pro
 
 
 def test_a_machine_that_is_always_slow_is_not_disturbed(processes) -> None:
-    orders = processes(lambda name, nth: _Taken((1.0,), reference_s=100.0 + nth, steal=0.0))
+    orders = processes(lambda name, nth: Taken((1.0,), reference_s=100.0 + nth, steal=0.0))
     assert all(m.remeasured == 0 for m in measure().values())
     assert len(orders) == 3
 
 
 def test_a_fast_start_of_the_reference_is_seen_through_later(processes) -> None:
     """What counts as usual is learnt from all references so far: one quick one does not condemn the rest."""
-    processes(lambda name, nth: _Taken((1.0,), 0.5 if (name, nth) == ("a", 1) else 1.0, 0.0))
+    processes(lambda name, nth: Taken((1.0,), 0.5 if (name, nth) == ("a", 1) else 1.0, 0.0))
     assert sum(m.disturbed for m in measure(blocks=3).values()) == 0
 
 
@@ -146,7 +152,7 @@ def test_a_host_that_waits_for_its_device_is_not_disturbed(processes) -> None:
 
 def test_only_models_whose_blocks_disagree_get_extra_blocks_until_there_are_no_more(processes) -> None:
     # b's blocks never agree, and what was measured is kept however many more there are.
-    orders = processes(lambda name, nth: _Taken((float(nth),), 1.0, 0.0) if name == "b" else CALM)
+    orders = processes(lambda name, nth: Taken((float(nth),), 1.0, 0.0) if name == "b" else CALM)
     protocol = Protocol(blocks=2, extra_blocks=3)
     measured = measure_blocks(HERE, MODELS, protocol, np.random.default_rng(0))
     assert [sorted(order) for order in orders] == [list("abcd")] * 2 + [["b"]] * 3
@@ -158,6 +164,82 @@ def test_progress_does_not_count_what_is_measured_again(processes) -> None:
     progress = []
     measure(blocks=1, on_model=lambda done, total: progress.append((done, total)))
     assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+# --- nothing is lost --------------------------------------------------------------------------------------------
+
+
+def test_every_model_is_handed_over_the_moment_it_is_measured(processes) -> None:
+    processes(lambda name, nth: Taken((float(nth),), 1.0, 0.0))
+    handed: list[tuple[str, int, float]] = []
+    seen: list[int] = []
+    measured = measure(
+        blocks=2,
+        on_taken=lambda name, block, taken: handed.append((name, block, taken.samples_s[0])),
+        on_model=lambda done, total: seen.append(len(handed)),
+    )
+    assert seen == list(range(1, 9))
+    assert sorted(handed) == sorted((name, i, i + 1.0) for name in MODELS for i in range(2))
+    assert all(measured[name].measurement.samples_s[block] == sample for name, block, sample in handed)
+
+
+def test_what_is_measured_again_is_handed_over_again_and_says_how_often(processes) -> None:
+    processes(lambda name, nth: STOLEN if name == "c" and nth < 3 else CALM)
+    handed: list[tuple[str, int, int]] = []
+    measure(blocks=1, on_taken=lambda name, block, taken: handed.append((name, block, taken.remeasured)))
+    assert [entry for entry in handed if entry[0] == "c"] == [("c", 0, 0), ("c", 0, 1), ("c", 0, 2)]
+    assert sorted(handed[:4]) == [(name, 0, 0) for name in "abcd"]
+    assert len(handed) == 6
+
+
+def test_what_was_taken_earlier_is_not_measured_again(processes) -> None:
+    orders = processes(lambda name, nth: Taken((5.0,), 1.0, 0.0))
+    progress: list[tuple[int, int]] = []
+    measured = measure(
+        blocks=2,
+        earlier={"a": [CALM], "b": [CALM, CALM]},
+        on_model=lambda done, total: progress.append((done, total)),
+    )
+    assert [sorted(order) for order in orders] == [["c", "d"], ["a", "c", "d"]]
+    assert measured["a"].measurement.samples_s == (1.0, 2.0, 5.0)
+    assert measured["b"].measurement.samples_s == (1.0, 2.0, 1.0, 2.0)
+    assert progress == [(n, 8) for n in range(4, 9)]
+
+
+def test_what_was_disturbed_earlier_is_measured_again_as_often_as_is_left(processes) -> None:
+    orders = processes(lambda name, nth: STOLEN)
+    once, often = replace(STOLEN, remeasured=1), replace(STOLEN, remeasured=2)
+    measured = measure_blocks(
+        HERE,
+        {name: MODELS[name] for name in "abc"},
+        Protocol(blocks=1, max_remeasure=2),
+        np.random.default_rng(0),
+        earlier={"a": [STOLEN], "b": [once], "c": [often]},
+        references_s=[1.0] * 3,
+    )
+    assert [sorted(order) for order in orders] == [["a"], ["a", "b"]]
+    assert {name: (m.remeasured, m.disturbed) for name, m in measured.items()} == dict.fromkeys("abc", (2, 1))
+
+
+# --- a time limit -----------------------------------------------------------------------------------------------
+
+
+def test_models_are_shuffled_among_their_neighbours_alone(processes) -> None:
+    orders = processes(lambda name, nth: CALM)
+    models = {f"m{i:02d}": Path("m.onnx") for i in range(25)}
+    measure_blocks(HERE, models, Protocol(blocks=4), np.random.default_rng(0), group=10)
+    names = list(models)
+    for order in orders:
+        assert [sorted(order[i : i + 10]) for i in (0, 10, 20)] == [names[:10], names[10:20], names[20:]]
+        assert order != names
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_once_the_time_is_up_nothing_is_measured_again(processes) -> None:
+    orders = processes(lambda name, nth: STOLEN)
+    measured = measure(blocks=1, until_s=time.monotonic() - 1)
+    assert len(orders) == 1
+    assert all((m.remeasured, m.disturbed) == (0, 1) for m in measured.values())
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -232,6 +314,20 @@ def test_a_real_model_is_measured_in_two_fresh_processes(tiny_model: Path, start
         assert list(samples.blocks) == [0, 1]
         assert all(5 <= len(block) <= 20 for block in samples.blocks.values())
     assert all(is_gone(process) for process in started)
+
+
+def test_a_process_begins_no_model_when_the_time_is_up_and_finishes_the_one_at_hand(tiny_model: Path) -> None:
+    models = {f"m{i}": tiny_model for i in range(5)}
+    slow = Protocol(blocks=1, warmup_s=0.001, seconds=60.0, min_samples=5, max_samples=20, max_remeasure=0)
+    handed: list[str] = []
+
+    def measured(until_s: float) -> dict[str, Measured]:
+        return measure_blocks(HERE, models, slow, np.random.default_rng(0), until_s=until_s, group=1,
+                              on_taken=lambda name, block, taken: handed.append(name))  # fmt: skip
+
+    assert measured(time.monotonic() - 1) == {}
+    assert list(measured(time.monotonic() + 600)) == list(models)
+    assert handed == list(models)
 
 
 @pytest.mark.parametrize(

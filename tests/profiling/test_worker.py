@@ -86,6 +86,14 @@ def test_models_are_measured_in_the_order_asked_and_closed_before_the_next(engin
     assert opened_and_closed == ["open b.onnx", "close b.onnx", "open a.onnx", "close a.onnx"]
 
 
+def test_no_model_is_begun_after_its_time(engine: _Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 19.9, 20.0, 21.0])
+    monkeypatch.setattr(worker.time, "monotonic", lambda: next(clock))
+    lines: list[dict[str, Any]] = []
+    worker.run_job({**job("a", "b", "c", "d"), "until_s": 20.0}, lines.append)
+    assert [line["name"] for line in lines] == ["a", "b"]
+
+
 def test_a_models_reference_is_the_slower_of_the_one_before_and_the_one_after(
     engine: _Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
