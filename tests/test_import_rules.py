@@ -18,13 +18,14 @@ ROWS = [
     {"errors", ""},  # "": the package itself, which everything may ask for its version
     {"target", "kernel", "architecture", "measurement", "certificate", "storage", "device", "units"},
     {"search_space", "latency_table"},
-    {"engines", "models", "losses", "data"},
+    {"engines", "fusion", "models", "losses", "data"},
     {"profiling", "predictor", "distill", "search", "export", "report"},
     {"configuration", "recipes", "pipeline", "cli", "__main__"},
 ]
 STAGES = ROWS[4]
 WITHIN_A_ROW = {
     ("measurement", "certificate"),  # a measurement's bounds are order statistics
+    ("fusion", "engines"),  # kernels are named, ordered and attributed as the engine that they stand for does it
     ("recipes", "configuration"),
     ("pipeline", "configuration"),
     ("pipeline", "recipes"),

@@ -1,0 +1,183 @@
+"""The kernels ONNX Runtime would execute on a CPU, by rules that are tested against it.
+
+The rules are those of ONNX Runtime 1.31 for float32 networks on x86. What it makes of a network is a matter of
+shapes, constants and operators alone, so no runtime and no weights are needed: a model whose large tensors are empty
+does. Where the runtime knows a fusion that is no rule here, the nodes stay unfused.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import onnx
+from onnx import numpy_helper
+
+from akd_deploy.engines.onnx_file import node_names
+from akd_deploy.engines.onnxruntime_kernels import ProfileEvent, kernels_from_profile
+from akd_deploy.errors import UnknownNameError
+from akd_deploy.fusion import (
+    qdq_pairs,
+    rules_basic,
+    rules_extended,
+    rules_fold,
+    rules_gelu,
+    rules_matmul,
+    rules_norm,
+    rules_qdq,
+    rules_qdq_types,
+    rules_qdq_weights,
+)
+from akd_deploy.fusion.graph import Graph
+from akd_deploy.fusion.node import MICROSOFT
+from akd_deploy.fusion.reading import graph_from_model, inline_functions
+from akd_deploy.fusion.rules_nchwc import block_channels
+from akd_deploy.fusion.rules_nhwc import channels_last
+from akd_deploy.fusion.transposes import push_transposes, push_transposes_on_cpu
+from akd_deploy.fusion.types_of_outputs import default_attributes
+from akd_deploy.kernel import ExecutedKernel
+
+Rule = Callable[[Graph], bool]
+"""Applies wherever it can and says whether it did."""
+
+_BASIC: Sequence[Rule] = (
+    rules_basic.drop_noops,
+    rules_fold.fuse_divisions,
+    rules_fold.fuse_relu_clips,
+    rules_fold.swap_negated_choices,
+    rules_matmul.fuse_gemm_sums,
+    rules_matmul.fuse_gemm_transposes,
+    rules_matmul.fold_norms_into_matmuls,
+    rules_fold.fold_into_convolutions,
+    rules_fold.fuse_pads,
+    qdq_pairs.merge_pairs,
+    rules_basic.merge_equal_nodes,
+    rules_basic.fold_constants,
+    functools.partial(rules_matmul.gemms_from_matmuls, keep_attention=True),
+    rules_basic.merge_reshapes,
+    functools.partial(rules_gelu.fuse_gelus, domain=""),
+    functools.partial(rules_norm.fuse_layer_norms, is_standard=True),
+    rules_qdq_types.quantise_weights,
+    qdq_pairs.propagate_quantisation,
+    qdq_pairs.separate_dequantisations,
+    push_transposes,
+)
+_EXTENDED: Sequence[Rule] = (
+    rules_matmul.fuse_gemm_transposes,
+    rules_qdq.drop_clipped_activations,
+    push_transposes_on_cpu,
+    rules_qdq_types.make_unsigned,
+    qdq_pairs.repair_units,
+    rules_qdq.fuse_quantised,
+    rules_qdq_weights.fuse_weights,
+    rules_extended.fuse_gemm_activations,
+    rules_extended.fuse_convolution_activations,
+    functools.partial(rules_gelu.fuse_gelus, domain=MICROSOFT),
+    functools.partial(rules_norm.fuse_layer_norms, is_standard=False),
+    rules_norm.fuse_rms_norms,
+    rules_extended.split_slices,
+    rules_matmul.fuse_matmul_transposes,
+    rules_gelu.fuse_bias_gelus,
+    functools.partial(rules_matmul.gemms_from_matmuls, keep_attention=False),
+    rules_norm.fuse_skip_layer_norms,
+    rules_gelu.fuse_tanh_gelus,
+    rules_gelu.fuse_quick_gelus,
+    rules_matmul.fuse_matmul_scales,
+)
+_ONCE = frozenset({push_transposes, push_transposes_on_cpu, qdq_pairs.repair_units})
+"""Rules that are gone through in a level's first round only."""
+
+_MOST_ROUNDS = 10
+"""As in the runtime: a level's rules are gone through until none applies, at most this often."""
+
+LEVELS: Mapping[str, Sequence[Sequence[Rule]]] = {
+    "disabled": (),
+    "basic": (_BASIC,),
+    "extended": (_BASIC, _EXTENDED),
+    "all": (_BASIC, _EXTENDED),
+}
+"""The runtime's levels of graph optimisation; "all" also changes layouts."""
+
+
+def kernels_of(model: onnx.ModelProto, level: str, *, nchwc_block: int = 16) -> tuple[ExecutedKernel, ...]:
+    """The kernels of a network, as `OnnxRuntimeEngine.executed_kernels` reads them off the runtime.
+
+    Args:
+        model: with static shapes; the values of large weights may be missing.
+        level: "disabled", "basic", "extended" or "all".
+        nchwc_block: channels that the CPU's float32 convolutions block by: 16 with AVX-512, 8 with AVX, 1 without.
+
+    Raises:
+        UnknownNameError: another level.
+        UsageError: control flow, an operator without ONNX shape inference, a shape that only a run tells, or
+            another precision than float32; the message names the node or tensor.
+    """
+    graph = optimised_graph(model, level, nchwc_block=nchwc_block)
+    original = model.graph
+    names = node_names(original)
+    if any(node.name != name for node, name in zip(original.node, names, strict=True)):
+        original = _renamed(original, names)
+    optimised, events = _as_profiled(graph, model.graph)
+    return kernels_from_profile(original, optimised, events, {n: type_.shape for n, type_ in graph.inputs.items()})
+
+
+def optimised_graph(model: onnx.ModelProto, level: str, *, nchwc_block: int = 16) -> Graph:
+    """The graph that the runtime would execute; arguments and errors as those of `kernels_of`."""
+    if level not in LEVELS:
+        raise UnknownNameError("graph_optimization", level, LEVELS)
+    graph = graph_from_model(model)
+    qdq_pairs.separate_dequantisations(graph)
+    basic, *extended = LEVELS[level] or ((),)
+    _apply(graph, basic)
+    inline_functions(graph)
+    for rules in extended:
+        _apply(graph, rules)
+    if level == "all":
+        if nchwc_block > 1:
+            block_channels(graph, nchwc_block)
+        channels_last(graph)
+        rules_extended.fuse_convolution_sums(graph)
+    return graph
+
+
+def _apply(graph: Graph, rules: Sequence[Rule]) -> None:
+    for i in range(_MOST_ROUNDS):
+        # Every rule is tried in every round, whatever came of those before it.
+        if not any([rule(graph) for rule in rules if i == 0 or rule not in _ONCE]):
+            return
+
+
+def _renamed(graph: onnx.GraphProto, names: Sequence[str]) -> onnx.GraphProto:
+    """The nodes with these names; of the weights only that they are there."""
+    renamed = onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output)
+    for node, name in zip(renamed.node, names, strict=True):
+        node.name = name
+    for tensor in graph.initializer:
+        renamed.initializer.add(name=tensor.name)
+    return renamed
+
+
+def _as_profiled(graph: Graph, original: onnx.GraphProto) -> tuple[onnx.GraphProto, list[ProfileEvent]]:
+    """The graph as the runtime would save it, and what profiling a run would tell of every node."""
+    saved = onnx.GraphProto()
+    events = []
+    for node in graph.nodes:
+        made = saved.node.add(
+            op_type=node.op, domain=node.domain, name=node.name, input=node.inputs, output=node.outputs
+        )
+        made.attribute.extend(node.attributes.values())
+        defaults = default_attributes(node.op, graph.opset, node.domain)
+        made.attribute.extend(a for a in defaults if a.name not in node.attributes)
+        read, written = (
+            tuple((graph.types[name].dtype, graph.shape(name)) for name in tensors if name)
+            for tensors in (node.inputs, node.outputs)
+        )
+        events.append(ProfileEvent(node.name, node.op, "", read, written))
+    for name, type_ in graph.stored.items():
+        readers = graph.readers(name)
+        if name in graph.constants and any(node.op.startswith("Reduce") for node in readers):
+            saved.initializer.append(numpy_helper.from_array(graph.constants[name].value, name))
+        elif readers:
+            saved.initializer.add(name=name, data_type=type_.element, dims=type_.shape)
+    saved.input.extend(value for value in original.input if value.name in graph.inputs)
+    return saved, events
