@@ -23,6 +23,9 @@ COMMANDS = [
 ]
 
 
+pytestmark = pytest.mark.xdist_group("readme")  # groups begin first, and this one is long
+
+
 def _run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program, *arguments = shlex.split(command)
     assert program == "akd-deploy"

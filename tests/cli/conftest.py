@@ -145,6 +145,7 @@ def refused(workshop: Workshop) -> Callable[..., dict]:
     return check
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process of a parallel run takes all of these: it makes the workshop and the twin once."""
     here = str(Path(__file__).parent)

@@ -13,6 +13,7 @@ from akd_deploy.engines.torch_engine import TorchEngine
 from akd_deploy.latency_table import NETWORK, PROBE
 from akd_deploy.models.export_archive import archive_from_inputs
 from akd_deploy.profiling.archive_windows import MAX_NODES, archive_windows
+from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.profiling.profile import ProfilePlan, profile_models
 from akd_deploy.target import Target
 
@@ -79,7 +80,7 @@ def test_equal_seeds_give_equal_windows(tmp_path: Path) -> None:
 def test_a_profile_of_archives_has_their_windows_and_the_whole_ones_for_calibration(tmp_path: Path) -> None:
     path = archive(tmp_path)
     target = Target("t", "cpu", "torch", "fp32", 2, engine_options={"mode": "eager", "device": "cpu", "threads": 1})
-    plan = ProfilePlan(probes=6, networks=0)
+    plan = ProfilePlan(probes=6, networks=0, protocol=Protocol(blocks=1))
     table, _ = profile_models(target, [path], plan, tmp_path / "table", whole=[path])
     assert [row.family for row in table.of_kind(NETWORK)] == [path.stem]
     assert len(table.of_kind(PROBE)) == 6
