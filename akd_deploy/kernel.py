@@ -15,6 +15,8 @@ BYTES_PER_ELEMENT: Mapping[str, float] = {
     "float32": 4, "int32": 4, "uint32": 4,
     "float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2,
     "int8": 1, "uint8": 1, "bool": 1, "float8e4m3": 1, "float8e5m2": 1,
+    "float8e4m3fnuz": 1, "float8e5m2fnuz": 1, "float8e8m0": 1,
+    "int4": 0.5, "uint4": 0.5, "float4e2m1": 0.5, "int2": 0.25, "uint2": 0.25,
 }  # fmt: skip
 
 

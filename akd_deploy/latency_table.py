@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -27,12 +27,40 @@ from akd_deploy.target import Target, places, target_from_dict
 
 FORMAT_VERSION = 1
 HEADER_NAME = "header.json"
-PROBE, NETWORK = "probe", "network"
+PROBE, STACK, NETWORK = "probe", "stack", "network"
+
+
+@dataclass(frozen=True)
+class TransferSource:
+    """A table that another one builds on: its target, the digest of its device, and its own."""
+
+    target: str
+    device: str
+    table: str
+
+
+@dataclass(frozen=True)
+class TransferOrigin:
+    """What a table of a few rows builds on: other tables, and the digest of the plan that was made from them."""
+
+    sources: tuple[TransferSource, ...]
+    plan: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"sources": [asdict(source) for source in self.sources], "plan": self.plan}
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> TransferOrigin:
+        """Read back `as_dict`; KeyError or TypeError where it is none."""
+        return TransferOrigin(tuple(TransferSource(**source) for source in fields["sources"]), str(fields["plan"]))
 
 
 @dataclass(frozen=True)
 class TableHeader:
-    """What every row of a table was taken with. Tables merge only when all of it but the date agrees."""
+    """What every row of a table was taken with. Tables merge only when all of it but the date agrees.
+
+    `transfer` is there where the rows alone are too few for a predictor and complete those of other tables.
+    """
 
     target: Target
     device: DeviceFingerprint
@@ -40,6 +68,7 @@ class TableHeader:
     protocol: Mapping[str, float | int | str]
     created: str
     format_version: int = FORMAT_VERSION
+    transfer: TransferOrigin | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocol", MappingProxyType(dict(sorted(self.protocol.items()))))
@@ -55,6 +84,9 @@ class TableHeader:
                 mine, theirs = dict(mine), dict(theirs)
             if mine != theirs:
                 lines.append(f"{name}: {mine} ≠ {theirs}")
+        if self.transfer != other.transfer:
+            mine, theirs = (h.transfer.as_dict() if h.transfer else "(none)" for h in (self, other))
+            lines.append(f"transfer: {mine} ≠ {theirs}")
         return lines
 
     def as_dict(self) -> dict[str, Any]:
@@ -65,6 +97,7 @@ class TableHeader:
             "engine_version": self.engine_version,
             "protocol": dict(self.protocol),
             "created": self.created,
+            **({"transfer": self.transfer.as_dict()} if self.transfer else {}),
         }
 
 
@@ -72,9 +105,10 @@ class TableHeader:
 class TableRow:
     """One measured subject and the kernels it executed, with how often each.
 
-    `kind` is "probe" (a kernel or small block: what predictors are fitted on) or "network" (a whole
-    network: what they are calibrated and scored on). `family` groups rows that resemble each other.
-    `remeasured` counts blocks that were disturbed and taken again.
+    `kind` is "probe" (a kernel or small block: what predictors are fitted on), "stack" (copies of a probe with weights
+    of their own, too many for the caches: what weights cost that come from farther away) or "network" (a whole network:
+    what predictors are calibrated and scored on). `family` groups rows that resemble each other. `remeasured` counts
+    blocks that were disturbed and taken again.
     """
 
     kind: str
@@ -84,8 +118,8 @@ class TableRow:
     remeasured: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in (PROBE, NETWORK):
-            raise ValueError(f"row {self.name}: kind {self.kind!r} is neither {PROBE!r} nor {NETWORK!r}")
+        if self.kind not in (PROBE, STACK, NETWORK):
+            raise ValueError(f"row {self.name}: kind {self.kind!r} is none of {PROBE!r}, {STACK!r} and {NETWORK!r}")
         if len(dict(self.kernels)) != len(self.kernels) or any(count < 1 for _, count in self.kernels):
             raise ValueError(f"row {self.name}: a kernel is listed twice, or less than once")
 
@@ -145,12 +179,10 @@ class LatencyTable:
                     next="Rename one.",
                 )
             else:
-                rows[row.name] = TableRow(
-                    mine.kind,
-                    mine.family,
-                    mine.kernels,
-                    mine.measurement.merged(row.measurement),
-                    mine.remeasured + row.remeasured,
+                rows[row.name] = replace(
+                    mine,
+                    measurement=mine.measurement.merged(row.measurement),
+                    remeasured=mine.remeasured + row.remeasured,
                 )
         return LatencyTable(self.header, tuple(rows.values()))
 
@@ -268,6 +300,7 @@ def _read_header(directory: Path) -> tuple[TableHeader, Path, str]:
             protocol=fields["protocol"],
             created=fields["created"],
             format_version=version,
+            transfer=TransferOrigin.from_dict(fields["transfer"]) if "transfer" in fields else None,
         )
         return header, directory / fields["rows"]["file"], fields["rows"]["sha256"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -15,6 +15,9 @@ from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
 from akd_deploy.units import format_seconds, parse_latency_budget
 
+LEAST_PROBES = 20
+"""Of a profile that builds on no other."""
+
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
@@ -31,15 +34,30 @@ def profile(
             "--onnx", "--model", help="Profile the kernels of this network instead (for torch a .pt2 file); repeatable."
         ),
     ] = None,
+    general: Annotated[
+        bool,
+        typer.Option("--general", help="Profile stretches of published networks instead, for networks to come."),
+    ] = False,
     calibrate_on: Annotated[
         list[Path] | None,
-        typer.Option(help="With --onnx: a network to measure whole, for intervals and scores only; repeatable."),
+        typer.Option(
+            help="With --onnx or --general: a network to measure whole, for intervals and scores only; repeatable."
+        ),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(min=0.05, help="End after this long, with as many measured as it is enough for.")
     ] = None,
-    probes: Annotated[int, typer.Option(min=20, help="Stretches of networks to measure.")] = 240,
+    probes: Annotated[
+        int | None,
+        typer.Option(
+            min=5, help="Stretches of networks to measure; with --transfer-from, 10 by default.", show_default="240"
+        ),
+    ] = None,
     networks: Annotated[int, typer.Option(min=0, help="Whole networks to calibrate and score on.")] = 40,
+    transfer_from: Annotated[
+        str | None,
+        typer.Option(help="Targets, or folders of latency tables, T1,T2: complete their predictors by a few probes."),
+    ] = None,
     blocks: Annotated[int, typer.Option(min=1, help="Fresh processes for each.")] = 3,
     resume: Resume = False,
     seed: Seed = 0,
@@ -49,26 +67,43 @@ def profile(
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
     from akd_deploy.latency_table import HEADER_NAME, table_directory
+    from akd_deploy.pipeline.probe_plan import carried_networks, given_networks, plan_probes, stretches_plan
     from akd_deploy.pipeline.spaces import named_space
     from akd_deploy.pipeline.typed import typed_network
     from akd_deploy.profiling.measured_journal import JOURNAL_NAME
     from akd_deploy.profiling.preparing import ForTarget
     from akd_deploy.profiling.profile import PROFILE, ProfilePlan, measure_subjects, plan_within, unfinished
-    from akd_deploy.profiling.subjects import model_subjects, space_subjects
+    from akd_deploy.profiling.subjects import Subjects, model_subjects, space_subjects
     from akd_deploy.target import load_target
 
+    if transfer_from is None and probes is not None and probes < LEAST_PROBES:
+        raise UsageError(
+            asked=f"a profile of {probes} probes",
+            found=f"fewer than {LEAST_PROBES}, from which nothing can be fitted",
+            next=f"Measure at least {LEAST_PROBES}, or complete other devices' tables: --transfer-from.",
+        )
+    if transfer_from is not None and minutes is not None:
+        raise UsageError(
+            asked="a transfer in --minutes",
+            found="both --transfer-from and --minutes",
+            next="Say with --probes how many to measure; each takes a few seconds.",
+        )
     chosen, engine = load_target(target), None
     engine = load_engine(chosen)
     engine.require(engine.why_not())
     directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
     protocol = replace(PROFILE, blocks=blocks)
-    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes, networks, protocol, seed)
-    if onnx and space is not None:
-        raise UsageError(asked="one thing to profile", found="both --space and --onnx", next="Give one of them.")
-    if calibrate_on and not onnx:
+    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes or 240, networks, protocol, seed)
+    asked = [name for name, given in (("--space", space), ("--onnx", onnx), ("--general", general)) if given]
+    if len(asked) > 1:
+        raise UsageError(asked="one thing to profile", found=" and ".join(asked), next="Give one of them.")
+    if calibrate_on and not onnx and not general:
         raise UsageError(
             asked="--calibrate-on", found="no --onnx beside it", next="Name the networks whose windows are probes."
         )
+    by_plan = general or (bool(onnx) and chosen.engine != "torch")
+    if by_plan:
+        plan = stretches_plan(probes, blocks, minutes, seed)
     if not dry_run and not resume and (directory / JOURNAL_NAME).is_file():
         raise unfinished(directory / JOURNAL_NAME)
     if not dry_run and not resume and (directory / HEADER_NAME).is_file():
@@ -77,6 +112,20 @@ def profile(
             found="one that is there already",
             next="Add --resume to extend it, or delete the folder to start again.",
         )
+    if transfer_from is not None:
+        from akd_deploy.cli.transfer_profile import TransferJob, transfer_outcome
+        from akd_deploy.pipeline.transfer import CANDIDATE_PROBES, PROBES
+
+        def candidates() -> Subjects:
+            if onnx:
+                whole = list(dict.fromkeys([*onnx, *(calibrate_on or ())]))
+                return model_subjects(chosen, onnx, CANDIDATE_PROBES, seed, whole)
+            typed = ForTarget(typed_network, chosen.as_dict(), seed)
+            return space_subjects(chosen, named_space(space or "mobile"), CANDIDATE_PROBES, networks, seed, typed)
+
+        job = TransferJob(chosen, transfer_from, probes or PROBES, protocol, directory, seed, resume)
+        emit(transfer_outcome(job, candidates, dry_run, as_json), as_json)
+        return
     data: dict[str, Any] = {
         "table": str(directory),
         "target": chosen.name,
@@ -86,7 +135,18 @@ def profile(
     }
     if not dry_run:
         with progress_bars(as_json) as on_progress:
-            if onnx:
+            if by_plan:
+                given = carried_networks(chosen) if general else given_networks(onnx or (), chosen.batch)
+                planned = plan_probes(
+                    chosen,
+                    given,
+                    plan.probes,
+                    seed,
+                    calibrate_on or (),
+                    on_listed=lambda done, total: on_progress("planning", done, total),
+                )
+                subjects, plan = planned.subjects, planned.within_what_is_left(plan)
+            elif onnx:
                 subjects = model_subjects(chosen, onnx, plan.probes, seed, calibrate_on or ())
             else:
                 typed = ForTarget(typed_network, chosen.as_dict(), seed)
@@ -112,6 +172,8 @@ def profile(
             "disturbed_blocks": profiled.disturbed,
             "torn_lines": profiled.torn_lines,
         }
+        if by_plan:
+            data["expected_error"] = planned.error_of(measured)
 
     def show(console: Console) -> None:
         if dry_run:
@@ -122,6 +184,8 @@ def profile(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
             f"σ {data['sigma'] or 0:.1%} → {directory}"
         )
+        if data.get("expected_error") is not None:
+            console.print(f"expected error of a network like those measured: {data['expected_error']:.1%}")
         if profiled.measured < profiled.planned:
             console.print(
                 f"time was enough for {profiled.measured:,} of {profiled.planned:,} planned blocks; "
@@ -152,6 +216,9 @@ def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> N
         "tail_factors": {f"p{p:g}": factor for p, factor in predictor.tail_factors.items()},
         "table": str(latency.directory),
     }
+    origin = latency.table.header.transfer
+    if origin is not None:
+        data["transferred_from"] = [asdict(source) for source in origin.sources]
 
     def show(console: Console) -> None:
         console.print(table(f"Predictor of {target}", ("score", ">value"), [(k, _number(v)) for k, v in data.items()]))
@@ -169,6 +236,12 @@ def predict(
     arch: Annotated[Path | None, typer.Option(help="An architecture file.")] = None,
     space: Space = None,
     layers: Annotated[bool, typer.Option("--layers", help="Every kernel's share.")] = False,
+    kernels: Annotated[
+        str,
+        typer.Option(
+            help="Who says what is executed: the runtime, the rules of its fusion, or auto: the rules where they hold."
+        ),
+    ] = "auto",
     directory: Table = None,
     as_json: Json = False,
 ) -> None:
@@ -185,13 +258,13 @@ def predict(
     if onnx is not None:
         if not onnx.is_file():
             raise MissingFileError(asked=f"the model {onnx}", found="no such file", next="Check the path.")
-        prediction = latency.predict_model(onnx)
+        prediction = latency.predict_model(onnx, kernels)
     else:
         assert arch is not None
         architecture = read_architecture(arch)
         if space is not None:
             named_space(space).checked(architecture)
-        prediction = latency.predict_architecture(architecture)
+        prediction = latency.predict_architecture(architecture, kernels)
     terms = [
         {"name": term.name, "kernel": term.kernel.signature, "latency_s": term.latency_s} for term in prediction.layers
     ]
@@ -203,6 +276,7 @@ def predict(
         "in_domain": prediction.in_domain,
         "uncovered": [],
         "overhead_s": prediction.overhead_s,
+        "kernels_from": prediction.kernels_from,
         "sigma": latency.predictor.sigma,
         "layers": terms,
     }
@@ -211,7 +285,8 @@ def predict(
         low, high = prediction.interval_s
         console.print(
             f"{format_seconds(prediction.latency_s)}  [{format_seconds(low)}, {format_seconds(high)}] "
-            f"at {prediction.coverage:.0%}{'' if prediction.in_domain else '; outside the profiled range'}",
+            f"at {prediction.coverage:.0%}{'' if prediction.in_domain else '; outside the profiled range'}; "
+            f"kernels from the {prediction.kernels_from}",
             markup=False,
         )
         if layers:

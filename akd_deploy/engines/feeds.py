@@ -33,7 +33,7 @@ def checked_feeds(inputs: Iterable[TensorSpec], feeds: Mapping[str, np.ndarray])
                 found=f"an array of shape {array.shape} and dtype {array.dtype.name}",
                 next="Feed one batch of the target's size, in the network's own dtype.",
             )
-        arrays[name] = np.ascontiguousarray(array)
+        arrays[name] = np.asarray(array, order="C")  # ascontiguousarray would give a scalar a dimension
     return arrays
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import onnx
 from google.protobuf.message import DecodeError
 
 from akd_deploy.errors import CorruptFileError, MissingFileError, StorageError, UsageError
+
+_WITHOUT_TENSORS = frozenset(
+    onnx.AttributeProto.AttributeType.Value(name) for name in ("FLOAT", "INT", "STRING", "FLOATS", "INTS", "STRINGS")
+)
 
 
 def read_onnx(path: Path, batch: int) -> onnx.ModelProto:
@@ -24,23 +28,49 @@ def read_onnx(path: Path, batch: int) -> onnx.ModelProto:
         CorruptFileError: it is no ONNX network, or a weights file is too short.
         UsageError: an input has dynamic dimensions other than the batch, or a fixed batch that is not `batch`.
     """
-    if not path.is_file():
-        raise MissingFileError(asked=f"the ONNX file {path}", found="no such file", next="Check the path.")
+    require_file(path)
     try:
         # Left alone, it reads a file named .json or .txt as text.
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise _corrupt(path, f"bytes that are no ONNX network ({error})") from error
-    if not model.graph.node or not model.opset_import:
-        raise _corrupt(path, "no node or no operator set in it")
-    external_files(model, path)
-    _resolve_batch(model, path, batch)
-    for node, label in zip(model.graph.node, node_names(model.graph), strict=True):
-        node.name = label
+        raise no_network(path, error) from error
+    check_network(model, path, batch)
     return model
 
 
-def _corrupt(path: Path, found: str) -> CorruptFileError:
+def require_file(path: Path) -> None:
+    """Raises MissingFileError where there is no such file."""
+    if not path.is_file():
+        raise MissingFileError(asked=f"the ONNX file {path}", found="no such file", next="Check the path.")
+
+
+def check_network(model: onnx.ModelProto, path: Path, batch: int) -> dict[str, int]:
+    """Make of what was read from `path` what `read_onnx` gives, whose arguments and errors these are.
+
+    Returns:
+        `external_sizes`.
+    """
+    if not model.graph.node or not model.opset_import:
+        raise corrupt_network(path, "no node or no operator set in it")
+    try:
+        external = external_sizes(model, path)
+        check_external(external, path)
+        _resolve_batch(model, path, batch)
+        for node, label in zip(model.graph.node, node_names(model.graph), strict=True):
+            if node.name != label:
+                node.name = label
+    except UnicodeDecodeError as error:  # names are looked at when they are asked for, not when the file is parsed
+        raise no_network(path, error) from error
+    return external
+
+
+def no_network(path: Path, why: object) -> CorruptFileError:
+    """The error of a file whose bytes cannot be read as a network."""
+    return corrupt_network(path, f"bytes that are no ONNX network ({why})")
+
+
+def corrupt_network(path: Path, found: str) -> CorruptFileError:
+    """The error of a file that should be a network and has `found` in it instead."""
     return CorruptFileError(asked=f"an ONNX network in {path}", found=found, next="Export or download the file again.")
 
 
@@ -103,7 +133,7 @@ def _resolve_batch(model: onnx.ModelProto, path: Path, batch: int) -> None:
             found=f"a network of fixed batch {first_dims[0]}",
             next="Export it with a dynamic batch, or change the target's batch.",
         )
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info) if symbols else ():
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols:
                 dim.dim_value = batch
@@ -116,36 +146,62 @@ def external_files(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
 
 def external_locations(model: onnx.ModelProto, path: Path) -> tuple[str, ...]:
     """As `external_files`, relative to the folder of the ONNX file."""
+    sizes = external_sizes(model, path)
+    check_external(sizes, path)
+    return tuple(sizes)
+
+
+def external_sizes(model: onnx.ModelProto, path: Path) -> dict[str, int]:
+    """Weights file, relative to the folder of the ONNX file → the bytes that the network expects of it at least.
+
+    Raises:
+        CorruptFileError: a place that is no number, or outside that folder.
+    """
     needed: dict[str, int] = {}
-    for tensor in _tensors(model.graph):
+    for tensor in tensors_of(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         if not location or location.startswith("/") or ".." in PurePosixPath(location).parts:
-            raise _corrupt(path, f"weights of {tensor.name!r} at {location!r}, outside the network's own folder")
-        end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+            raise corrupt_network(path, f"weights of {tensor.name!r} at {location!r}, outside the network's own folder")
+        try:
+            end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+        except ValueError as error:
+            raise corrupt_network(path, f"weights of {tensor.name!r} at no place in {location!r} ({error})") from error
         needed[location] = max(needed.get(location, 0), end)
-    for location, size in needed.items():
+    return needed
+
+
+def check_external(sizes: Mapping[str, int], path: Path) -> None:
+    """Look whether the weights files of `external_sizes` are there.
+
+    Raises:
+        MissingFileError: one is not.
+        CorruptFileError: one is too short.
+    """
+    for location, size in sizes.items():
         file = path.parent / location
         if not file.is_file():
             raise MissingFileError(
                 asked=f"the weights of {path}", found=f"no file {file}", next="Keep it beside the ONNX file."
             )
         if file.stat().st_size < size:
-            raise _corrupt(file, f"{file.stat().st_size} bytes where {path.name} expects {size}")
-    return tuple(needed)
+            raise corrupt_network(file, f"{file.stat().st_size} bytes where {path.name} expects {size}")
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+def tensors_of(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Initialisers and the tensors among nodes' attributes, those of graphs within nodes too."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
+            if attribute.type in _WITHOUT_TENSORS:
+                continue
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
             for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+                yield from tensors_of(inner)
 
 
 def copy_onnx(path: Path, out_dir: Path) -> tuple[Path, ...]:

@@ -207,8 +207,8 @@ class OnnxRuntimeEngine(Engine):
             )
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder, "profile"))
+            session = self._session(model, path, options)
             try:
-                session = self._session(model, path, options)
                 feeds = random_feeds(session, np.random.default_rng(0))
                 session.run(feeds)
                 events = read_profile(session.end_profiling())

@@ -15,26 +15,26 @@ import onnx
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.onnxruntime_attribution import LAYOUT_OPS, attribute_nodes
 from akd_deploy.errors import BuildError
-from akd_deploy.kernel import ExecutedKernel, Kernel, Shape
+from akd_deploy.kernel import BYTES_PER_ELEMENT, ExecutedKernel, Kernel, Shape
 
-_DTYPES = {
-    "float": "float32", "double": "float64", "float16": "float16", "bfloat16": "bfloat16",
-    "int8": "int8", "uint8": "uint8", "int16": "int16", "uint16": "uint16", "int32": "int32", "uint32": "uint32",
-    "int64": "int64", "uint64": "uint64", "bool": "bool", "float8e4m3fn": "float8e4m3", "float8e5m2": "float8e5m2",
-}  # fmt: skip
-"""ONNX Runtime's element types, as profiles print them → ours."""
+_DTYPES = {"float": "float32", "double": "float64", "float8e4m3fn": "float8e4m3"}
+"""ONNX Runtime's element types, as profiles print them in lower case → ours, where they differ in name."""
 
 _DOMAINS = {"com.microsoft.nchwc": "nchwc.", "com.ms.internal.nhwc": "nhwc."}
 """Domains whose operators are other kernels than the plain ones of the same name."""
+_NAMESAKES = {"Attention": "ai.onnx.Attention"}
+"""ONNX's own operators that do other work than the runtime's of the same name (which multiplies by weights first)."""
 
 _TOKEN = re.compile(r"_token_\d+")
-_CONTROL_FLOW = ("If", "Loop", "Scan", "SequenceMap")
+_PACKED = re.compile(r"x\d$")
+_OPTIONALS = frozenset({"Optional", "OptionalGetElement", "OptionalHasElement"})
+"""Profiles show an optional value as the tensor that it may hold."""
 MATRIX_OPS = frozenset({
     "Conv", "nchwc.Conv", "nhwc.Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger", "ConvTranspose",
     "NhwcConv", "nhwc.ConvTranspose", "QLinearConvTranspose",
     "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "QLinearMatMul",
     "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits", "GemmFloat8", "Einsum",
-    "Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN",
+    "Attention", "ai.onnx.Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN",
     "DynamicQuantizeLSTM", "nchwc.ConvTranspose",
 })  # fmt: skip
 """Operators, as kernels call them, that multiply matrices or convolve."""
@@ -70,7 +70,13 @@ def read_profile(path: Path) -> list[ProfileEvent]:
 
 
 def _typed_shapes(entries: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[str, Shape], ...]:
-    return tuple((_DTYPES.get(kind, kind), tuple(shape)) for entry in entries for kind, shape in entry.items())
+    return tuple((_dtype(kind), tuple(shape)) for entry in entries for kind, shape in entry.items())
+
+
+def _dtype(name: str) -> str:
+    """Our name of an element type; packed ones ("Int4x2") are told by what is packed."""
+    name = _PACKED.sub("", name.lower())
+    return _DTYPES.get(name, name)
 
 
 def kernels_from_profile(
@@ -83,12 +89,14 @@ def kernels_from_profile(
     session to session; here the order is that of the original nodes, and names have no numbers.
 
     Raises:
-        BuildError: the profile and the graph do not tell the same story, or the graph has control flow.
+        BuildError: the profile and the graph do not tell the same story, or a node, which is named, has branches or
+            loops, or reads or writes what is no tensor of numbers.
     """
+    asked = f"the kernels executed for {original.name or 'this network'}"
     for node in optimised.node:
-        if node.op_type in _CONTROL_FLOW:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise BuildError(
-                asked=f"the kernels executed for {original.name or 'this network'}",
+                asked=asked,
                 found=f"control flow: node {node.name!r} ({node.op_type})",
                 next="Its latency depends on the data: export the network without branches and loops.",
             )
@@ -101,7 +109,18 @@ def kernels_from_profile(
     pending = _Pending(optimised, events)
     for node in optimised.node:
         event = pending.take(node, tensors)
-        tensors.update(dict(zip([n for n in node.output if n], event.outputs, strict=False)))
+        written = [name for name in node.output if name]
+        foreign = sorted({dtype for dtype, _ in (*event.inputs, *event.outputs)} - BYTES_PER_ELEMENT.keys())
+        if node.op_type in _OPTIONALS or len(event.outputs) != len(written):
+            foreign = ["optional, sequence or map"]
+        if foreign:
+            raise BuildError(
+                asked=asked,
+                found=f"values that are no tensors of numbers ({', '.join(foreign)}): node {node.name or written[0]!r} "
+                f"({node.op_type})",
+                next="Take what prepares such values out of the network, and feed it tensors of numbers.",
+            )
+        tensors.update(zip(written, event.outputs, strict=True))
     kernels = [_kernel(node, tensors, constants) for node in optimised.node]
     keys = [(_TOKEN.sub("", node.name), k.signature) for node, k in zip(optimised.node, kernels, strict=True)]
     order = _topological_order(optimised.node, keys)
@@ -151,8 +170,7 @@ def _stable_name(node: onnx.NodeProto, covered: Sequence[str], original: Mapping
 
 
 def _onnx_dtype(element_type: int) -> str:
-    name = onnx.TensorProto.DataType.Name(element_type).lower()
-    return _DTYPES.get(name, name)
+    return _dtype(onnx.TensorProto.DataType.Name(element_type))
 
 
 class _Pending:
@@ -198,12 +216,19 @@ def _kernel(
     if node.op_type == "Cast":
         attributes["from"] = inputs[0][0]
     return Kernel(
-        op=_DOMAINS.get(node.domain, "") + node.op_type,
+        op=_operator(node),
         inputs=tuple(shape for _, shape in inputs),
         outputs=tuple(shape for _, shape in outputs),
         dtype=_compute_dtype(node, [dtype for dtype, _ in inputs], [dtype for dtype, _ in outputs]),
         attributes=tuple(attributes.items()),
     )
+
+
+def _operator(node: onnx.NodeProto) -> str:
+    """The operator as kernels call it."""
+    if node.domain in ("", "ai.onnx"):
+        return _NAMESAKES.get(node.op_type, node.op_type)
+    return _DOMAINS.get(node.domain, "") + node.op_type
 
 
 def _compute_dtype(node: onnx.NodeProto, inputs: Sequence[str], outputs: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from akd_deploy.errors import UsageError
 from akd_deploy.kernel import Shape
 
 DTYPES: Mapping[int, str] = {
@@ -22,6 +24,8 @@ DTYPES: Mapping[int, str] = {
 FLOAT = onnx.TensorProto.FLOAT
 MICROSOFT = "com.microsoft"
 """The domain of the runtime's own operators."""
+
+_PAYLOADS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 
 @dataclass(frozen=True)
@@ -117,4 +121,16 @@ class Node:
 
 
 def constant_from(tensor: onnx.TensorProto) -> Constant:
-    return Constant(TensorType(tensor.data_type, tuple(tensor.dims)), lambda: numpy_helper.to_array(tensor))
+    """A tensor of the file. Asked for a value that is not there, the constant raises UsageError."""
+
+    def value() -> np.ndarray:
+        is_here = tensor.data_location != onnx.TensorProto.EXTERNAL and any(len(getattr(tensor, f)) for f in _PAYLOADS)
+        if not is_here and math.prod(tensor.dims):
+            raise UsageError(
+                asked="the kernels of a network by fusion rules",
+                found=f"tensor {tensor.name!r}, whose values decide something and were not read",
+                next="Read the kernels off the runtime.",
+            )
+        return numpy_helper.to_array(tensor)
+
+    return Constant(TensorType(tensor.data_type, tuple(tensor.dims)), value)

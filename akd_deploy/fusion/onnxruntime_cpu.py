@@ -1,21 +1,25 @@
 """The kernels ONNX Runtime would execute on a CPU, by rules that are tested against it.
 
-The rules are those of ONNX Runtime 1.31 for float32 networks on x86. What it makes of a network is a matter of
-shapes, constants and operators alone, so no runtime and no weights are needed: a model whose large tensors are empty
-does. Where the runtime knows a fusion that is no rule here, the nodes stay unfused.
+The rules are those of ONNX Runtime 1.31 for float32 networks on x86; `why_not` says where they do not hold. What the
+runtime makes of a network is a matter of shapes, constants and operators alone, so neither it nor weights are needed:
+a model whose large tensors are empty does. Where the runtime knows a fusion that is no rule here, nodes stay unfused.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import onnx
 from onnx import numpy_helper
 
+import akd_deploy
+from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines.onnx_file import node_names
 from akd_deploy.engines.onnxruntime_kernels import ProfileEvent, kernels_from_profile
-from akd_deploy.errors import UnknownNameError
+from akd_deploy.errors import AkdError, UnknownNameError, UsageError
 from akd_deploy.fusion import (
     qdq_pairs,
     rules_basic,
@@ -30,12 +34,18 @@ from akd_deploy.fusion import (
 )
 from akd_deploy.fusion.graph import Graph
 from akd_deploy.fusion.node import MICROSOFT
+from akd_deploy.fusion.onnxruntime_tested import refuse_untested
 from akd_deploy.fusion.reading import graph_from_model, inline_functions
 from akd_deploy.fusion.rules_nchwc import block_channels
 from akd_deploy.fusion.rules_nhwc import channels_last
 from akd_deploy.fusion.transposes import push_transposes, push_transposes_on_cpu
-from akd_deploy.fusion.types_of_outputs import default_attributes
+from akd_deploy.fusion.types_of_outputs import default_attributes, schema_of
 from akd_deploy.kernel import ExecutedKernel
+
+RUNTIME_VERSION = "1.31"
+"""Of ONNX Runtime: the one whose fusions the rules were tested against. Others may fuse otherwise."""
+
+_X86 = ("x86_64", "AMD64")
 
 Rule = Callable[[Graph], bool]
 """Applies wherever it can and says whether it did."""
@@ -99,19 +109,64 @@ LEVELS: Mapping[str, Sequence[Sequence[Rule]]] = {
 """The runtime's levels of graph optimisation; "all" also changes layouts."""
 
 
+def why_not(runtime_version: str, device: DeviceFingerprint) -> str | None:
+    """Why the rules do not hold for a version of ONNX Runtime on a CPU; None where they do."""
+    if runtime_version != RUNTIME_VERSION and not runtime_version.startswith(f"{RUNTIME_VERSION}."):
+        return f"the rules are those of ONNX Runtime {RUNTIME_VERSION}, not of {runtime_version}"
+    if device.facts.get("machine") not in _X86:
+        return f"the rules are those of an x86 CPU, not of {device.facts.get('machine', 'an unknown one')}"
+    return None if device.facts.get("isa") else "it is not known which instructions the CPU has"
+
+
+def block_of(device: DeviceFingerprint) -> int:
+    """The channels that float32 convolutions block by on an x86 CPU: as many floats as its registers are made for."""
+    return 16 if "avx512f" in device.facts["isa"].split() else 8
+
+
+@functools.cache
+def sources_digest() -> str:
+    """Another text for any other rules, and for any other way to read a file or to name and attribute kernels."""
+    package = Path(akd_deploy.__file__).parent
+    hasher = hashlib.sha256(akd_deploy.__version__.encode())
+    for source in sorted([*package.glob("fusion/*.py"), *package.glob("engines/*.py"), package / "kernel.py"]):
+        hasher.update(source.read_bytes())
+    return hasher.hexdigest()
+
+
+def prepare() -> None:
+    """Do now what else the first network waits for: ONNX registers all its operators when it is asked for one."""
+    schema_of("Conv", 1, "")
+    sources_digest()
+
+
 def kernels_of(model: onnx.ModelProto, level: str, *, nchwc_block: int = 16) -> tuple[ExecutedKernel, ...]:
     """The kernels of a network, as `OnnxRuntimeEngine.executed_kernels` reads them off the runtime.
 
     Args:
         model: with static shapes; the values of large weights may be missing.
         level: "disabled", "basic", "extended" or "all".
-        nchwc_block: channels that the CPU's float32 convolutions block by: 16 with AVX-512, 8 with AVX, 1 without.
+        nchwc_block: channels that the CPU's float32 convolutions block by: see `block_of`.
 
     Raises:
         UnknownNameError: another level.
-        UsageError: control flow, an operator without ONNX shape inference, a shape that only a run tells, or
-            another precision than float32; the message names the node or tensor.
+        UsageError: control flow, an operator without ONNX shape inference, a shape that only a run tells, a value that
+            is missing and decides something, another precision than float32, or a network unlike any that the rules
+            know; the message names the node or tensor.
     """
+    try:
+        return _kernels_of(model, level, nchwc_block)
+    except AkdError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
+        # Rules read nodes as ONNX defines them; there are files that nobody has checked.
+        raise UsageError(
+            asked="the kernels of a network by fusion rules",
+            found=f"a network that they cannot read ({type(error).__name__}: {error})",
+            next="Check it with onnx.checker, or read the kernels off the runtime.",
+        ) from error
+
+
+def _kernels_of(model: onnx.ModelProto, level: str, nchwc_block: int) -> tuple[ExecutedKernel, ...]:
     graph = optimised_graph(model, level, nchwc_block=nchwc_block)
     original = model.graph
     names = node_names(original)
@@ -126,6 +181,7 @@ def optimised_graph(model: onnx.ModelProto, level: str, *, nchwc_block: int = 16
     if level not in LEVELS:
         raise UnknownNameError("graph_optimization", level, LEVELS)
     graph = graph_from_model(model)
+    refuse_untested(graph)
     qdq_pairs.separate_dequantisations(graph)
     basic, *extended = LEVELS[level] or ((),)
     _apply(graph, basic)

@@ -16,6 +16,8 @@ _GEMM_ACTIVATIONS = frozenset({
     "Softplus", "Softsign", "ThresholdedRelu",
 })  # fmt: skip
 
+_SPLIT_BY_TENSOR = 13
+
 
 def fuse_convolution_activations(graph: Graph) -> bool:
     """An activation that alone reads a convolution is done on its way out."""
@@ -74,7 +76,10 @@ def fuse_gemm_activations(graph: Graph) -> bool:
 
 
 def split_slices(graph: Graph) -> bool:
-    """Slices and gathers that cut a tensor into all its parts along one axis become one split."""
+    """Slices and gathers that cut a tensor into all its parts along one axis become one split, of sizes given by a
+    tensor: ONNX has that since opset 13."""
+    if graph.opset < _SPLIT_BY_TENSOR:
+        return False
     names = dict.fromkeys(node.inputs[0] for node in graph.of("Slice", "Gather") if node.inputs[0] in graph.types)
     whole = [
         name

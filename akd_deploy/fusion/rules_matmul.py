@@ -169,14 +169,17 @@ def _fused(matmul: Node, rule: str) -> Node:
 def fuse_matmul_transposes(graph: Graph) -> bool:
     """A transpose of the last two dimensions before a matrix product is one of its settings.
 
-    So are two transposes that bring the first dimension to the rows, or to the columns, of both operands.
+    So is one that brings the first dimension to the rows or to the columns, where both operands have as many.
     """
     changed = False
     for matmul in _matmuls(graph):
         if graph.types[matmul.inputs[0]].element != FLOAT:
             continue
-        found = [_as_settings(graph, name) for name in matmul.inputs[:2]]
-        if len({way is not None and way.is_batch for way in found}) > 1:
+        found = [
+            _as_settings(graph, name) if not matmul.integer(f"transBatch{side}") else None
+            for side, name in zip("AB", matmul.inputs, strict=False)
+        ]
+        if len({len(graph.shape(name)) for name in matmul.inputs[:2]}) > 1:
             found = [None if way is not None and way.is_batch else way for way in found]
         for i, (side, way) in enumerate(zip("AB", found, strict=True)):
             if way is None:

@@ -86,7 +86,7 @@ def output_types(graph: Graph, node: Node, proto: onnx.NodeProto, opset: int) ->
             values,
             opset_imports=[helper.make_opsetid(node.domain, opset)] if schema.has_function else None,
         )
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise TypingError(f"shapes that do not fit ({' '.join(str(error).split())})", "Check the file.") from error
     return [_checked(name, inferred.get(name)) if name else TensorType(0, ()) for name in node.outputs]
 

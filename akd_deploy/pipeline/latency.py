@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.errors import MismatchError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import LatencyTable, find_table, read_table
+from akd_deploy.pipeline.kernels import AUTO, FileKernels, KernelReader, Recent
 from akd_deploy.pipeline.typed import mode_for, typed_network
 from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
@@ -24,7 +25,7 @@ from akd_deploy.predictor.predictor import Prediction, Predictor
 from akd_deploy.profiling.preparing import ForTarget
 from akd_deploy.profiling.profile import ProfilePlan, profile_space
 from akd_deploy.search_space import Layer, SearchSpace, space_of
-from akd_deploy.target import Target
+from akd_deploy.target import Target, user_data_dir
 
 CHAINS_PER_MODEL = 64
 """How many stretches share one model when kernels are read off; more of them slow the runtime's optimiser down."""
@@ -34,26 +35,39 @@ TYPED_CHAINS_PER_MODEL = 8
 
 @dataclass(frozen=True)
 class TargetLatency:
-    """A target with its engine, table and predictor."""
+    """A target with its engine, table and predictor, and what reads off the kernels of a file."""
 
     target: Target
     engine: Engine
     table: LatencyTable
     directory: Path
     predictor: Predictor
+    reader: KernelReader
+    _predicted: Recent[FileKernels, Prediction] = field(default_factory=Recent, compare=False, repr=False)
 
-    def predict_model(self, path: Path) -> Prediction:
+    def predict_model(self, path: Path, kernels: str = AUTO, *, remember: bool = True) -> Prediction:
         """Predict a model file.
+
+        Args:
+            kernels: who says what is executed: "runtime", "rules", or "auto" for rules where they hold.
+            remember: for the next time that this file, or one of the same structure, is asked for.
 
         Raises:
             UncoveredOperatorError: names every operator the table says nothing about.
+            AkdError: what `KernelReader.read` raises.
         """
-        return self.predictor.predict(self.engine.executed_kernels(path), asked=f"the latency of {path.name}")
+        found = self.reader.read(path, kernels, remember=remember)
+        prediction = self._predicted.get(found)
+        if prediction is None:
+            prediction = self.predictor.predict(found.executed, f"the latency of {path.name}", found.kernels_from)
+            if remember:
+                self._predicted.keep(found, prediction)
+        return prediction
 
-    def predict_architecture(self, architecture: Architecture) -> Prediction:
-        """Predict an architecture from the kernels its whole network executes."""
+    def predict_architecture(self, architecture: Architecture, kernels: str = AUTO) -> Prediction:
+        """Predict an architecture from the kernels its whole network executes; `kernels` as for `predict_model`."""
         with tempfile.TemporaryDirectory(prefix="akd-predict-") as scratch:
-            return self.predict_model(write_model(self.target, architecture, Path(scratch)))
+            return self.predict_model(write_model(self.target, architecture, Path(scratch)), kernels, remember=False)
 
     def compile(self, space: SearchSpace, seed: int = 0) -> CompiledSpace:
         """Tabulate a space's costs for fast scoring, or read back what was tabulated beside the table."""
@@ -184,4 +198,9 @@ def target_latency(target: Target, directory: Path | None = None) -> TargetLaten
             found=f"one of another device in {found}: " + "; ".join(table.header.device.differences(device_of(engine))),
             next=f"Run `akd-deploy profile --target {target.name}` here.",
         )
-    return TargetLatency(target, engine, table, found, predictor_of(table, found))
+    predictor = predictor_of(table, found)
+    reader = KernelReader(engine, table.header.device, table.header.engine_version, user_data_dir() / "kernels")
+    # What the first prediction would otherwise wait for: rules, and features of the measured kernels.
+    reader.prepare()
+    predictor.costs(predictor.model.kernels[:1])
+    return TargetLatency(target, engine, table, found, predictor, reader)

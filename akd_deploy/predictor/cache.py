@@ -15,20 +15,24 @@ import numpy as np
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import CorruptFileError, StorageError
 from akd_deploy.latency_table import LatencyTable
+from akd_deploy.predictor.cold_weights import ColdWeights
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.kernel_cost import (
     model_from_arrays,
 )
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.scores import Scores
+from akd_deploy.predictor.transfer_plan import read_plan
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 5
 
 
 def save_predictor(predictor: Predictor, directory: Path) -> Path:
     """Write `predictor-<table digest>.npz` (arrays and one JSON text; no pickle); other ones there are removed."""
     arrays, fields = predictor.model.as_arrays()
+    cold = predictor.cold_weights
+    arrays |= {"cold_total_bytes": cold.total_bytes, "cold_per_byte_s": cold.per_byte_s}
     document = {
         "format_version": FORMAT_VERSION,
         "target": predictor.target,
@@ -85,6 +89,7 @@ def read_predictor(path: Path) -> Predictor:
             model=model_from_arrays(arrays, document["model"]),  # type: ignore[arg-type]
             tail_factors=dict(document["tail_factors"]),  # type: ignore[call-overload]
             scores=Scores(**document["scores"]),  # type: ignore[arg-type]
+            cold_weights=ColdWeights(arrays["cold_total_bytes"], arrays["cold_per_byte_s"]),
             **values,  # type: ignore[arg-type]
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -96,14 +101,21 @@ def read_predictor(path: Path) -> Predictor:
 
 
 def predictor_of(table: LatencyTable, directory: Path) -> Predictor:
-    """The predictor cached beside the table when its key is the table's, else a fitted one, cached if possible."""
+    """The predictor cached beside the table when its key is the table's, else a fitted one, cached if possible.
+
+    A table that builds on others is fitted with the plan of that transfer, which lies beside it.
+
+    Raises:
+        UsageError: too few rows to fit.
+        MissingFileError, CorruptFileError, MismatchError: the plan of a transfer is not there, or not the table's.
+    """
     path = directory / f"predictor-{table.digest()}.npz"
     if path.is_file():
         try:
             return read_predictor(path)
         except CorruptFileError:
             path.unlink(missing_ok=True)
-    predictor = fit_predictor(table)
+    predictor = fit_predictor(table) if table.header.transfer is None else read_plan(directory).predictor(table)
     try:
         save_predictor(predictor, directory)
     except StorageError:

@@ -15,6 +15,8 @@ import numpy as np
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.kernel import ExecutedKernel, Kernel
+from akd_deploy.predictor.cold_weights import CLASSES, weight_bytes
+from akd_deploy.predictor.kernel_cost import KernelCost
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import Layer, SearchSpace
 
@@ -25,6 +27,7 @@ KernelsOf = Callable[[Sequence[Sequence[Layer]]], list[tuple[ExecutedKernel, ...
 Exactly = Callable[[Architecture], float]
 """An architecture → its latency in seconds as predicted from its whole network."""
 
+COLUMNS = 2 + len(CLASSES)
 CHECKED = 48
 """Random architectures predicted both ways."""
 CHECK_QUANTILE = 0.9
@@ -35,9 +38,9 @@ CHECK_QUANTILE = 0.9
 class CompiledSpace:
     """Latencies of a whole space by table lookup.
 
-    `tables[s]` has shape (options of choice 1, …, options of choice n, 2) for segment s: seconds of
-    latency and of spread. `columns[s]` are the positions of those choices among the tokens. `slack` is the
-    relative difference to predictions of whole networks that bounds allow for.
+    `tables[s]` has shape (options of choice 1, …, options of choice n, 2 + classes) for segment s: seconds of
+    latency and of spread, and bytes of each class of weights. `columns[s]` are the positions of those choices among
+    the tokens. `slack` is the relative difference to predictions of whole networks that bounds allow for.
     """
 
     space: SearchSpace
@@ -48,10 +51,10 @@ class CompiledSpace:
 
     def latencies_s(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, choices) tokens → (n,) latency and (n,) upper bound of the interval, seconds."""
-        total = np.zeros((len(tokens), 2))
+        total = np.zeros((len(tokens), COLUMNS))
         for table, columns in zip(self.tables, self.columns, strict=True):
             total += table[tuple(tokens[:, column] for column in columns)] if columns else table
-        latency = total[:, 0] + self.predictor.overhead_s
+        latency = total[:, 0] + self.predictor.overhead_s + self.predictor.network_cold_s(total[:, 2:])
         return latency, (1 + self.slack) * self.predictor.interval_s(latency, total[:, 1])[1]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
@@ -86,17 +89,21 @@ def compile_space(
     kernels = list(dict.fromkeys(kernel for found in inside.values() for kernel in found))
     costs = dict(zip(kernels, predictor.costs(kernels, f"latencies of space {space.name}"), strict=True))
     summed = {
-        layer: np.array([sum(costs[k].mean_s for k in found), sum(costs[k].spread_s for k in found)])
+        layer: sum((_columns(kernel, costs[kernel]) for kernel in found), np.zeros(COLUMNS))
         for layer, found in inside.items()
     }
     tables, columns = [], []
     for segment, layers_of in zip(space.segments, stretches, strict=True):
         shape = tuple(len(space.choices[name]) for name in segment.choices)
-        rows = [sum((summed[layer] for layer in layers), np.zeros(2)) for layers in layers_of]
-        tables.append(np.array(rows).reshape(*shape, 2))
+        rows = [sum((summed[layer] for layer in layers), np.zeros(COLUMNS)) for layers in layers_of]
+        tables.append(np.array(rows).reshape(*shape, COLUMNS))
         columns.append(tuple(positions[name] for name in segment.choices))
     compiled = CompiledSpace(space, predictor, tuple(tables), tuple(columns))
     return replace(compiled, slack=_slack(compiled, exactly, rng))
+
+
+def _columns(kernel: Kernel, cost: KernelCost) -> np.ndarray:
+    return np.array([cost.mean_s, cost.spread_s, *weight_bytes(kernel)])
 
 
 def _slack(compiled: CompiledSpace, exactly: Exactly, rng: np.random.Generator) -> float:

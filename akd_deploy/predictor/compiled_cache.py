@@ -14,12 +14,12 @@ import numpy as np
 
 import akd_deploy
 from akd_deploy.errors import StorageError
-from akd_deploy.predictor.compiled import CompiledSpace
+from akd_deploy.predictor.compiled import COLUMNS, CompiledSpace
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 8
 """So many compiled spaces stay beside a table; the oldest make room."""
 
@@ -80,7 +80,7 @@ def _read(path: Path, space: SearchSpace, predictor: Predictor) -> CompiledSpace
         return None
     names = list(space.choices)
     for segment, table, own in zip(space.segments, tables, columns, strict=False):
-        expected = (*(len(space.choices[name]) for name in segment.choices), 2)
+        expected = (*(len(space.choices[name]) for name in segment.choices), COLUMNS)
         if own != tuple(names.index(name) for name in segment.choices) or table.shape != expected:
             return None
     return CompiledSpace(space, predictor, tables, columns, slack) if len(tables) == len(space.segments) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from math import ceil, log2, sqrt
 from math import prod as _prod
 
@@ -31,7 +32,8 @@ class Dimensions:
 
     `kind` is one of `CONVOLUTIONS` or `PRODUCTS`, "pool", "attention", or "" for everything else. An output holds
     `batch` × `out` × `positions` elements; `reduced` terms (times `window` for a convolution) stand behind each one.
-    `broadcast` is how many inputs are smaller than the output, up to 2.
+    `broadcast` is how many inputs are smaller than the output, up to 2, and `run` how many output elements in a row are
+    made without starting on one of them anew.
     """
 
     kind: str
@@ -44,6 +46,7 @@ class Dimensions:
     stride: int = 1
     dilation: int = 1
     broadcast: int = 0
+    run: float = 1.0
 
 
 def _whole(value: object, default: int) -> int:
@@ -78,8 +81,17 @@ def dimensions(kernel: Kernel) -> Dimensions:
         return _product(kernel, output, elements)
     largest = max((prod(shape) for shape in kernel.inputs), default=1)
     out = max(1, output[-1]) if output else 1
-    smaller = sum(0 < prod(shape) < elements for shape in kernel.inputs)
-    return Dimensions("", 1, max(1.0, largest / elements), out, elements / out, broadcast=min(smaller, 2))
+    smaller = [shape for shape in kernel.inputs if 0 < prod(shape) < elements]
+    run = float(min((_run(shape, output) for shape in smaller), default=elements))
+    return Dimensions("", 1, max(1.0, largest / elements), out, elements / out, broadcast=min(len(smaller), 2), run=run)
+
+
+def _run(shape: Shape, output: Shape) -> int:
+    """Output elements in a row for which a broadcast input is either walked along or stood still on."""
+    padded = (1,) * (len(output) - len(shape)) + shape[-len(output) :] if output else ()
+    ends = [(own, size) for own, size in zip(padded, output, strict=True) if size > 1][::-1]
+    stands = bool(ends) and ends[0][0] == 1
+    return prod([size for _, size in takewhile(lambda pair: (pair[0] == 1) == stands, ends)])
 
 
 def _is_product(operator: str) -> bool:
@@ -129,8 +141,12 @@ def groups(kernel: Kernel) -> int:
 
 
 def regime(kernel: Kernel) -> str:
-    """Kernels of one regime are assumed to cost alike: the operator, and for products their kind."""
+    """Kernels of one regime are assumed to cost alike: the operator, for products their kind, and for transpositions
+    whether rows stay whole."""
     kind = dimensions(kernel).kind
+    order = kernel.attribute("perm")
+    if kernel.op == "Transpose" and isinstance(order, tuple) and order:
+        return f"{kernel.op}/{'rows' if order[-1] == len(order) - 1 else 'elements'}"
     return kernel.op if kind in ("", "pool") else f"{kernel.op}/{kind}"
 
 
@@ -153,7 +169,8 @@ def _padded(channels: int) -> int:
 def cost_terms(kernel: Kernel) -> tuple[float, ...]:
     """Non-negative quantities that a kernel's time is a non-negative combination of; see `TERMS`.
 
-    `padded_macs` counts channels rounded up to full vectors; `rows` are output rows, each of which costs a loop; the
+    `padded_macs` counts channels rounded up to full vectors; `rows` are output rows (with broadcasting: runs), each of
+    which costs a loop; the
     filling terms are `padded_macs` and `traffic_bytes` to the power `FILLING`.
     """
     size, counted = dimensions(kernel), float(macs(kernel))
@@ -162,13 +179,22 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
         padded *= _padded(int(size.reduced)) / max(1.0, size.reduced)
     output = kernel.outputs[0] if kernel.outputs else ()
     rows = prod(output[:-1]) * _padded(size.out) / size.out / VECTOR_CHANNELS if len(output) > 2 else 0.0
+    if size.broadcast:
+        rows = kernel.output_elements / size.run
     traffic = kernel.traffic_bytes
     linear = (1.0, counted, padded, traffic, float(kernel.output_elements), rows)
     return (*linear, padded**FILLING, traffic**FILLING)
 
 
+SIZES, GEOMETRY, SETTINGS = 0, 1, 2
+COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 5
+"""What each of `coordinates` is: costs change with sizes, geometry and settings over distances of their own."""
+GROUP_NAMES = ("sizes", "geometry", "settings")
+
+
 def coordinates(kernel: Kernel) -> tuple[float, ...]:
-    """Where a kernel lies among its regime's: logarithms of its sizes, one unit a doubling, then its settings.
+    """Where a kernel lies among its regime's: logarithms of its sizes, one unit a doubling, then its geometry and
+    settings, as `COORDINATE_GROUPS` says.
 
     Every kernel has the same number of coordinates.
     """
@@ -179,13 +205,14 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         log2(1 + size.positions),
         log2(size.batch),
         log2(1 + kernel.traffic_bytes / BYTES_PER_ELEMENT[kernel.dtype]),
-        log2(size.window),
         log2(1 + _padded(size.out) / VECTOR_CHANNELS),
+        log2(size.window),
         log2(size.stride),
         log2(size.dilation),
         log2(size.groups) if size.kind == "grouped" else 0.0,
         0.5 * (kernel.attribute("activation") not in (None, "", "none")),
         0.5 * bool(kernel.attribute("residual")),
-        float(len(kernel.inputs)),
+        0.5 * len(kernel.inputs),
         float(size.broadcast),
+        log2(1 + size.run) if size.broadcast else 0.0,
     )

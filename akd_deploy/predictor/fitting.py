@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from akd_deploy.certificate import samples_needed
 from akd_deploy.errors import UsageError
-from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
+from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableRow
+from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, fit_cold_weights, network_weights
 from akd_deploy.predictor.conformal import (
     CalibrationPoint,
     by_family_quantile,
@@ -27,6 +29,12 @@ MIN_NETWORKS = 10
 MIN_POINTS = 5
 """Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
+LEAST_WARM = 0.1
+"""Share of a probe's latency that is left to its kernels, however cold its weights."""
+COLD_NOISE = 0.25
+"""How far off, relatively, what cold weights cost may be for one kernel."""
+WORTH_ANOTHER_FIT = 0.01
+"""Share of any probe's latency that its own cold weights take, from which kernel costs are fitted again."""
 TAIL_PERCENTILES = (50, 75, 90, 95, 99)
 """Percentiles that tail factors are kept for."""
 TAIL_CONFIDENCE = 0.95
@@ -38,13 +46,15 @@ def _covered(model: KernelCostModel, rows: Iterable[TableRow]) -> list[TableRow]
     return [row for row in rows if all(model.covered(kernel) for kernel, _ in row.kernels)]
 
 
-def _points(model: KernelCostModel, rows: Sequence[TableRow]) -> list[CalibrationPoint]:
+def _points(
+    model: KernelCostModel, rows: Sequence[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS
+) -> list[CalibrationPoint]:
     """Predict rows of which the model covers every kernel."""
     distinct = list(dict.fromkeys(kernel for row in rows for kernel, _ in row.kernels))
     costs = dict(zip(distinct, model.costs(distinct), strict=True))
     points = []
     for row in rows:
-        predicted, spread = model.overhead_s, 0.0
+        predicted, spread = model.overhead_s + _cold_s(row, cold_weights), 0.0
         for kernel, count in row.kernels:
             cost = costs[kernel]
             predicted += count * cost.mean_s
@@ -53,20 +63,79 @@ def _points(model: KernelCostModel, rows: Sequence[TableRow]) -> list[Calibratio
     return points
 
 
-def _fit(rows: Iterable[TableRow]) -> KernelCostModel:
-    return fit_kernel_costs([observation_of(row.counts(), row.measurement) for row in rows])
+def _fit(rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS) -> KernelCostModel:
+    """Kernel costs from probes, of whose latency what their own weights' distance costs is left out."""
+    observations = []
+    for row in rows:
+        seen, cold_s = observation_of(row.counts(), row.measurement), _cold_s(row, cold_weights)
+        warm_s = max(seen.latency_s - cold_s, LEAST_WARM * seen.latency_s)
+        noise = np.hypot(seen.noise * seen.latency_s, COLD_NOISE * cold_s) / warm_s
+        observations.append(replace(seen, latency_s=warm_s, noise=float(noise)))
+    return fit_kernel_costs(observations)
 
 
-def _held_out(rows: Sequence[TableRow]) -> tuple[list[TableRow], list[CalibrationPoint]]:
-    """Every probe predicted by a model that did not see its fold; what that model does not cover is left out."""
+def _cold_s(row: TableRow, cold_weights: ColdWeights) -> float:
+    return float(cold_weights.seconds(network_weights(row.counts())).sum())
+
+
+def fit_costs(table: LatencyTable) -> tuple[KernelCostModel, ColdWeights]:
+    """Kernel costs from a table's probes and what cold weights cost from its stacks.
+
+    A probe with weights of many megabytes is cold itself: once that is known, kernel costs are fitted again.
+    """
+    probes = table.of_kind(PROBE)
+    model = _fit(probes)
+    cold_weights = cold_weights_of(model, table)
+    if any(_cold_s(row, cold_weights) > WORTH_ANOTHER_FIT * row.measurement.median_s for row in probes):
+        model = _fit(probes, cold_weights)
+        cold_weights = cold_weights_of(model, table)
+    return model, cold_weights
+
+
+def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list[TableRow], list[CalibrationPoint]]:
+    """Every probe predicted by a model that did not see its fold; what that model does not cover is left out.
+
+    Where there are families enough, a fold is whole families, and what each of them was measured to take in all is a
+    point: predictions will be asked for sums of kernels of families that nobody measured.
+    """
+    families = sorted({row.family for row in rows})
+    by_family = len(families) >= MIN_NETWORKS
+    fold_of = {family: i % FOLDS for i, family in enumerate(families)}
+    folds = [fold_of[row.family] if by_family else i % FOLDS for i, row in enumerate(rows)]
     kept: list[TableRow] = []
     points: list[CalibrationPoint] = []
     for fold in range(FOLDS):
-        model = _fit(row for i, row in enumerate(rows) if i % FOLDS != fold)
-        covered = _covered(model, (row for i, row in enumerate(rows) if i % FOLDS == fold))
+        model = _fit((row for row, own in zip(rows, folds, strict=True) if own != fold), cold_weights)
+        covered = _covered(model, (row for row, own in zip(rows, folds, strict=True) if own == fold))
         kept += covered
-        points += _points(model, covered)
+        found = _points(model, covered, cold_weights)
+        points += _summed(found) if by_family else found
     return kept, points
+
+
+def _summed(points: Sequence[CalibrationPoint]) -> list[CalibrationPoint]:
+    """One point of each family: all of its points together."""
+    families: dict[str, list[CalibrationPoint]] = {}
+    for point in points:
+        families.setdefault(point.family, []).append(point)
+    return [
+        CalibrationPoint(
+            family,
+            sum(p.predicted_s for p in own),
+            sum(p.spread_s for p in own),
+            sum(p.measured_s for p in own),
+        )
+        for family, own in families.items()
+    ]
+
+
+def cold_weights_of(model: KernelCostModel, table: LatencyTable) -> ColdWeights:
+    """What a table's stacks take beyond what the model, fitted on its probes, says of their kernels."""
+    rows = _covered(model, table.of_kind(STACK))
+    points = _points(model, rows)
+    warm_s = np.array([point.predicted_s for point in points])
+    beyond_s = np.array([point.measured_s for point in points]) - warm_s
+    return fit_cold_weights([row.counts() for row in rows], beyond_s, warm_s)
 
 
 def _label_sigma(rows: Iterable[TableRow]) -> float | None:
@@ -75,7 +144,7 @@ def _label_sigma(rows: Iterable[TableRow]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _tail_factors(rows: Sequence[TableRow]) -> dict[float, float]:
+def tail_factors(rows: Sequence[TableRow]) -> dict[float, float]:
     """Percentile → median factor of the rows with samples enough for it; percentiles with no such row are left out."""
     factors: dict[float, float] = {}
     for percentile in TAIL_PERCENTILES:
@@ -115,11 +184,11 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
             found=f"{len(probes)} probes in its latency table",
             next="Profile more: `akd-deploy profile --minutes 2`.",
         )
-    model = _fit(probes)
+    model, cold_weights = fit_costs(table)
     scored = covered = _covered(model, networks)
-    points, calibrated_on = _points(model, covered), "networks"
+    points, calibrated_on = _points(model, covered, cold_weights), "networks"
     if len(points) < MIN_NETWORKS:
-        (scored, points), calibrated_on = _held_out(probes), "held-out probes"
+        (scored, points), calibrated_on = _held_out(probes, cold_weights), "held-out probes"
     if len(points) < MIN_POINTS:
         raise UsageError(
             asked=f"an interval for predictions of target {table.header.target.name}",
@@ -135,11 +204,12 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
         factor=factor,
         width=by_family_quantile(points, coverage, factor),
         coverage=coverage,
-        tail_factors=_tail_factors(networks or probes),
+        tail_factors=tail_factors(networks or probes),
         sigma=table.sigma,
         calibrated_on=calibrated_on,
         left_out=len(networks) - len(covered),
         scores=_scored_without_itself(points, coverage, _label_sigma(scored)),
+        cold_weights=cold_weights,
     )
 
 
@@ -147,7 +217,7 @@ def calibration_points(predictor: Predictor, table: LatencyTable) -> list[dict[s
     """Every network of the table that it covers as the predictor sees it, beside its measurement; seconds."""
     rows = _covered(predictor.model, table.of_kind(NETWORK) or table.of_kind(PROBE))
     result: list[dict[str, float | str]] = []
-    for row, point in zip(rows, _points(predictor.model, rows), strict=True):
+    for row, point in zip(rows, _points(predictor.model, rows, predictor.cold_weights), strict=True):
         latency = predictor.factor * point.predicted_s
         low, high = predictor.interval_s(np.array(latency), np.array(predictor.factor * point.spread_s))
         result.append(

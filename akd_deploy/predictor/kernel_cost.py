@@ -5,9 +5,10 @@ cost of kernel k, b_k > 0 its base (`kernel_cost_fit`) and g_k its logarithmic c
 
     y_i = o + Σ_k n_ik b_k exp(g_k) + ε_i,        g ~ GP(0, K).
 
-K is zero between regimes; within one it is a Matérn-3/2 covariance of the kernels' coordinates plus a term of each
-kernel's own. At the mode g* the sum is linearised, relative to y: J_ik = n_ik b_k exp(g*_k) / y_i. There the
-posterior is Gaussian (Rasmussen & Williams 2006, equations 2.23–2.24, and section 3.4 for Laplace's approximation).
+K is zero between regimes; within one it is a Matérn-3/2 covariance of the kernels' coordinates, each group of them
+with a length of its own, plus a term of each kernel's own. At the mode g* the sum is linearised, relative to y:
+J_ik = n_ik b_k exp(g*_k) / y_i. There the posterior is Gaussian (Rasmussen & Williams 2006, equations 2.23–2.24, and
+section 3.4 for Laplace's approximation).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from scipy import linalg
 
 from akd_deploy.kernel import Kernel, kernel_from_signature
-from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, regime
+from akd_deploy.predictor.features import COORDINATE_GROUPS, GROUP_NAMES, TERMS, coordinates, cost_terms, regime
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class KernelCost:
 class Hyperparameters:
     """Of the process and of the noise.
 
-    `amplitude` and `own` are standard deviations of logarithmic corrections, `length` is in doublings of a size;
+    `amplitude` and `own` are standard deviations of logarithmic corrections, `lengths` are in coordinates' units (for
+    sizes doublings), one for each of `GROUP_NAMES`;
     `misfit` is a share of a probe's latency, `jitter_s` seconds of it: what no sum of kernels explains.
     """
 
     amplitude: float
-    length: float
+    lengths: tuple[float, ...]
     own: float
     misfit: float
     jitter_s: float
@@ -66,14 +68,22 @@ class Features:
         )
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(len(a), len(b)) Euclidean distances between rows of coordinates."""
-    return np.sqrt(((a[:, None, :] - b[None, :, :]) ** 2).sum(2))
+def distances(a: np.ndarray, b: np.ndarray, lengths: Sequence[float]) -> np.ndarray:
+    """(len(a), len(b)) Euclidean distances between rows of coordinates, each in units of its group's length."""
+    scale = np.array(lengths)[list(COORDINATE_GROUPS)]
+    return np.sqrt((((a[:, None, :] - b[None, :, :]) / scale) ** 2).sum(2))
 
 
-def matern(distance: np.ndarray, length: float) -> np.ndarray:
-    """Matérn-3/2 correlation (Rasmussen & Williams 2006, equation 4.17), shape of `distance`."""
-    scaled = np.sqrt(3.0) * distance / length
+def squared_distances(a: np.ndarray) -> np.ndarray:
+    """(groups, len(a), len(a)) squares of the distances between rows of coordinates, by coordinate group."""
+    squares = (a[:, None, :] - a[None, :, :]) ** 2
+    groups = np.array(COORDINATE_GROUPS)
+    return np.array([squares[:, :, groups == g].sum(2) for g in range(len(GROUP_NAMES))])
+
+
+def matern(distance: np.ndarray) -> np.ndarray:
+    """Matérn-3/2 correlation at a distance in lengths (Rasmussen & Williams 2006, equation 4.17)."""
+    scaled = np.sqrt(3.0) * distance
     return (1 + scaled) * np.exp(-scaled)
 
 
@@ -135,9 +145,8 @@ class KernelCostModel:
         against = np.zeros((len(kernels), len(self.alpha)))  # covariance with every observation
         for r in np.unique(asked.regime):
             rows, columns = np.flatnonzero(asked.regime == r), self._members[r]
-            cross = h.amplitude**2 * matern(
-                distances(asked.coordinates[rows], self.features.coordinates[columns]), h.length
-            )
+            near = matern(distances(asked.coordinates[rows], self.features.coordinates[columns], h.lengths))
+            cross = h.amplitude**2 * near
             for i, row in enumerate(rows.tolist()):
                 position = self._position.get(kernels[row])
                 if position is not None:
@@ -187,5 +196,5 @@ def model_from_arrays(arrays: Mapping[str, np.ndarray], fields: Mapping[str, obj
         jacobian=arrays["jacobian"],
         alpha=arrays["alpha"],
         factor=arrays["factor"],
-        hyperparameters=Hyperparameters(**hyperparameters),
+        hyperparameters=Hyperparameters(**{**hyperparameters, "lengths": tuple(hyperparameters["lengths"])}),
     )

@@ -1,4 +1,4 @@
-"""Fitting kernel costs: bases by non-negative least squares, the Gaussian process by Laplace's approximation.
+"""Fitting kernel costs: bases (`base_cost`), then the Gaussian process by Laplace's approximation.
 
 The mode of the corrections is found by Gauss–Newton steps, each of them one linear Gaussian problem; the
 hyper-parameters maximise the marginal likelihood of that problem (Rasmussen & Williams 2006, equation 5.9). K is
@@ -17,16 +17,18 @@ from threadpoolctl import threadpool_limits
 
 from akd_deploy.kernel import Kernel
 from akd_deploy.measurement import Measurement
-from akd_deploy.predictor.features import TERMS, regime
-from akd_deploy.predictor.kernel_cost import Features, Hyperparameters, KernelCostModel, distances, matern
+from akd_deploy.predictor.base_cost import fit_base
+from akd_deploy.predictor.features import regime
+from akd_deploy.predictor.kernel_cost import Features, Hyperparameters, KernelCostModel, matern, squared_distances
 
 NOISE_FLOOR = 0.004
 """Relative noise assumed of a probe's median at least, whatever its blocks say: two processes never agree better."""
 BASE_FLOOR = 0.01
 """No kernel's base is below this share of the quickest probe: least squares may give a rare regime, and the overhead,
 no cost at all."""
-PRIOR_MEDIANS = (0.2, 2.0, 0.05, 0.01, 0.05)
-"""Of amplitude, length, own, misfit, and jitter as a share of the quickest probe; each a log-normal of width 1."""
+PRIOR_MEDIANS = (0.2, 0.05, 0.01, 0.05, 2.0, 2.0, 2.0)
+"""Of amplitude, own, misfit, jitter as a share of the quickest probe, and the lengths of `GROUP_NAMES`; each a
+log-normal of width 1."""
 ROUNDS, STEPS = 3, 8
 """Hyper-parameters are fitted this often, with at most this many Gauss–Newton steps after each."""
 LONGEST_STEP = 1.0
@@ -49,11 +51,16 @@ def observation_of(counts: Counter[Kernel], measurement: Measurement) -> Observa
 
 @dataclass(frozen=True)
 class _Block:
-    """One regime: positions of its kernels and of the observations that hold any, and the kernels' distances."""
+    """One regime: positions of its kernels and of the observations that hold any, and (groups, kernels, kernels)
+    squares of the kernels' distances."""
 
     kernels: np.ndarray
     observations: np.ndarray
-    distance: np.ndarray
+    squares: np.ndarray
+
+    def distance(self, lengths: np.ndarray) -> np.ndarray:
+        """(kernels, kernels) distances in lengths."""
+        return np.sqrt(np.tensordot(lengths**-2.0, self.squares, 1))
 
 
 @dataclass(frozen=True)
@@ -79,21 +86,22 @@ class _Problem:
 
     def covariance(self, jacobian: np.ndarray, parameters: np.ndarray) -> np.ndarray:
         """S = J K Jᵀ + noise."""
-        amplitude, length, own, misfit, jitter = np.exp(parameters)
+        amplitude, own, misfit, jitter, *lengths = np.exp(parameters)
         total = np.diag(self.noise**2 + misfit**2 + jitter**2 * self._jitter_shape())
         for block in self.blocks:
             part = jacobian[np.ix_(block.observations, block.kernels)]
-            prior = amplitude**2 * matern(block.distance, length) + own**2 * np.eye(len(block.kernels))
+            near = matern(block.distance(np.array(lengths)))
+            prior = amplitude**2 * near + own**2 * np.eye(len(block.kernels))
             total[np.ix_(block.observations, block.observations)] += part @ prior @ part.T
         return total
 
     def loss(self, jacobian: np.ndarray, target: np.ndarray, parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        """Negative log of marginal likelihood times prior, and its gradient by the five parameters' logarithms."""
-        amplitude, length, own, misfit, jitter = np.exp(parameters)
+        """Negative log of marginal likelihood times prior, and its gradient by the parameters' logarithms."""
+        amplitude, own, misfit, jitter, *lengths = np.exp(parameters)
         try:
             factor = linalg.cholesky(self.covariance(jacobian, parameters), lower=True, check_finite=False)
         except linalg.LinAlgError:
-            return 1e12, np.zeros(5)
+            return 1e12, np.zeros(len(parameters))
         inverse = linalg.cho_solve((factor, True), np.eye(len(target)), check_finite=False)
         alpha = inverse @ target
         away = parameters - np.log(PRIOR_MEDIANS)
@@ -103,49 +111,28 @@ class _Problem:
         for block in self.blocks:
             part = jacobian[np.ix_(block.observations, block.kernels)]
             inner = part.T @ slope[np.ix_(block.observations, block.observations)] @ part
-            scaled = np.sqrt(3.0) * block.distance / length
-            gradient[0] += amplitude**2 * (inner * matern(block.distance, length)).sum()
-            gradient[1] += 0.5 * amplitude**2 * (inner * scaled**2 * np.exp(-scaled)).sum()
-            gradient[2] += own**2 * np.trace(inner)
-        gradient[3] += misfit**2 * np.trace(slope)
-        gradient[4] += jitter**2 * (np.diag(slope) * self._jitter_shape()).sum()
+            distance = block.distance(np.array(lengths))
+            gradient[0] += amplitude**2 * (inner * matern(distance)).sum()
+            gradient[1] += own**2 * np.trace(inner)
+            fall = inner * np.exp(-np.sqrt(3.0) * distance)
+            gradient[4:] += 1.5 * amplitude**2 * np.tensordot(block.squares, fall) / np.square(lengths)
+        gradient[2] += misfit**2 * np.trace(slope)
+        gradient[3] += jitter**2 * (np.diag(slope) * self._jitter_shape()).sum()
         return float(value), gradient
 
     def corrections(
         self, jacobian: np.ndarray, target: np.ndarray, parameters: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """K Jᵀ S⁻¹ z with S⁻¹ z and the factor of S."""
-        amplitude, length, own, _, _ = np.exp(parameters)
+        amplitude, own, _, _, *lengths = np.exp(parameters)
         factor = linalg.cholesky(self.covariance(jacobian, parameters), lower=True)
         alpha = linalg.cho_solve((factor, True), target)
         pull = jacobian.T @ alpha
         result = own**2 * pull
         for block in self.blocks:
-            result[block.kernels] += amplitude**2 * matern(block.distance, length) @ pull[block.kernels]
+            near = matern(block.distance(np.array(lengths)))
+            result[block.kernels] += amplitude**2 * near @ pull[block.kernels]
         return result, alpha, factor
-
-
-def _fit_base(
-    observations: Sequence[Observation], features: Features, counts: np.ndarray, regimes: int
-) -> tuple[float, np.ndarray]:
-    """Overhead and (regimes, terms) seconds per unit by non-negative least squares on relative errors.
-
-    Lawson & Hanson 1974.
-    """
-    member = np.eye(regimes)[features.regime]
-    design = np.einsum("ik,kr,kt->irt", counts, member, features.terms, optimize=True).reshape(len(observations), -1)
-    design = np.hstack([np.ones((len(observations), 1)), design])
-    latency = np.array([o.latency_s for o in observations])
-    scaled = design / latency[:, None]
-    size = np.sqrt((scaled**2).mean(0))
-    size[size == 0] = 1.0
-    # A whisper of ridge: terms that vary together share their cost instead of one taking it all by chance.
-    ridge = 1e-2 * np.eye(design.shape[1])
-    solution, _ = optimize.nnls(
-        np.vstack([scaled / size, ridge]), np.concatenate([np.ones(len(latency)), np.zeros(design.shape[1])])
-    )
-    solution = solution / size
-    return float(solution[0]), solution[1:].reshape(regimes, len(TERMS))
 
 
 def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
@@ -164,8 +151,8 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
             counts[i, position[kernel]] = n
     regimes = tuple(sorted({regime(kernel) for kernel in kernels}))
     features = Features.of(kernels, regimes)
-    overhead_s, terms_s = _fit_base(observations, features, counts, len(regimes))
     latency = np.array([o.latency_s for o in observations])
+    overhead_s, terms_s = fit_base(latency, kernels, counts, features.regime, features.terms)
     floor_s = BASE_FLOOR * float(latency.min())
     base_s = np.maximum((terms_s[features.regime] * features.terms).sum(1), floor_s)
     noise = np.maximum([o.noise for o in observations], NOISE_FLOOR)
@@ -173,7 +160,7 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
     # Matrices are small: threads that wait for each other cost more than they bring, on a loaded machine tenfold.
     with threadpool_limits(1, user_api="blas"):
         jacobian, alpha, factor, parameters = _mode(problem)
-    amplitude, length, own, misfit, jitter = (float(value) for value in np.exp(parameters))
+    amplitude, own, misfit, jitter, *lengths = (float(value) for value in np.exp(parameters))
     return KernelCostModel(
         overhead_s,
         floor_s,
@@ -183,7 +170,7 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
         jacobian,
         alpha,
         factor,
-        Hyperparameters(amplitude, length, own, misfit, jitter * float(latency.min())),
+        Hyperparameters(amplitude, tuple(lengths), own, misfit, jitter * float(latency.min())),
     )
 
 
@@ -191,8 +178,8 @@ def _blocks(features: Features, counts: np.ndarray, regimes: int) -> tuple[_Bloc
     blocks = []
     for r in range(regimes):
         members = np.flatnonzero(features.regime == r)
-        place = features.coordinates[members]
-        blocks.append(_Block(members, np.flatnonzero(counts[:, members].any(1)), distances(place, place)))
+        squares = squared_distances(features.coordinates[members])
+        blocks.append(_Block(members, np.flatnonzero(counts[:, members].any(1)), squares))
     return tuple(blocks)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
+from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, weight_bytes
 from akd_deploy.predictor.conformal import (
     scale_s,
 )
@@ -36,7 +37,10 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted median latency. `interval_s` holds the measured one with probability `coverage`."""
+    """A predicted median latency. `interval_s` holds the measured one with probability `coverage`.
+
+    `kernels_from` is who said that these kernels are executed, "runtime" or "rules"; None where the caller knew them.
+    """
 
     latency_s: float
     interval_s: tuple[float, float]
@@ -44,6 +48,7 @@ class Prediction:
     in_domain: bool
     overhead_s: float
     layers: tuple[LayerCost, ...]
+    kernels_from: str | None = None
 
     @property
     def upper_s(self) -> float:
@@ -52,7 +57,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Fitted on a table's probes; `factor` and `width` come from its networks.
+    """Fitted on a table's probes; `factor` and `width` come from its networks, `cold_weights` from its stacks.
 
     `tail_factors` are percentile / median by percentile, for those the table has samples enough for. `left_out` is
     the number of its networks that some kernel without a measured cost kept from calibration and scores.
@@ -70,6 +75,7 @@ class Predictor:
     calibrated_on: str
     left_out: int
     scores: Scores
+    cold_weights: ColdWeights = NO_COLD_WEIGHTS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tail_factors", MappingProxyType(dict(sorted(self.tail_factors.items()))))
@@ -96,18 +102,36 @@ class Predictor:
         Raises:
             UncoveredOperatorError: names every operator no measured kernel resembles.
         """
-        uncovered = {kernel.op for kernel in kernels if not self.model.covered(kernel)}
+        uncovered = {kernel.op for kernel in set(kernels) if not self.model.covered(kernel)}
         if uncovered:
             raise UncoveredOperatorError(
                 uncovered,
                 asked=asked,
                 next=f"Profile them: `akd-deploy profile --target {self.target} --onnx MODEL --resume`.",
             )
-        result = []
-        for cost in self.model.costs(kernels):
+        different = list(dict.fromkeys(kernels))  # networks repeat their blocks
+        result = {}
+        for kernel, cost in zip(different, self.model.costs(different), strict=True):
             widening = 1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING
-            result.append(KernelCost(self.factor * cost.mean_s, self.factor * widening * cost.spread_s, cost.in_domain))
-        return result
+            result[kernel] = KernelCost(
+                self.factor * cost.mean_s, self.factor * widening * cost.spread_s, cost.in_domain
+            )
+        return [result[kernel] for kernel in kernels]
+
+    def cold_s(self, kernels: Sequence[Kernel]) -> np.ndarray:
+        """(kernels,) what each of a network's kernels costs more because the others' weights pass between two uses
+        of its own, in seconds."""
+        if not kernels:
+            return np.zeros(0)
+        weights = np.array([weight_bytes(kernel) for kernel in kernels])
+        total = weights.sum(0)
+        share: np.ndarray = (weights / np.maximum(total, 1.0)) @ (self.factor * self.cold_weights.seconds(total))
+        return share
+
+    def network_cold_s(self, weights: np.ndarray) -> np.ndarray:
+        """(n, classes) bytes of networks' weights → (n,) what `cold_s` adds to each, in seconds."""
+        extra: np.ndarray = self.factor * self.cold_weights.seconds(weights).sum(-1)
+        return extra
 
     @property
     def overhead_s(self) -> float:
@@ -119,14 +143,20 @@ class Predictor:
         half = self.width * scale_s(latency_s, spread_s)
         return np.maximum(latency_s - half, 0.0), latency_s + half
 
-    def predict(self, executed: Sequence[ExecutedKernel], asked: str = "a latency prediction") -> Prediction:
-        """Predict one network from the kernels it executes, in order.
+    def predict(
+        self,
+        executed: Sequence[ExecutedKernel],
+        asked: str = "a latency prediction",
+        kernels_from: str | None = None,
+    ) -> Prediction:
+        """Predict one network from the kernels it executes, in order; `kernels_from` as in a `Prediction`.
 
         Raises:
             UncoveredOperatorError: names every operator no measured kernel resembles.
         """
         costs = self.costs([e.kernel for e in executed], asked)
-        latency = self.overhead_s + sum(c.mean_s for c in costs)
+        cold_s = self.cold_s([e.kernel for e in executed])
+        latency = self.overhead_s + sum(c.mean_s for c in costs) + float(cold_s.sum())
         low, high = self.interval_s(np.array(latency), np.array(sum(c.spread_s for c in costs)))
         return Prediction(
             latency_s=latency,
@@ -134,5 +164,9 @@ class Predictor:
             coverage=self.coverage,
             in_domain=all(c.in_domain for c in costs),
             overhead_s=self.overhead_s,
-            layers=tuple(LayerCost(e.name, e.kernel, c.mean_s, e.nodes) for e, c in zip(executed, costs, strict=True)),
+            layers=tuple(
+                LayerCost(e.name, e.kernel, c.mean_s + cold, e.nodes)
+                for e, c, cold in zip(executed, costs, cold_s.tolist(), strict=True)
+            ),
+            kernels_from=kernels_from,
         )

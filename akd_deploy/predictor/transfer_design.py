@@ -68,11 +68,15 @@ def measure_probes(
     rng: np.random.Generator,
     criterion: str = I_OPTIMAL,
     candidates: Sequence[int] | np.ndarray | None = None,
+    known: Sequence[tuple[int, float]] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Choose and measure `count` items: their positions and latencies in seconds, in the order they were measured.
+    """Choose and measure items until there are `count`: their positions and latencies in seconds, as measured.
 
     `measure_s` measures one item by its position. The first two are chosen together, every other one for what those
     before it left unknown.
+
+    Args:
+        known: positions and latencies of items that were measured before; they come first and count.
 
     Raises:
         UsageError: fewer candidates than probes, or a measured latency that is not positive.
@@ -82,9 +86,11 @@ def measure_probes(
         raise UsageError(
             asked=f"{count} probes", found=f"{len(pool)} candidates", next="Ask for 1 to as many as there are."
         )
-    regressors, noise = prior_regressors(prior)
-    rows = choose_probes(regressors, noise, min(FIRST_PROBES, count), rng, criterion, pool).tolist()
-    latency_s = [measure_s(row) for row in rows]
+    rows, latency_s = [row for row, _ in known], [seconds for _, seconds in known]
+    if not rows:
+        regressors, noise = prior_regressors(prior)
+        rows = choose_probes(regressors, noise, min(FIRST_PROBES, count), rng, criterion, pool).tolist()
+        latency_s = [measure_s(row) for row in rows]
     while len(rows) < count:
         regressors, noise = regressors_after(believe(prior, rows, latency_s))
         left = np.setdiff1d(pool, rows)

@@ -13,7 +13,7 @@ import numpy as np
 
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import MismatchError, UsageError
-from akd_deploy.latency_table import HEADER_NAME, LatencyTable, TableHeader, read_table, table_lock
+from akd_deploy.latency_table import HEADER_NAME, LatencyTable, TableHeader, TransferOrigin, read_table, table_lock
 from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.profiling.measured_journal import NO_TABLE, Journalled, MeasuredJournal, table_state
 from akd_deploy.profiling.preparing import Preparation
@@ -116,6 +116,7 @@ def measure_subjects(
     directory: Path,
     *,
     resume: bool = False,
+    transfer: TransferOrigin | None = None,
     on_prepared: Progress = lambda done, total: None,
     on_model: Progress = lambda done, total: None,
 ) -> Profiled:
@@ -126,6 +127,7 @@ def measure_subjects(
     `if __name__ == "__main__":`, because other processes that prepare models import it.
 
     Args:
+        transfer: what the table builds on, for its header.
         on_prepared, on_model: called with (so far, planned) after each model is prepared, or measured.
 
     Raises:
@@ -144,6 +146,7 @@ def measure_subjects(
         engine_version=engine.version(),
         protocol=plan.protocol.header(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        transfer=transfer,
     )
     unique = list({subject.name: subject for subject in subjects.subjects}.values())
     with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from onnx import TensorProto, helper
 
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.latency_table import PROBE
+from akd_deploy.models.onnx_skeleton import filled, skeleton
 
 MAX_NODES = 10
 """Longest window; fused kernels rarely span more than five nodes."""
-MAX_INPUTS = 3
+MAX_INPUTS = 6
 FUSED_INTO_PRODUCER = frozenset(
     {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Softplus", "Elu", "Mish",
      "BatchNormalization", "PRelu"}
@@ -33,27 +35,38 @@ class Window:
     model: onnx.ModelProto
     kind: str = PROBE
 
-    @property
+    @cached_property
     def name(self) -> str:
-        """Equal for equal windows only."""
-        return f"window-{hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()[:12]}"
+        """Equal for windows of equal operators, shapes and settings only, whatever network they are of; the values of
+        weights do not count."""
+        plain = onnx.ModelProto()
+        plain.CopyFrom(self.model)
+        for tensor in plain.graph.initializer:
+            tensor.doc_string = ""
+        return f"window-{hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()[:12]}"
 
     def write(self, folder: Path) -> Path:
-        """Write it as ONNX."""
+        """Write it as ONNX, with weights drawn anew: the same ones for the same window."""
         path = folder / f"{self.name}.onnx"
-        onnx.save_model(self.model, path)
+        onnx.save_model(filled(self.model, np.random.default_rng(int(self.name.rpartition("-")[2], 16))), path)
         return path
 
 
 def file_windows(path: Path, batch: int, count: int, rng: np.random.Generator) -> list[Window]:
-    """Windows of the network in a file, different from each other, its batch resolved.
+    """Windows of the network in a file, different from each other, its batch resolved; of its weights they keep
+    shapes and distributions.
 
     Raises:
         MissingFileError, CorruptFileError: no such file, or no ONNX network.
     """
     model = read_onnx(path, batch)
     onnx.load_external_data_for_model(model, str(path.parent))
-    windows = [Window(path.stem, window) for window in model_windows(model, count, rng)]
+    return network_windows(path.stem, skeleton(model), count, rng)
+
+
+def network_windows(family: str, network: onnx.ModelProto, count: int, rng: np.random.Generator) -> list[Window]:
+    """Windows of a network's skeleton, different from each other."""
+    windows = [Window(family, _renamed(window)) for window in model_windows(network, count, rng)]
     return list({window.name: window for window in windows}.values())
 
 
@@ -66,6 +79,7 @@ class _Graph:
     tensors: dict[str, onnx.ValueInfoProto]
     constants: dict[str, onnx.TensorProto]
     uses: dict[str, list[int]]
+    inputs: frozenset[str]
     outputs: frozenset[str]
 
 
@@ -89,21 +103,25 @@ def _take_apart(model: onnx.ModelProto) -> _Graph:
             uses.setdefault(name, []).append(index)
     tensors = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     outputs = frozenset(info.name for info in graph.output)
-    return _Graph(inferred, tuple(nodes), tensors, constants, uses, outputs)
+    inputs = frozenset(info.name for info in graph.input)
+    return _Graph(inferred, tuple(nodes), tensors, constants, uses, inputs, outputs)
 
 
-def _is_measurable(info: onnx.ValueInfoProto | None) -> bool:
-    """Whether noise can be fed to it: a float tensor of known shape."""
+def _is_measurable(info: onnx.ValueInfoProto | None, is_given: bool = False) -> bool:
+    """Whether values can be made up for it: a tensor of known shape, of floats unless a caller gives it (tokens): zeros
+    are whole numbers that some caller could give, but no shapes or positions that the network computes."""
     if info is None or not info.type.HasField("tensor_type"):
         return False
     tensor = info.type.tensor_type
     known = tensor.HasField("shape") and all(d.HasField("dim_value") and d.dim_value > 0 for d in tensor.shape.dim)
-    return tensor.elem_type in _FLOATS and known
+    return known and (is_given or tensor.elem_type in _FLOATS)
 
 
 def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
     """Nodes start to stop − 1 as a model of their own; None where its inputs or outputs cannot be fed or read."""
     nodes = graph.nodes[start:stop]
+    if any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
+        return None
     produced = {name for node in nodes for name in node.output if name}
     consumed = dict.fromkeys(name for node in nodes for name in node.input if name and name not in produced)
     inputs = [name for name in consumed if name not in graph.constants]
@@ -114,8 +132,9 @@ def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
     ]
     if not inputs or not outputs or len(inputs) > MAX_INPUTS:
         return None
-    infos = [graph.tensors.get(name) for name in (*inputs, *outputs)]
-    if not all(_is_measurable(info) for info in infos):
+    if not all(_is_measurable(graph.tensors.get(name), name in graph.inputs) for name in inputs):
+        return None
+    if not all(_is_measurable(graph.tensors.get(name)) for name in outputs):
         return None
     made = helper.make_graph(
         nodes,
@@ -131,6 +150,24 @@ def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
         functions=list(graph.model.functions),
         producer_name="akd-deploy",
     )
+
+
+def _renamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Names by position, so that equal windows of two networks are equal files. No node here has a body of its own."""
+    graph = model.graph
+    names: dict[str, str] = {"": ""}
+    for value in (*graph.input, *graph.initializer):
+        names.setdefault(value.name, f"v{len(names)}")
+    for node in graph.node:
+        for name in node.output:
+            names.setdefault(name, f"v{len(names)}")
+    for index, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{index}"
+        node.input[:] = [names[name] for name in node.input]
+        node.output[:] = [names[name] for name in node.output]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = names[value.name]
+    return model
 
 
 def _signature(graph: _Graph, node: onnx.NodeProto) -> str:
@@ -167,6 +204,23 @@ def model_windows(model: onnx.ModelProto, count: int, rng: np.random.Generator) 
             chosen[start, stop] = window
             covered |= set(signatures[start:stop])
     return list(chosen.values())
+
+
+def drawn_windows(family: str, network: onnx.ModelProto, rng: np.random.Generator) -> Iterator[Window]:
+    """Windows of a network's skeleton in random order, each node's own and a longer one from there by turns: every
+    stretch at most once, and an end to them when hardly any new ones are drawn."""
+    graph = _take_apart(network)
+    starts = [i for i, node in enumerate(graph.nodes) if node.op_type not in FUSED_INTO_PRODUCER]
+    seen: set[tuple[int, int]] = set()
+    for turn in range(MAX_NODES):
+        for start in rng.permutation(np.array(starts, int)).tolist():
+            longer = int(rng.integers(2, MAX_NODES + 1))
+            for length in (1, longer) if turn == 0 else (longer,):
+                stretch = _until_fused(graph.nodes, start, min(start + length, len(graph.nodes)))
+                model = None if stretch in seen else _window(graph, *stretch)
+                seen.add(stretch)
+                if model is not None:
+                    yield Window(family, _renamed(model))
 
 
 def _candidates(nodes: Sequence[onnx.NodeProto], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:

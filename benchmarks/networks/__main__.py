@@ -20,7 +20,7 @@ import onnx
 from akd_deploy.errors import AkdError
 from benchmarks.networks import NETWORKS
 from benchmarks.networks.export import write_onnx
-from benchmarks.networks.skeleton import write_skeleton
+from akd_deploy.models.onnx_skeleton import write_skeleton
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

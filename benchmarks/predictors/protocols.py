@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from akd_deploy.errors import AkdError, UncoveredOperatorError
-from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
+from akd_deploy.latency_table import NETWORK, LatencyTable, TableRow
 from akd_deploy.predictor.scores import Scores, scores_of
 from akd_deploy.search_space import SPACES
 from benchmarks.networks import NETWORKS
@@ -101,7 +101,7 @@ def run_protocol(protocol: str, table: LatencyTable, contenders: Iterable[Conten
     answered: list[tuple[str, str, list[Answer]]] = []
     for contender in contenders:
         if protocol == PROBES_ONLY:
-            probes = LatencyTable(table.header, table.of_kind(PROBE))
+            probes = LatencyTable(table.header, tuple(row for row in table.rows if row.kind != NETWORK))
             told(f"{contender.name}: {protocol}")
             answered.append((contender.name, ON_PROBES, _answers(contender, probes, networks)))
             if contender.from_networks:

@@ -16,12 +16,13 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from akd_deploy.errors import UsageError
+from akd_deploy.models.onnx_skeleton import filled, read_skeleton, skeleton, write_skeleton
+from akd_deploy.models.published import skeleton_path
 from benchmarks.networks import NETWORKS, names
 from benchmarks.networks.__main__ import main
 from benchmarks.networks.export import inputs_of, seeded, write_onnx
-from benchmarks.networks.skeleton import filled, read_skeleton, skeleton, write_skeleton
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "networks"
+GOLDEN = skeleton_path("any").parent
 
 PUBLISHED = {
     "resnet18": 11_689_512,

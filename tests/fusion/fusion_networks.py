@@ -15,12 +15,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.models.published import skeleton_path
 from akd_deploy.target import Target
 
 T = TypeVar("T")
 FLOAT = onnx.TensorProto.FLOAT
 GOLDEN = Path(__file__).parents[1] / "golden"
-SKELETONS = GOLDEN / "networks"
+SKELETONS = skeleton_path("any").parent
 NETWORKS = sorted(path.name.removesuffix(".onnx.gz") for path in SKELETONS.glob("*.onnx.gz"))
 LEVELS = ("disabled", "basic", "extended", "all")
 

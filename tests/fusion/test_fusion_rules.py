@@ -12,8 +12,9 @@ from engines.engine_graphs import Graph
 from fusion.fusion_networks import skeleton
 from onnx import TensorProto, helper
 
+from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import UnknownNameError, UsageError
-from akd_deploy.fusion.onnxruntime_cpu import kernels_of
+from akd_deploy.fusion.onnxruntime_cpu import block_of, kernels_of, why_not
 
 
 def operators(model: onnx.ModelProto, level: str, **options: int) -> list[str]:
@@ -180,6 +181,15 @@ def test_integers_known_beforehand_stay_so_through_one_operator():
     assert operators(graph.model({"x": [2, 3]}, [y]), "basic") == ["DequantizeLinear", "Add"]
 
 
+@pytest.mark.parametrize(("opset", "expected"), [(12, ["Slice", "Slice"]), (13, ["Split"])])
+def test_slices_become_a_split_since_there_are_splits_by_tensors(opset, expected):
+    graph = Graph()
+    bounds = [graph.constant(np.asarray([n])) for n in (0, 4, 8, 1)]
+    parts = [graph("Slice", "x", start, end, bounds[3]) for start, end in (bounds[:2], bounds[1:3])]
+    model = graph.model({"x": [1, 8, 4, 4]}, [graph("Concat", *parts[::-1], axis=1)], opset=opset)
+    assert operators(model, "extended") == [*expected, "Concat"]
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
@@ -231,6 +241,63 @@ def test_weights_that_a_caller_may_override_are_no_constants():
         model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     model.ir_version = 9
     assert operators(model, "all")[:3] == ["Conv", "BatchNormalization", "Relu"]
+
+
+def test_a_missing_value_that_decides_something_is_refused_by_name():
+    graph = Graph()
+    repeats = graph.constant(np.asarray([1, 2]))
+    model = graph.model({"x": [1, 8]}, [graph("Relu", graph("Tile", "x", repeats))])
+    assert kernels_of(model, "all")[-1].kernel.outputs == ((1, 16),)
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    with pytest.raises(UsageError, match=f"{tensor.name!r}, whose values decide something"):
+        kernels_of(model, "all")
+
+
+def test_an_output_that_is_known_beforehand_is_refused_by_name():
+    graph = Graph()
+    y = graph("Shape", "x")
+    with pytest.raises(UsageError, match=f"output {y!r} that is known"):
+        kernels_of(graph.model({"x": [2, 3]}, [y]), "all")
+
+
+def test_numbers_of_other_kinds_are_refused_by_node():
+    graph = Graph()
+    y = graph("Cast", graph("Relu", "x"), to=TensorProto.UINT16)
+    with pytest.raises(UsageError, match="uint16 numbers: node Cast_1"):
+        kernels_of(graph.model({"x": [2, 3]}, [y]), "all")
+
+
+def test_a_node_that_is_no_node_is_refused_and_not_stumbled_over():
+    model = residual_block(8)
+    del model.graph.node[0].input[:]
+    with pytest.raises(UsageError, match="Check"):
+        kernels_of(model, "all")
+
+
+# --- where they hold --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "facts", "why"),
+    [
+        ("1.31.0", {"machine": "x86_64", "isa": "avx2"}, None),
+        ("1.31", {"machine": "AMD64", "isa": "avx2 avx512f"}, None),
+        ("1.310.0", {"machine": "x86_64", "isa": "avx2"}, "ONNX Runtime 1.31, not of 1.310.0"),
+        ("2.0", {"machine": "x86_64", "isa": "avx2"}, "ONNX Runtime 1.31, not of 2.0"),
+        ("1.31.0", {"machine": "aarch64", "isa": "asimd"}, "not of aarch64"),
+        ("1.31.0", {"isa": "avx2"}, "an unknown one"),
+        ("1.31.0", {"machine": "x86_64"}, "which instructions"),
+    ],
+)
+def test_the_rules_hold_for_one_version_on_x86(version, facts, why):
+    found = why_not(version, DeviceFingerprint(facts))
+    assert found is None if why is None else why in found
+
+
+@pytest.mark.parametrize(("isa", "block"), [("avx2 fma", 8), ("avx2 avx512f fma", 16), ("avx2 avx512_vnni", 8)])
+def test_channels_come_in_blocks_of_as_many_as_a_register_holds(isa, block):
+    assert block_of(DeviceFingerprint({"machine": "x86_64", "isa": isa})) == block
 
 
 # --- what a hot path needs --------------------------------------------------------------------------------------

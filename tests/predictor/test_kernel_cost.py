@@ -12,7 +12,7 @@ from synthetic_device import SyntheticDevice, executed_by
 
 from akd_deploy.kernel import Kernel
 from akd_deploy.measurement import Measurement
-from akd_deploy.predictor.features import coordinates, regime
+from akd_deploy.predictor.features import COORDINATE_GROUPS, coordinates, regime
 from akd_deploy.predictor.kernel_cost import KernelCostModel, model_from_arrays
 from akd_deploy.predictor.kernel_cost_fit import (
     BASE_FLOOR,
@@ -46,8 +46,8 @@ def slow_posterior(data: Sequence[Observation], model: KernelCostModel) -> dict[
     def prior(a: Kernel, b: Kernel) -> float:
         smooth = 0.0
         if regime(a) == regime(b):
-            squared = sum((x - y) ** 2 for x, y in zip(coordinates(a), coordinates(b), strict=True))
-            scaled = np.sqrt(3 * squared) / h.length
+            pairs = zip(coordinates(a), coordinates(b), COORDINATE_GROUPS, strict=True)
+            scaled = np.sqrt(3 * sum(((x - y) / h.lengths[group]) ** 2 for x, y, group in pairs))
             smooth = h.amplitude**2 * (1 + scaled) * np.exp(-scaled)
         return smooth + h.own**2 * (a == b)
 
@@ -93,22 +93,22 @@ def test_posterior_is_laplaces_around_the_mode_of_the_joint_density() -> None:
 def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 3, (12, 5)).astype(float)
-    place = rng.normal(size=(5, 3))
+    place = rng.normal(size=(3, 5, 2))
     blocks = tuple(
         _Block(
             np.array(members),
             np.flatnonzero(counts[:, members].any(1)),
-            np.linalg.norm(place[members][:, None] - place[members][None], axis=2),
+            np.square(place[:, members][:, :, None] - place[:, members][:, None]).sum(3),
         )
         for members in ([0, 1, 2], [3, 4])
     )
     latency = 1.0 + counts.sum(1) * rng.uniform(0.8, 1.2, 12)
     problem = _Problem(latency, 1.0, counts, np.ones(5), np.full(12, 0.01), blocks)
     jacobian, target = problem.linearised(np.zeros(5))
-    at = np.log(PRIOR_MEDIANS) + rng.normal(0, 0.3, 5)
+    at = np.log(PRIOR_MEDIANS) + rng.normal(0, 0.3, 7)
     _, gradient = problem.loss(jacobian, target, at)
-    for i in range(5):
-        step = 1e-5 * np.eye(5)[i]
+    for i in range(7):
+        step = 1e-5 * np.eye(7)[i]
         slope = (problem.loss(jacobian, target, at + step)[0] - problem.loss(jacobian, target, at - step)[0]) / 2e-5
         assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-5)
 

@@ -18,7 +18,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import cache
 from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
-from akd_deploy.predictor.fitting import _tail_factors, calibration_points, fit_predictor
+from akd_deploy.predictor.fitting import calibration_points, fit_predictor, tail_factors
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.profiling.probes import Probe, space_networks
@@ -285,21 +285,21 @@ def with_tail(rows: Sequence[TableRow], samples: int, last: float = 2.0) -> list
 def test_a_tail_factor_needs_samples_enough_for_its_percentile(
     samples: int, known: tuple[float, ...], table: LatencyTable
 ) -> None:
-    assert tuple(_tail_factors(with_tail(table.of_kind(NETWORK), samples))) == known
+    assert tuple(tail_factors(with_tail(table.of_kind(NETWORK), samples))) == known
 
 
 def test_each_percentile_has_its_own_factor_the_median_of_its_rows(table: LatencyTable) -> None:
     rows = table.of_kind(NETWORK)
     # Two of three with 300 samples: their p95 and p99 lie in the tail. The fourth is too short to speak of p99.
     mixed = [*with_tail(rows[:2], 300, 2.0), *with_tail(rows[2:3], 300, 7.0), *with_tail(rows[3:4], 100, 1.5)]
-    factors = _tail_factors(mixed)
+    factors = tail_factors(mixed)
     assert factors == pytest.approx({50: 1, 75: 1, 90: factors[90], 95: 2, 99: 2})
     assert 1 <= factors[90] < 2
 
 
 def test_a_tail_is_not_thinner_further_out_because_only_calm_networks_speak_of_it(table: LatencyTable) -> None:
     rows = table.of_kind(NETWORK)
-    factors = _tail_factors([*with_tail(rows[:11], 100, last=5.0), *with_tail(rows[11:12], 300, last=1.0)])
+    factors = tail_factors([*with_tail(rows[:11], 100, last=5.0), *with_tail(rows[11:12], 300, last=1.0)])
     assert factors[95] == pytest.approx(5)
     assert factors[99] == factors[95]
 

@@ -16,7 +16,7 @@ from akd_deploy.predictor.cache import read_predictor, save_predictor
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.transfer_design import measure_probes
-from akd_deploy.predictor.transferred import CALIBRATED_ON, Item, items_prior, transfer_predictor
+from akd_deploy.predictor.transferred import LEFT_OUT_PROBES, Item, items_prior, transfer_predictor
 from akd_deploy.profiling.probes import Probe, space_networks, space_probes
 from akd_deploy.search_space import load_space
 
@@ -69,7 +69,7 @@ def measured_table(
 
 @pytest.fixture(scope="module")
 def transferred(sources: dict[str, Predictor], items: list[Item], subjects: list[Probe]) -> Predictor:
-    return transfer_predictor(sources, items, measured_table(sources, items, subjects, 10))
+    return transfer_predictor(items_prior(sources, items), items, measured_table(sources, items, subjects, 10))
 
 
 def errors_of(predictor: Predictor, seed: int = 99) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +102,7 @@ def test_its_intervals_hold_most_networks(transferred: Predictor) -> None:
 
 def test_it_says_what_it_was_made_of(transferred: Predictor) -> None:
     assert transferred.target == "new"
-    assert transferred.calibrated_on == CALIBRATED_ON
+    assert transferred.calibrated_on == LEFT_OUT_PROBES
     assert transferred.scores.items + transferred.left_out == 10
     # The probes are the most unlike the rest: left out, they are harder than any network.
     assert errors_of(transferred)[0].mean() < transferred.scores.mape < 0.2
@@ -134,11 +134,11 @@ def test_too_few_probes_and_strangers_are_refused(
     sources: dict[str, Predictor], items: list[Item], subjects: list[Probe]
 ) -> None:
     with pytest.raises(UsageError, match="4 measured items"):
-        transfer_predictor(sources, items, measured_table(sources, items, subjects, 4))
+        transfer_predictor(items_prior(sources, items), items, measured_table(sources, items, subjects, 4))
     table = measured_table(sources, items, subjects, 6)
     known = [item for item in items if item.name != table.rows[0].name]
     with pytest.raises(UsageError, match="1 of them unknown"):
-        transfer_predictor(sources, known, table)
+        transfer_predictor(items_prior(sources, known), known, table)
     with pytest.raises(UsageError, match="0 sources"):
         items_prior({}, items)
     with pytest.raises(UsageError, match="0 kernels"):

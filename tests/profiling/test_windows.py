@@ -10,8 +10,9 @@ from onnx.reference import ReferenceEvaluator
 
 from akd_deploy.errors import MissingFileError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.models.onnx_skeleton import skeleton
 from akd_deploy.profiling.profile import ProfilePlan, profile_models
-from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, file_windows, model_windows
+from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, drawn_windows, file_windows, model_windows
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
 
@@ -108,3 +109,52 @@ def test_onnx_for_the_torch_engine_is_refused_with_the_reason(tmp_path: Path) ->
     target = Target("t", device="cpu", engine="torch")
     with pytest.raises(UsageError, match="torch cannot run"):
         profile_models(target, [tmp_path / "m.onnx"], ProfilePlan(probes=20, networks=0), tmp_path / "table")
+
+
+def test_equal_stretches_of_two_networks_are_one_window_whatever_their_names_and_weights() -> None:
+    first, second = network(1), network(1)
+    for value in second.graph.initializer:
+        if value.data_type == TensorProto.FLOAT and len(value.raw_data) > 4096:
+            value.raw_data = np.frombuffer(value.raw_data, np.float32)[::-1].tobytes()
+    for node in second.graph.node:
+        node.name += "_again"
+    names = [
+        {window.name for window in drawn_windows("f", skeleton(model), np.random.default_rng(0))}
+        for model in (first, second)
+    ]
+    assert names[0] == names[1]
+    assert len(names[0]) > 20
+
+
+def test_drawn_windows_hold_every_node_and_come_once_each(tmp_path: Path) -> None:
+    model = skeleton(network(5))
+    windows = list(drawn_windows("f", model, np.random.default_rng(0)))
+    held = {node.op_type for window in windows for node in window.model.graph.node}
+    assert held == {node.op_type for node in model.graph.node}
+    assert max(len(window.model.graph.node) for window in windows) > 3
+    assert all(window.family == "f" for window in windows)
+    written = windows[0].write(tmp_path)
+    again = onnx.load(written)
+    onnx.checker.check_model(again, full_check=True)
+    assert onnx.load(windows[0].write(tmp_path)) == again  # weights are drawn anew, and the same
+
+
+def test_tokens_that_a_caller_gives_are_fed_and_positions_that_the_network_computes_are_not() -> None:
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, [1, 4])
+    table = helper.make_tensor("table", TensorProto.FLOAT, [8, 2], np.arange(16.0))
+    nodes = [
+        helper.make_node("Gather", ["table", "tokens"], ["rows"]),
+        helper.make_node("ArgMax", ["rows"], ["best"], axis=2, keepdims=0),
+        helper.make_node("Gather", ["table", "best"], ["again"]),
+        helper.make_node("Relu", ["again"], ["out"]),
+    ]
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 4, 2])
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [tokens], [out], [table]), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    found = [
+        [node.op_type for node in window.model.graph.node]
+        for window in drawn_windows("f", model, np.random.default_rng(0))
+    ]
+    assert ["Gather"] in found  # the first one
+    assert not any(operators[0] == "Gather" and "Relu" in operators and len(operators) == 2 for operators in found)

@@ -38,14 +38,14 @@ def skeleton(model: ModelProto) -> ModelProto:
     return bare
 
 
-def filled(skeleton: ModelProto, rng: np.random.Generator) -> ModelProto:
-    """A copy of `skeleton` with normal values where values are missing.
+def filled(bare: ModelProto, rng: np.random.Generator) -> ModelProto:
+    """A copy of the skeleton `bare` with normal values where values are missing.
 
     They have the originals' mean and standard deviation and are none of them below the originals' least, so
     that variances stay positive and activations keep their size.
     """
     model = ModelProto()
-    model.CopyFrom(skeleton)
+    model.CopyFrom(bare)
     for graph in _graphs(model.graph):
         for tensor in graph.initializer:
             if _is_stripped(tensor):

@@ -1,0 +1,217 @@
+"""What a profile of networks measures: stretches of them, in the order in which they tell most.
+
+The networks are given ones, or, for a predictor of networks nobody has shown yet, the published ones that this package
+carries as skeletons.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import Engine
+from akd_deploy.engines.onnx_file import read_onnx
+from akd_deploy.errors import AkdError, UsageError
+from akd_deploy.fusion import onnxruntime_cpu, openvino_cpu
+from akd_deploy.kernel import ExecutedKernel, Kernel
+from akd_deploy.latency_table import PROBE, LatencyTable
+from akd_deploy.models.onnx_skeleton import filled, read_skeleton, skeleton
+from akd_deploy.models.published import FAMILY_OF, skeleton_path
+from akd_deploy.predictor.cold_weights import network_weights
+from akd_deploy.predictor.probe_choice import choose_probes, expected_s
+from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.profile import ProfilePlan
+from akd_deploy.profiling.stacks import Stack
+from akd_deploy.profiling.subjects import Subjects, WholeNetwork, evenly, written_by_itself
+from akd_deploy.profiling.windows import Window, drawn_windows
+from akd_deploy.target import Target
+
+STRETCHES = Protocol(blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min_samples=12, max_samples=100)
+"""For stretches of milliseconds: samples enough for a 90th percentile over all blocks, and time for many stretches."""
+MOST_STRETCHES = 800
+"""Measured unless told otherwise: on a quiet CPU core four to five minutes, and hardly any gain expected beyond."""
+CANDIDATES, MOST_CANDIDATES = 40, 200
+"""Stretches of each network to choose from; up to the greater number until all of its costly kernels are in one."""
+COSTLY = 0.002
+"""Share of a network's expected time from which a kernel is costly."""
+BLOCK_S = 0.06
+"""What a stretch costs in each block beside its calls (seen: 50–70 ms in ONNX Runtime)."""
+STACKED = 12
+"""Stretches that are stacked, so that their weights outgrow the caches; half of them convolutions, half products."""
+STACKED_BYTES = tuple(mib << 20 for mib in (4, 8, 16, 32, 64))
+"""Weights of the stacks of one stretch."""
+LEAST_WEIGHTS = 256 << 10
+"""Bytes of weights below which a stretch takes more copies than a model should have."""
+
+Counts = Mapping[Kernel, int]
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """Subjects in the order of measuring; `errors[i]` is the error expected of a network, relatively, once i + 1 of the
+    stretches are measured, and `unlisted` names networks that play no part and why. Making it took `seconds`."""
+
+    subjects: Subjects
+    errors: tuple[float, ...]
+    unlisted: Mapping[str, str]
+    seconds: float
+
+    def within_what_is_left(self, plan: ProfilePlan) -> ProfilePlan:
+        """The profile's plan less the time that this one took."""
+        return plan if plan.within_s is None else replace(plan, within_s=max(0.0, plan.within_s - self.seconds))
+
+    def error_of(self, table: LatencyTable) -> float | None:
+        """The expected error once so many stretches are measured as the table holds; None without any."""
+        measured = len(table.of_kind(PROBE))
+        return self.errors[min(measured, len(self.errors)) - 1] if measured else None
+
+
+def stretches_plan(probes: int | None, blocks: int, minutes: float | None, seed: int) -> ProfilePlan:
+    """A profile of networks' stretches: `MOST_STRETCHES`, or so many `probes`, or what `minutes` are enough for."""
+    within_s = None if minutes is None else 60 * minutes
+    return ProfilePlan(probes or MOST_STRETCHES, 0, replace(STRETCHES, blocks=blocks), seed, within_s)
+
+
+def given_networks(paths: Sequence[Path], batch: int) -> dict[str, onnx.ModelProto]:
+    """Name → skeleton of each ONNX file."""
+    networks = {}
+    for path in paths:
+        model = read_onnx(path, batch)
+        onnx.load_external_data_for_model(model, str(path.parent))
+        networks[path.stem] = skeleton(model)
+    return networks
+
+
+def carried_networks(target: Target) -> dict[str, onnx.ModelProto]:
+    """Name → skeleton of each published network, for a target of batch 1."""
+    if target.batch != 1 or target.engine == "torch":
+        raise UsageError(
+            asked=f"a general profile for target {target.name}",
+            found=f"batch {target.batch}, engine {target.engine}: the networks carried here are ONNX of batch 1",
+            next="Name networks of your own: `--onnx` for each.",
+        )
+    return {name: read_skeleton(skeleton_path(name)) for name in FAMILY_OF}
+
+
+def plan_probes(
+    target: Target,
+    networks: Mapping[str, onnx.ModelProto],
+    count: int,
+    seed: int,
+    whole: Sequence[Path] = (),
+    on_listed: Callable[[int, int], None] = lambda done, total: None,
+) -> ProbePlan:
+    """The `count` most telling stretches of the networks, stacks of some of them, and `whole` networks.
+
+    Args:
+        networks: name → skeleton. Stretches of published ones have their family's name, others the network's.
+        on_listed: called with (models so far, all) as their kernels are listed.
+
+    Raises:
+        UsageError: nothing in the networks can be measured on its own.
+    """
+    rng, began = np.random.default_rng(seed), time.monotonic()
+    listed = _Lister(target)
+    candidates: dict[str, tuple[Window, Counter[Kernel]]] = {}
+    wanted: list[Counter[Kernel]] = []
+    unlisted: dict[str, str] = {}
+    for done, (name, model) in enumerate(networks.items()):
+        kernels: Counter[Kernel] = Counter()
+        try:
+            kernels = listed(model)
+            wanted.append(kernels)
+        except AkdError as error:
+            unlisted[name] = error.found
+        for window, counts in _candidates(FAMILY_OF.get(name, name), model, kernels, listed, rng):
+            candidates.setdefault(window.name, (window, counts))
+        on_listed(done + 1, len(networks))
+    if not candidates:
+        raise UsageError(
+            asked=f"stretches of {', '.join(networks)} for target {target.name}",
+            found="none that can be measured on its own",
+            next="Give float inputs and static shapes to the networks.",
+        )
+    windows, all_counts = zip(*candidates.values(), strict=True)
+    order = list(islice(choose_probes(all_counts, wanted, [_measuring_s(one) for one in all_counts]), count))
+    chosen = [windows[choice.index] for choice in order]
+    stacks = _stacks(chosen, [all_counts[choice.index] for choice in order])
+    networks_whole: list[Any] = [WholeNetwork(path) for path in whole]
+    subjects = Subjects(evenly(chosen, stacks, networks_whole), written_by_itself)
+    return ProbePlan(subjects, tuple(choice.error for choice in order), unlisted, time.monotonic() - began)
+
+
+def _candidates(
+    family: str, network: onnx.ModelProto, kernels: Counter[Kernel], listed: _Lister, rng: np.random.Generator
+) -> Iterator[tuple[Window, Counter[Kernel]]]:
+    """Stretches of a network with their kernels, `CANDIDATES` of them at least and then until its costly kernels are
+    in one."""
+    cost_s = {kernel: count * expected_s(kernel) for kernel, count in kernels.items()}
+    least_s = COSTLY * sum(cost_s.values())
+    missing = {kernel for kernel, seconds in cost_s.items() if seconds > least_s}
+    for number, window in enumerate(islice(drawn_windows(family, network, rng), MOST_CANDIDATES)):
+        if number >= CANDIDATES and not missing:
+            return
+        try:
+            counts = listed(window.model)
+        except AkdError:
+            continue  # a stretch that the engine does not take on its own
+        if number < CANDIDATES or missing & set(counts):
+            missing -= set(counts)
+            yield window, counts
+
+
+def _measuring_s(counts: Counts) -> float:
+    """What one block of a stretch takes."""
+    latency_s = sum(count * expected_s(kernel) for kernel, count in counts.items())
+    return BLOCK_S + max(STRETCHES.seconds, STRETCHES.min_samples * latency_s) + STRETCHES.warmup_s
+
+
+def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
+    """Stacks of the stretches whose time depends most on where their weights come from, of both classes of weights."""
+    weights = np.array([network_weights(one) for one in counts])
+    latency_s = np.array([sum(n * expected_s(kernel) for kernel, n in one.items()) for one in counts])
+    chosen: list[int] = []
+    for share in (weights / latency_s[:, None]).T:
+        ranked = [int(i) for i in np.argsort(-share) if weights[i].sum() >= LEAST_WEIGHTS and share[i] > 0]
+        chosen += [i for i in ranked if i not in chosen][: STACKED // 2]
+    stacks = []
+    for amount in STACKED_BYTES:
+        for i in chosen:
+            copies = round(amount / weights[i].sum())
+            if copies > 1:
+                stacks.append(Stack(windows[i], copies))
+    return stacks
+
+
+class _Lister:
+    """The kernels of a skeleton on a target: by rules where there are any, which is quick, else by the engine."""
+
+    def __init__(self, target: Target) -> None:
+        self._engine: Engine = load_engine(target)
+        self._rules: Callable[[onnx.ModelProto], Sequence[ExecutedKernel]] | None = None
+        if target.device == "cpu" and target.engine == "onnxruntime" and target.precision == "fp32":
+            level = str(self._engine.option("graph_optimization"))
+            self._rules = partial(onnxruntime_cpu.kernels_of, level=level)
+        elif target.device == "cpu" and target.engine == "openvino" and target.precision in ("fp32", "bf16"):
+            self._rules = partial(openvino_cpu.kernels_of, precision=target.precision)
+
+    def __call__(self, model: onnx.ModelProto) -> Counter[Kernel]:
+        if self._rules is not None:
+            with suppress(UsageError):  # the runtime itself knows more than the rules
+                return Counter(executed.kernel for executed in self._rules(model))
+        with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
+            path = Path(scratch) / "model.onnx"
+            onnx.save_model(filled(model, np.random.default_rng(0)), path)
+            return Counter(executed.kernel for executed in self._engine.executed_kernels(path))

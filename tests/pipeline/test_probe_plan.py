@@ -1,0 +1,90 @@
+"""What a profile of networks measures, and in which order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from akd_deploy.errors import UsageError
+from akd_deploy.latency_table import NETWORK, PROBE, STACK
+from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
+from akd_deploy.models.published import FAMILIES, FAMILY_OF, skeleton_path
+from akd_deploy.pipeline.probe_plan import (
+    MOST_STRETCHES,
+    STACKED,
+    STACKED_BYTES,
+    carried_networks,
+    given_networks,
+    plan_probes,
+    stretches_plan,
+)
+from akd_deploy.search_space import load_space
+from akd_deploy.target import Target, load_target
+from benchmarks.networks import NETWORKS
+
+TARGET = load_target("cpu_onnxruntime_fp32")
+
+
+def student(seed: int) -> onnx.ModelProto:
+    rng = np.random.default_rng(seed)
+    return onnx_from_architecture(load_space("mobile").sample(rng), rng)
+
+
+def test_every_published_network_has_a_skeleton_and_the_family_it_is_known_by() -> None:
+    assert {name: NETWORKS[name].family for name in FAMILY_OF} == dict(FAMILY_OF)
+    assert sum(map(len, FAMILIES.values())) == len(FAMILY_OF)
+    on_disk = {path.name.removesuffix(".onnx.gz") for path in skeleton_path("x").parent.glob("*.onnx.gz")}
+    assert on_disk == set(FAMILY_OF)
+
+
+def test_the_first_probes_tell_most_and_hold_the_kernels_that_networks_spend_their_time_on() -> None:
+    names = ("resnet18", "mobilenet_v2", "bert_tiny")
+    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, 60, 0)
+    probes = [s for s in plan.subjects.subjects if s.kind == PROBE]
+    assert len(probes) == 60 == len(plan.errors)
+    assert plan.errors[-1] < 0.05 < 0.1 < plan.errors[0]
+    assert {s.family for s in probes} == {"resnet", "mobilenet", "bert"}
+    assert not plan.unlisted
+
+
+def test_stretches_with_many_weights_are_stacked_until_they_outgrow_caches() -> None:
+    names = ("resnet18", "bert_mini")
+    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, 60, 0)
+    stacks = [s for s in plan.subjects.subjects if s.kind == STACK]
+    probes = {s.name for s in plan.subjects.subjects if s.kind == PROBE}
+    assert {s.window.name for s in stacks} <= probes
+    assert len(STACKED_BYTES) < len(stacks) <= len(STACKED_BYTES) * STACKED
+    assert len({s.name for s in stacks}) == len(stacks)
+    assert min(s.copies for s in stacks) > 1
+
+
+def test_equal_seeds_plan_alike_and_a_small_network_has_no_stacks(tmp_path: Path) -> None:
+    networks = {"a": skeleton(student(1)), "b": skeleton(student(2))}
+    plans = [plan_probes(TARGET, networks, 30, seed) for seed in (0, 0, 1)]
+    names = [[s.name for s in plan.subjects.subjects] for plan in plans]
+    assert names[0] == names[1] != names[2]
+    assert {s.kind for s in plans[0].subjects.subjects} == {PROBE}
+    plan = stretches_plan(None, 3, 2.0, 0)
+    assert plan.probes == MOST_STRETCHES
+    assert plans[0].within_what_is_left(plan).within_s == pytest.approx(120 - plans[0].seconds)
+
+
+def test_given_files_are_planned_and_whole_ones_are_spread_among_their_stretches(tmp_path: Path) -> None:
+    paths = []
+    for seed in (1, 2):
+        paths.append(tmp_path / f"net{seed}.onnx")
+        onnx.save_model(student(seed), paths[-1])
+    plan = plan_probes(TARGET, given_networks(paths, 1), 20, 0, whole=paths)
+    kinds = [s.kind for s in plan.subjects.subjects]
+    assert kinds.count(NETWORK) == 2
+    assert kinds[-1] == PROBE
+    assert {s.family for s in plan.subjects.subjects} == {"net1", "net2"}
+
+
+def test_a_target_of_another_batch_is_told_what_to_give() -> None:
+    with pytest.raises(UsageError, match="batch 8"):
+        carried_networks(Target("t", "cpu", "onnxruntime", "fp32", 8))
