@@ -31,7 +31,11 @@ Weights = Callable[[Operation], tuple[np.ndarray, np.ndarray]]
 
 
 def random_weights(rng: np.random.Generator) -> Weights:
-    """He-normal weights: latency does not depend on values, but denormal or constant ones would."""
+    """He-normal weights: latency does not depend on values, but denormal or constant ones would.
+
+    Biases are small and not zero: a runtime may leave zeros out, and then executes another kernel than a trained
+    network's.
+    """
 
     def draw(step: Operation) -> tuple[np.ndarray, np.ndarray]:
         shape: tuple[int, ...] = (step.out_channels, step.in_channels // step.groups)
@@ -39,7 +43,7 @@ def random_weights(rng: np.random.Generator) -> Weights:
             shape += (step.kernel_size, step.kernel_size)
         scale = np.sqrt(2 / np.prod(shape[1:]))
         weight = (rng.standard_normal(shape, dtype=np.float32) * scale).astype(np.float32)
-        return weight, np.zeros(step.out_channels, np.float32)
+        return weight, np.full(step.out_channels, 0.01, np.float32)
 
     return draw
 
@@ -176,14 +180,14 @@ CHAIN_SEPARATOR = "/"
 def onnx_from_chains(chains: Sequence[Sequence[Layer]], batch: int = 1) -> onnx.ModelProto:
     """Many stretches side by side in one model, to read off the kernels of all of them at once.
 
-    Weights are zero: such a model is not meant to be timed.
+    Weights are constant: such a model is not meant to be timed.
     """
 
-    def zeros(step: Operation) -> tuple[np.ndarray, np.ndarray]:
+    def constant(step: Operation) -> tuple[np.ndarray, np.ndarray]:
         shape: tuple[int, ...] = (step.out_channels, step.in_channels // step.groups)
         if step.kind == "conv":
             shape += (step.kernel_size, step.kernel_size)
-        return np.zeros(shape, np.float32), np.zeros(step.out_channels, np.float32)
+        return np.full(shape, 0.01, np.float32), np.full(step.out_channels, 0.01, np.float32)
 
     nodes: list[onnx.NodeProto] = []
     initialisers: list[onnx.TensorProto] = []
@@ -192,7 +196,7 @@ def onnx_from_chains(chains: Sequence[Sequence[Layer]], batch: int = 1) -> onnx.
         prefix = f"{i}{CHAIN_SEPARATOR}"
         steps = operations([replace(layer, name=prefix + layer.name) for layer in chain], source=prefix + INPUT)
         first, last = steps[0], steps[-1]
-        more_nodes, more_initialisers = graph_nodes(steps, zeros)
+        more_nodes, more_initialisers = graph_nodes(steps, constant)
         nodes += more_nodes
         initialisers += more_initialisers
         size = [batch, first.in_channels, first.in_size, first.in_size]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from math import ceil, log2, sqrt
 from math import prod as _prod
@@ -59,6 +60,7 @@ def _sizes(value: object) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else ()
 
 
+@lru_cache(maxsize=65_536)
 def dimensions(kernel: Kernel) -> Dimensions:
     """Read a kernel's sizes off its shapes."""
     output = kernel.outputs[0] if kernel.outputs else ()

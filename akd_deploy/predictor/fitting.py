@@ -21,6 +21,7 @@ from akd_deploy.predictor.kernel_cost import KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import fit_kernel_costs, observation_of
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
+from akd_deploy.search_space import SPACES
 
 COVERAGE = 0.9
 """Nominal coverage of intervals."""
@@ -95,11 +96,12 @@ def fit_costs(table: LatencyTable) -> tuple[KernelCostModel, ColdWeights]:
 def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list[TableRow], list[CalibrationPoint]]:
     """Every probe predicted by a model that did not see its fold; what that model does not cover is left out.
 
-    Where there are families enough, a fold is whole families, and what each of them was measured to take in all is a
-    point: predictions will be asked for sums of kernels of families that nobody measured.
+    Where there are families of networks enough, a fold is whole families, and what each of them was measured to take in
+    all is a point: predictions will be asked for sums of kernels of families that nobody measured. A search space's
+    probes are like what will be asked for already.
     """
     families = sorted({row.family for row in rows})
-    by_family = len(families) >= MIN_NETWORKS
+    by_family = len(families) >= MIN_NETWORKS and not any(name.partition("-")[0] in SPACES for name in families)
     fold_of = {family: i % FOLDS for i, family in enumerate(families)}
     folds = [fold_of[row.family] if by_family else i % FOLDS for i, row in enumerate(rows)]
     kept: list[TableRow] = []

@@ -154,6 +154,7 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
     latency = np.array([o.latency_s for o in observations])
     overhead_s, terms_s = fit_base(latency, kernels, counts, features.regime, features.terms)
     floor_s = BASE_FLOOR * float(latency.min())
+    overhead_s = max(overhead_s, floor_s)
     base_s = np.maximum((terms_s[features.regime] * features.terms).sum(1), floor_s)
     noise = np.maximum([o.noise for o in observations], NOISE_FLOOR)
     problem = _Problem(latency, overhead_s, counts, base_s, noise, _blocks(features, counts, len(regimes)))

@@ -18,9 +18,9 @@ from pathlib import Path
 import onnx
 
 from akd_deploy.errors import AkdError
+from akd_deploy.models.onnx_skeleton import write_skeleton
 from benchmarks.networks import NETWORKS
 from benchmarks.networks.export import write_onnx
-from akd_deploy.models.onnx_skeleton import write_skeleton
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -241,6 +241,15 @@ def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
     assert 40 < fitted.scores.items <= 60
 
 
+def test_held_out_families_are_points_of_their_own_where_probes_are_of_published_networks() -> None:
+    table = table_of(DEVICE, SPACE, probes=60, networks=0, seed=8)
+    rows = tuple(replace(row, family=f"family{i % 12}") for i, row in enumerate(table.rows))
+    fitted = fit_predictor(LatencyTable(table.header, rows))
+    assert fitted.calibrated_on == "held-out probes"
+    assert fitted.scores.items == 12
+    assert fitted.scores.mape < 0.1
+
+
 @pytest.mark.parametrize(("networks", "calibrated_on"), [(12, "networks"), (5, "held-out probes")])
 def test_scores_stand_beside_the_noise_of_the_labels_they_are_scored_on(networks: int, calibrated_on: str) -> None:
     small = table_of(DEVICE, SPACE, probes=40, networks=networks, seed=10)
