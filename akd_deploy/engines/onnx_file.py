@@ -163,6 +163,8 @@ def external_sizes(model: onnx.ModelProto, path: Path) -> dict[str, int]:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
+        if not isinstance(location, str):  # what the reader makes of text that is none
+            raise corrupt_network(path, f"weights of {tensor.name!r} at {location!r}, which is no text")
         if not location or location.startswith("/") or ".." in PurePosixPath(location).parts:
             raise corrupt_network(path, f"weights of {tensor.name!r} at {location!r}, outside the network's own folder")
         try:

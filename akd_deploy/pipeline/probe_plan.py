@@ -202,8 +202,10 @@ class _Lister:
         self._engine: Engine = load_engine(target)
         self._rules: Callable[[onnx.ModelProto], Sequence[ExecutedKernel]] | None = None
         if target.device == "cpu" and target.engine == "onnxruntime" and target.precision == "fp32":
-            level = str(self._engine.option("graph_optimization"))
-            self._rules = partial(onnxruntime_cpu.kernels_of, level=level)
+            level, device = str(self._engine.option("graph_optimization")), self._engine.fingerprint()
+            if onnxruntime_cpu.why_not(self._engine.version(), device) is None:
+                block = onnxruntime_cpu.block_of(device)
+                self._rules = partial(onnxruntime_cpu.kernels_of, level=level, nchwc_block=block)
         elif target.device == "cpu" and target.engine == "openvino" and target.precision in ("fp32", "bf16"):
             self._rules = partial(openvino_cpu.kernels_of, precision=target.precision)
 
