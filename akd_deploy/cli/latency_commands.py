@@ -15,8 +15,8 @@ from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
 from akd_deploy.units import format_seconds, parse_latency_budget
 
-LEAST_PROBES = 20
-"""Of a profile that builds on no other."""
+LEAST_PROBES, PROBES = 20, 240
+"""Of a profile that builds on no other: at least, and unless told otherwise."""
 
 
 def register(app: typer.Typer) -> None:
@@ -67,12 +67,26 @@ def profile(
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
     from akd_deploy.latency_table import HEADER_NAME, table_directory
-    from akd_deploy.pipeline.probe_plan import carried_networks, given_networks, plan_probes, stretches_plan
+    from akd_deploy.pipeline.probe_plan import (
+        MOST_STRETCHES,
+        STRETCHES,
+        carried_networks,
+        given_networks,
+        plan_probes,
+        stretches_plan,
+    )
     from akd_deploy.pipeline.spaces import named_space
     from akd_deploy.pipeline.typed import typed_network
     from akd_deploy.profiling.measured_journal import JOURNAL_NAME
     from akd_deploy.profiling.preparing import ForTarget
-    from akd_deploy.profiling.profile import PROFILE, ProfilePlan, measure_subjects, plan_within, unfinished
+    from akd_deploy.profiling.profile import (
+        PROFILE,
+        ProfilePlan,
+        measure_subjects,
+        plan_within,
+        resumed_protocol,
+        unfinished,
+    )
     from akd_deploy.profiling.subjects import Subjects, model_subjects, space_subjects
     from akd_deploy.target import load_target
 
@@ -93,7 +107,9 @@ def profile(
     engine.require(engine.why_not())
     directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
     protocol = replace(PROFILE, blocks=blocks)
-    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes or 240, networks, protocol, seed)
+    if resume:
+        protocol = resumed_protocol(directory, protocol)
+    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes or PROBES, networks, protocol, seed)
     asked = [name for name, given in (("--space", space), ("--onnx", onnx), ("--general", general)) if given]
     if len(asked) > 1:
         raise UsageError(asked="one thing to profile", found=" and ".join(asked), next="Give one of them.")
@@ -103,7 +119,13 @@ def profile(
         )
     by_plan = general or (bool(onnx) and chosen.engine != "torch")
     if by_plan:
-        plan = stretches_plan(probes, blocks, minutes, seed)
+        stretches = replace(STRETCHES, blocks=blocks)
+        plan = stretches_plan(
+            probes or (MOST_STRETCHES if general else PROBES),
+            resumed_protocol(directory, stretches) if resume else stretches,
+            minutes,
+            seed,
+        )
     if not dry_run and not resume and (directory / JOURNAL_NAME).is_file():
         raise unfinished(directory / JOURNAL_NAME)
     if not dry_run and not resume and (directory / HEADER_NAME).is_file():
@@ -114,7 +136,8 @@ def profile(
         )
     if transfer_from is not None:
         from akd_deploy.cli.transfer_profile import TransferJob, transfer_outcome
-        from akd_deploy.pipeline.transfer import CANDIDATE_PROBES, PROBES
+        from akd_deploy.pipeline.transfer import CANDIDATE_PROBES
+        from akd_deploy.pipeline.transfer import PROBES as FEW
 
         def candidates() -> Subjects:
             if onnx:
@@ -123,7 +146,7 @@ def profile(
             typed = ForTarget(typed_network, chosen.as_dict(), seed)
             return space_subjects(chosen, named_space(space or "mobile"), CANDIDATE_PROBES, networks, seed, typed)
 
-        job = TransferJob(chosen, transfer_from, probes or PROBES, protocol, directory, seed, resume)
+        job = TransferJob(chosen, transfer_from, probes or FEW, protocol, directory, seed, resume)
         emit(transfer_outcome(job, candidates, dry_run, as_json), as_json)
         return
     data: dict[str, Any] = {

@@ -78,10 +78,9 @@ class ProbePlan:
         return self.errors[min(measured, len(self.errors)) - 1] if measured else None
 
 
-def stretches_plan(probes: int | None, blocks: int, minutes: float | None, seed: int) -> ProfilePlan:
-    """A profile of networks' stretches: `MOST_STRETCHES`, or so many `probes`, or what `minutes` are enough for."""
-    within_s = None if minutes is None else 60 * minutes
-    return ProfilePlan(probes or MOST_STRETCHES, 0, replace(STRETCHES, blocks=blocks), seed, within_s)
+def stretches_plan(probes: int, protocol: Protocol, minutes: float | None, seed: int) -> ProfilePlan:
+    """A profile of networks' stretches: so many `probes`, or what `minutes` are enough for of them."""
+    return ProfilePlan(probes, 0, protocol, seed, None if minutes is None else 60 * minutes)
 
 
 def given_networks(paths: Sequence[Path], batch: int) -> dict[str, onnx.ModelProto]:

@@ -57,6 +57,28 @@ def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
     return ProfilePlan(probes, models - probes, protocol, seed, within_s=minutes * 60)
 
 
+def resumed_protocol(directory: Path, otherwise: Protocol) -> Protocol:
+    """How the table in `directory` takes its samples, in as many blocks as `otherwise`.
+
+    That holds itself where there is no table, or one of measurements that were not taken by us.
+
+    Raises:
+        CorruptFileError: the table there is torn.
+    """
+    if not (directory / HEADER_NAME).is_file():
+        return otherwise
+    settings = read_table(directory).header.protocol
+    if not {"warmup_s", "seconds", "min_samples", "max_samples"} <= settings.keys():
+        return otherwise
+    return replace(
+        otherwise,
+        warmup_s=float(settings["warmup_s"]),
+        seconds=float(settings["seconds"]),
+        min_samples=int(settings["min_samples"]),
+        max_samples=int(settings["max_samples"]),
+    )
+
+
 @dataclass(frozen=True)
 class Profiled:
     """What came of a profile.

@@ -5,10 +5,14 @@ from __future__ import annotations
 import shutil
 import signal
 
+import numpy as np
+import onnx
 from command_line import TARGET, call
 
 from akd_deploy.latency_table import read_table
+from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.profiling.measured_journal import JOURNAL_NAME, MeasuredJournal
+from akd_deploy.search_space import load_space
 
 SIZE = ("--probes", 20, "--networks", 3, "--blocks", 1)
 
@@ -61,3 +65,25 @@ def test_a_dry_run_beside_a_journal_refuses_nothing(workshop, tmp_path):
     answer = call(tmp_path, "profile", "--target", TARGET, "--minutes", 2, "--dry-run")
     assert answer.code == 0
     assert "2 minutes at most" in " ".join(answer.stdout.split())
+
+
+def test_a_network_given_later_joins_the_table_under_the_tables_own_protocol(workshop, tmp_path):
+    rng = np.random.default_rng(0)
+    space = load_space("mobile")
+    path = tmp_path / "given.onnx"
+    onnx.save_model(onnx_from_architecture(space.sample(rng), rng), path)
+    shutil.copytree(workshop.folder / "latency_tables", tmp_path / "latency_tables")
+    given = ("--onnx", path, "--probes", 20, "--blocks", 1, "--resume")
+    answer = call(tmp_path, "profile", "--target", TARGET, *given, "--json")
+    assert answer.code == 0
+    before, after = read_table(workshop.table), read_table(tmp_path / "latency_tables" / TARGET / workshop.table.name)
+    assert after.header.protocol == before.header.protocol
+    assert {row.name for row in before.rows} < {row.name for row in after.rows}
+    assert {row.family for row in after.rows[len(before.rows) :]} == {"given"}
+    assert 0 < answer.data["expected_error"] < 1
+
+
+def test_one_thing_is_profiled_at_a_time(tmp_path):
+    answer = call(tmp_path, "profile", "--target", TARGET, "--general", "--space", "mobile", "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "usage")
+    assert answer.error["found"] == "--space and --general"

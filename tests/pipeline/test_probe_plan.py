@@ -14,9 +14,9 @@ from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
 from akd_deploy.models.published import FAMILIES, FAMILY_OF, skeleton_path
 from akd_deploy.pipeline.probe_plan import (
-    MOST_STRETCHES,
     STACKED,
     STACKED_BYTES,
+    STRETCHES,
     carried_networks,
     given_networks,
     plan_probes,
@@ -68,8 +68,8 @@ def test_equal_seeds_plan_alike_and_a_small_network_has_no_stacks(tmp_path: Path
     names = [[s.name for s in plan.subjects.subjects] for plan in plans]
     assert names[0] == names[1] != names[2]
     assert {s.kind for s in plans[0].subjects.subjects} == {PROBE}
-    plan = stretches_plan(None, 3, 2.0, 0)
-    assert plan.probes == MOST_STRETCHES
+    plan = stretches_plan(7, STRETCHES, 2.0, 0)
+    assert plan.probes == 7
     assert plans[0].within_what_is_left(plan).within_s == pytest.approx(120 - plans[0].seconds)
 
 
