@@ -1,8 +1,17 @@
 """Settings that all tests share."""
 
 import signal
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+# Contracts are importable everywhere, with pytest's explanations of failed asserts, before any test imports one.
+_TESTS = str(Path(__file__).parent)
+if _TESTS not in sys.path:
+    sys.path.insert(0, _TESTS)
+pytest.register_assert_rewrite("contracts.engine_contract", "contracts.strategy_contract")
 
 # A deadline would make tests depend on how busy the machine is.
 settings.register_profile("without_deadline", deadline=None)
