@@ -142,13 +142,29 @@ def groups(kernel: Kernel) -> int:
     return _whole(kernel.attribute("groups"), 1)
 
 
+LAYOUTS = ("plain", "last", "blocked")
+"""What an engine's name of a memory layout says: dimensions in order, channels last, or channels in blocks."""
+
+
+def _layout(name: object) -> int | None:
+    """Position among `LAYOUTS` of a layout named by its dimensions' letters ("acdb", "aBcd16b"); None without a name."""
+    if not isinstance(name, str) or not name:
+        return None
+    if not name.isalpha() or not name.islower():
+        return 2
+    return 0 if list(name) == sorted(name) else 1
+
+
 def regime(kernel: Kernel) -> str:
-    """Kernels of one regime are assumed to cost alike: the operator, for products their kind, and for transpositions
-    whether rows stay whole."""
+    """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for transpositions
+    whether rows stay whole, and for reorders from which layout to which."""
     kind = dimensions(kernel).kind
     order = kernel.attribute("perm")
     if kernel.op == "Transpose" and isinstance(order, tuple) and order:
         return f"{kernel.op}/{'rows' if order[-1] == len(order) - 1 else 'elements'}"
+    source, target = _layout(kernel.attribute("from_layout")), _layout(kernel.attribute("layout"))
+    if source is not None and target is not None:
+        return f"{kernel.op}/{LAYOUTS[source]}-{LAYOUTS[target]}"
     return kernel.op if kind in ("", "pool") else f"{kernel.op}/{kind}"
 
 
@@ -189,7 +205,7 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
 
 
 SIZES, GEOMETRY, SETTINGS = 0, 1, 2
-COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 5
+COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 6
 """What each of `coordinates` is: costs change with sizes, geometry and settings over distances of their own."""
 GROUP_NAMES = ("sizes", "geometry", "settings")
 
@@ -217,4 +233,5 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         0.5 * len(kernel.inputs),
         float(size.broadcast),
         log2(1 + size.run) if size.broadcast else 0.0,
+        float(_layout(kernel.attribute("layout")) or 0),
     )

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
-from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, macs, regime
+from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, dimensions, macs, regime
 
 
 def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> Kernel:
@@ -150,3 +150,37 @@ def test_features_of_any_kernel_are_finite_and_as_many_as_of_any_other(kernel: K
     assert all(math.isfinite(value) and value >= 0 for value in (*terms, *place))
     assert terms[0] == 1.0  # no kernel is without a launch
     assert regime(kernel).startswith(kernel.op)
+
+
+def test_reorders_between_other_layouts_are_other_regimes_and_a_kernels_own_layout_is_a_coordinate() -> None:
+    def reorder(source: str, target: str) -> Kernel:
+        return Kernel(
+            "Reorder", ((1, 8, 4, 4),), ((1, 8, 4, 4),), attributes=(("from_layout", source), ("layout", target))
+        )
+
+    found = [regime(reorder(*pair)) for pair in (("abcd", "acdb"), ("acdb", "abcd"), ("abcd", "aBcd16b"))]
+    assert found == ["Reorder/plain-last", "Reorder/last-plain", "Reorder/plain-blocked"]
+    plain, last = (
+        Kernel("Concat", ((1, 8, 4, 4),) * 2, ((1, 16, 4, 4),), attributes=(("layout", layout),))
+        for layout in ("abcd", "acdb")
+    )
+    assert regime(plain) == regime(last) == "Concat"
+    assert coordinates(plain) != coordinates(last)
+
+
+@pytest.mark.parametrize(
+    ("shape", "run"), [((), 256), ((8,), 8), ((1, 1, 8), 8), ((4, 1, 1), 64), ((2, 4, 1, 8), 8), ((1, 4, 8, 8), 256)]
+)
+def test_a_broadcast_input_is_walked_along_or_stood_still_on_for_a_run_of_outputs(shape, run) -> None:
+    added = Kernel("Add", ((2, 4, 8, 8), shape), ((2, 4, 8, 8),))
+    whole = 2 * 4 * 8 * 8
+    assert dimensions(added).run == (whole if shape == () else run)
+    assert dimensions(Kernel("Add", ((2, 4, 8, 8),) * 2, ((2, 4, 8, 8),))).run == whole
+
+
+def test_transpositions_that_keep_rows_are_another_regime() -> None:
+    def transpose(*order: int) -> Kernel:
+        return Kernel("Transpose", ((2, 3, 4),), ((2, 3, 4),), attributes=(("perm", order),))
+
+    assert regime(transpose(1, 0, 2)) == "Transpose/rows"
+    assert regime(transpose(0, 2, 1)) == "Transpose/elements"
