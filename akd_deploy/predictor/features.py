@@ -147,7 +147,7 @@ LAYOUTS = ("plain", "last", "blocked")
 
 
 def _layout(name: object) -> int | None:
-    """Position among `LAYOUTS` of a layout named by its dimensions' letters ("acdb", "aBcd16b"); None without a name."""
+    """Position among `LAYOUTS` of a layout named by its dimensions' letters ("acdb", "aBcd16b"); None without one."""
     if not isinstance(name, str) or not name:
         return None
     if not name.isalpha() or not name.islower():
