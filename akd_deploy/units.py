@@ -102,3 +102,12 @@ def format_bytes(count: float) -> str:
         if count >= _BYTES[unit]:
             return f"{_three_digits(count / _BYTES[unit])} {unit}"
     return f"{int(count)} B"
+
+
+def format_share(share: float | None, of: int) -> str:
+    """A share of so many draws in percent: `12.3%`; what too few draws found to say so, as a bound: `<0.1%`."""
+    if share is None:
+        return "an unknown share"
+    if share < 0.001:
+        return f"<{max(0.001, 3 / of):.1%}"  # none of n draws: below 3 / n with 95 % confidence
+    return f"{share:.1%}"

@@ -8,6 +8,7 @@ from akd_deploy.errors import UsageError
 from akd_deploy.units import (
     format_bytes,
     format_seconds,
+    format_share,
     parse_bytes,
     parse_fraction,
     parse_latency_budget,
@@ -154,3 +155,10 @@ def test_a_budget_is_a_duration_or_a_share_of_the_teacher():
 def test_a_share_of_a_teacher_nobody_measured_is_refused():
     with pytest.raises(UsageError, match="no teacher measured"):
         parse_latency_budget("60%", None)
+
+
+def test_a_share_too_small_for_its_draws_is_printed_as_a_bound_and_never_as_zero():
+    assert format_share(0.1234, 50_000) == "12.3%"
+    assert format_share(0.0, 50_000) == "<0.1%"
+    assert format_share(0.0, 100) == "<3.0%"
+    assert format_share(None, 100) == "an unknown share"

@@ -13,7 +13,7 @@ from rich.console import Console
 from akd_deploy.cli.options import Config, DryRun, Json, Resume
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import GateError, UsageError
-from akd_deploy.units import format_seconds
+from akd_deploy.units import format_seconds, format_share
 
 RunDirectory = Annotated[
     Path | None, typer.Option("-o", "--output", help="The run's folder; runs/<name> if not given.")
@@ -188,9 +188,10 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     bound = f", p{c['percentile']:g} at most {format_seconds(high * tail)}"
     feasible = summary["feasible"]
     reach = ", ".join(f"{name} {format_seconds(feasible[f'{name}_s'])}" for name in ("min", "median", "max"))
+    share = format_share(feasible["fraction_within_budget"], feasible["sampled"])
     rows = [
         ("device", f"{summary['device'].get('model', 'unknown')}, {summary['device'].get('cores', '?')} cores"),
-        ("reachable", f"{reach}; {feasible['fraction_within_budget']:.1%} of the space within the budget"),
+        ("reachable", f"{reach}; {share} of the space within the budget"),
         ("budget", f"{format_seconds(winner['budget_s'])} at p{c['percentile']:g} ({summary['budget']['text']})"),
         (
             "predicted",
@@ -209,6 +210,8 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
             a = accuracy[name]
             spread = "" if a["spread"] is None else f" ± {a['spread']:.2%} over {a['seeds']} seeds"
             latency = f", {format_seconds(a['latency_s'])}" if "latency_s" in a else ""
+            if not a.get("within_budget", True):
+                latency += ", NOT certified within the budget"
             rows.append((label, f"{a['mean']:.2%}{spread}{latency}"))
     for pair in accuracy["paired"]:
         rows.append(

@@ -129,15 +129,22 @@ def confirm(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The widest hand-shrunk network of each kind within the budget; the best of them after a short training."""
+    """The widest hand-shrunk network of each kind within the budget; the best of them after a short training.
+
+    Where none of any kind is bound to meet the budget, the narrowest ones stand in (`bound_to_fit` is then false):
+    the baseline is shown with whatever its own certificate says.
+    """
     budget_s = results["budget"]["budget_s"]
-    widest = (_widest_within(run, family, budget_s) for family in run.space.hand_shrunk())
-    fitting = [found for found in widest if found is not None]
-    if not fitting:
-        return {"arch": None}
+    families = run.space.hand_shrunk()
+    widest = (_widest_within(run, family, budget_s) for family in families)
+    entered = [found for found in widest if found is not None]
+    bound_to_fit = bool(entered)
+    if not bound_to_fit:
+        narrowest = [family[0] for family in families]
+        entered = [(one, run.latency.predict_architecture(one).latency_s) for one in narrowest]
     rows = []
-    for i, (architecture, latency_s) in enumerate(fitting):
-        run.on_progress("training hand-shrunk students", i, len(fitting))
+    for i, (architecture, latency_s) in enumerate(entered):
+        run.on_progress("training hand-shrunk students", i, len(entered))
         score = run.bed.score(architecture, run.configuration.seed)
         rows.append({"arch": architecture.as_dict(), "latency_s": latency_s, "accuracy": score.accuracy})
     best = max(rows, key=lambda row: float(str(row["accuracy"])))
@@ -148,7 +155,7 @@ def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     )["hand-shrunk"].measurement
     certificate = shipping.certificate_of(measurement, budget_s, table)
     measured = {"measured_s": measurement.statistics_s(), "certificate": certificate.as_dict()}
-    return {**best, **measured, "considered": rows}
+    return {**best, **measured, "bound_to_fit": bound_to_fit, "considered": rows}
 
 
 def _widest_within(run: Run, family: Sequence[Architecture], budget_s: float) -> tuple[Architecture, float] | None:
@@ -171,9 +178,8 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     arms = {
         "kd": (results["confirm"]["winner"]["arch"], run.bed.method),
         "ce": (results["confirm"]["winner"]["arch"], "ce"),
+        "hand_shrunk": (results["hand-shrunk"]["arch"], run.bed.method),
     }
-    if results["hand-shrunk"]["arch"] is not None:
-        arms["hand_shrunk"] = (results["hand-shrunk"]["arch"], run.bed.method)
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     total = len(arms) * len(seeds)

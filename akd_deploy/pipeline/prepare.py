@@ -18,7 +18,7 @@ from akd_deploy.pipeline.latency import profile_target
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.profiling.profile import PROFILE, ProfilePlan
-from akd_deploy.units import format_seconds, parse_latency_budget
+from akd_deploy.units import format_seconds, format_share, parse_latency_budget
 
 DOMAIN_SAMPLES = 20
 MIN_SHARE_IN_DOMAIN = 0.8
@@ -82,6 +82,7 @@ def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": provenance.parameters,
         "accuracy": bed.teacher_accuracy(),
         "latency_s": measured.measurement.median_s,
+        "at_percentile_s": measured.measurement.percentile_s(run.configuration.certificate.percentile),
     }
 
 
@@ -102,8 +103,11 @@ def _tail_factor(run: Run) -> float:
 
 
 def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Resolve the budget and check that something meets it, before any student is trained."""
-    budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["latency_s"])
+    """Resolve the budget and check that something meets it, before any student is trained.
+
+    A percentage is of the teacher's latency at the certificate's percentile: the student's is compared with it there.
+    """
+    budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["at_percentile_s"])
     found = feasibility(run.compiled, run.rng("feasible"), budget_s, _tail_factor(run))
     if not found.reachable:
         raise InfeasibleBudgetError(
@@ -114,7 +118,7 @@ def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             budget_s=budget_s,
         )
     reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
-    share = f"{found.fraction_within_budget:.1%} within {format_seconds(budget_s)}"
+    share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"
     run.on_progress(f"feasible: {reach}, {share}", 1, 1)
     relative = run.configuration.budget.strip().endswith("%")
     return {"budget_s": budget_s, "of": "teacher" if relative else None, "feasible": found.as_dict()}

@@ -5,6 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from akd_deploy.configuration import CertificateTable
+from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
 from akd_deploy.search_space import load_space
 
@@ -81,6 +84,20 @@ def test_the_widest_within_the_budget_is_what_trying_all_of_them_finds(budget_s)
         assert found[1] == seconds[fitting[-1].digest]
 
 
-def test_without_a_hand_shrunk_network_in_the_budget_there_is_no_such_row():
-    run = a_run(lambda a: 5.0, SPACE.hand_shrunk())
-    assert hand_shrunk(run, {"budget": {"budget_s": 1.0}}) == {"arch": None}
+def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and_are_said_not_to(monkeypatch, tmp_path):
+    families = SPACE.hand_shrunk()
+    slow = Measurement("hand-shrunk", (2.0,) * 1000, tuple(i // 100 for i in range(1000)))
+    monkeypatch.setattr(choose, "write_model", lambda *_: tmp_path / "model.onnx")
+    monkeypatch.setattr(choose, "measure_blocks", lambda *_: {"hand-shrunk": SimpleNamespace(measurement=slow)})
+    run = a_run(lambda a: 5.0, families)
+    run.target, run.directory, run.rng = None, tmp_path, lambda _: None
+    run.on_progress = lambda *_: None
+    run.configuration = SimpleNamespace(seed=0, certificate=CertificateTable())
+    run.bed = SimpleNamespace()
+    run.bed.score = lambda architecture, _: SimpleNamespace(accuracy=int(architecture.digest, 16) / 2**256)
+    found = hand_shrunk(run, {"budget": {"budget_s": 1.0}})
+    narrowest = [family[0].as_dict() for family in families]
+    assert found["bound_to_fit"] is False
+    assert [row["arch"] for row in found["considered"]] == narrowest
+    assert found["arch"] in narrowest
+    assert found["certificate"]["ok"] is False

@@ -1,0 +1,71 @@
+"""Documents whose commands are run: their fenced blocks, and the commands in them in the order given."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+_BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A Markdown file. A block ```` ```toml NAME ```` (or json, python, yaml) is a file of that name, and every line of
+    a `console` block that begins with `$ ` is a command; blocks of other kinds are for reading."""
+
+    path: Path
+
+    @cached_property
+    def blocks(self) -> list[tuple[str, str, str]]:
+        """(kind, name or "", text) of every fenced block."""
+        return _BLOCK.findall(self.path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def commands(self) -> list[str]:
+        """What the console blocks tell to type, in order."""
+        lines = [line for kind, _, text in self.blocks if kind == "console" for line in text.splitlines()]
+        return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+    def write_files(self, folder: Path) -> None:
+        """Every named block as a file."""
+        for kind, name, text in self.blocks:
+            if name:
+                assert kind in ("toml", "json", "python", "yaml"), f"a file of kind {kind} in {self.path.name}"
+                (folder / name).write_text(text, encoding="utf-8")
+
+    def run(self, folder: Path, may_exit: dict[str, Collection[int]] | None = None) -> None:
+        """Write its files into the folder and run its commands there, one after the other; fail at the first that does
+        not do what it should.
+
+        Args:
+            may_exit: beginning of a command → exit codes it may have beside 0.
+        """
+        self.write_files(folder)
+        for command in self.commands:
+            done = run_command(command, folder)
+            beginnings = (codes for begin, codes in (may_exit or {}).items() if command.startswith(begin))
+            allowed = {0, *(code for codes in beginnings for code in codes)}
+            assert done.returncode in allowed, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`akd-deploy …` or `python …` in a folder, with a user's data directory of its own and warnings as errors."""
+    program, *arguments = shlex.split(command)
+    assert program in ("akd-deploy", "python"), command
+    module = ["-m", "akd_deploy"] if program == "akd-deploy" else []
+    return subprocess.run(
+        [sys.executable, *module, *arguments],
+        cwd=folder,
+        env={**os.environ, "AKD_DEPLOY_HOME": str(folder / "home"), "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
