@@ -34,7 +34,8 @@ def upper_95(hits: int, runs: int) -> float:
 def test_binomial_probabilities_are_scipys(trials, probability, share):
     successes = int(share * trials)
     expected = stats.binom.cdf(successes, trials, probability)
-    assert binomial_cdf(successes, trials, probability) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    # scipy's own falls to 0 from about 1e-250 on
+    assert binomial_cdf(successes, trials, probability) == pytest.approx(expected, rel=1e-9, abs=1e-200)
 
 
 def test_binomial_probabilities_at_the_ends():

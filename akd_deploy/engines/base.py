@@ -173,11 +173,11 @@ def warm_up(call: Callable[[], None], seconds: float, max_seconds: float | None 
     limit = start + (4 * seconds if max_seconds is None else max_seconds)
     window, previous, calls = max(seconds / 10, 1e-3), None, 0
     while True:
-        begin, count = time.perf_counter(), 0
-        while time.perf_counter() - begin < window:
+        begin, count, now = time.perf_counter(), 0, float("-inf")
+        while now - begin < window:  # one call at least: the process may have been away for longer than the window
             call()
             count += 1
-        now = time.perf_counter()
+            now = time.perf_counter()
         calls += count
         rate = (now - begin) / count
         stable = previous is not None and abs(rate / previous - 1) < 0.05

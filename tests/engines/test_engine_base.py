@@ -80,6 +80,13 @@ def test_warm_up_gives_up_on_a_rate_that_never_settles(clock):
     assert 1.0 <= clock.now < 1.03
 
 
+def test_warm_up_calls_at_least_once_where_the_process_is_kept_away_between_two_readings(monkeypatch):
+    readings = itertools.count(step=5.0)
+    monkeypatch.setattr(base.time, "perf_counter", lambda: next(readings))
+    calls = []
+    assert warm_up(lambda: calls.append(1), seconds=0.1) == len(calls) >= 1
+
+
 # --- feeds --------------------------------------------------------------------------------------------------
 
 SPECS = (TensorSpec("x", (2, 3), "float32"), TensorSpec("ids", (2,), "int64"))
