@@ -35,6 +35,7 @@ ROLES: Mapping[str, str] = {
     "engine": "what the target's engine loads",
     "engine_part": "a further file that the engine needs beside it",
     "source": "the network before it was cast or quantised",
+    "variant": "the network in the precision of a further engine's target",
     "config": "settings: run.toml, config.pbtxt, calibration",
     "document": "labels, licences, reports",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,32 @@ def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def network_files(models: Mapping[str, Path], target: Target, others: Sequence[Target] = ()) -> list[BundleFile]:
+    """The networks that a bundle holds: what the target's engine was built from, and what that was made from.
+
+    Args:
+        models: mode → file, as the export wrote them; "fp32" is there.
+        others: further targets that have an engine in the bundle.
+
+    A server, and a rebuild elsewhere, take the one file of role "onnx": it is in the precision of the certificate.
+    torch's engine is its archive, so that its ONNX is but the source.
+    """
+    own = mode_for(target)
+    roles = {"fp32": "source"} | {mode_for(other): "variant" for other in others if mode_for(other) != "fp32"}
+    roles[own] = "onnx"
+    return [BundleFile(models[mode].name, models[mode], role) for mode, role in roles.items() if not is_archive(mode)]
+
+
 def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The shippable bundle, verified after it was written."""
     build = results["export"]["builds"][run.target.name]
     measured, winner = results["measure"], results["confirm"]["winner"]
     main = measured["measured"][run.target.name]
     engine = load_engine(run.target)
-    files = [
-        BundleFile("student.onnx", run.directory / results["export"]["onnx"], "onnx"),
-        BundleFile("run.toml", run.directory / "run.toml", "config"),
-    ]
+    models = {mode: run.directory / path for mode, path in results["export"]["models"].items()}
+    built = [run.targets[name] for name, row in results["export"]["builds"].items() if row["path"] is not None]
+    files = network_files(models, run.target, built)
+    files.append(BundleFile("run.toml", run.directory / "run.toml", "config"))
     for name, row in results["export"]["builds"].items():
         for i, path in enumerate(row["files"]):
             inside = f"engines/{name}/{Path(path).name}"

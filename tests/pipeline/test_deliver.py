@@ -1,0 +1,68 @@
+"""What a run's bundle holds: the very network that was built, measured and certified."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from small_run import CPU_FP32, CPU_INT8, OPENVINO_FP32, small_bundle
+
+from akd_deploy.engines import load_engine
+from akd_deploy.export.manifest import Manifest
+from akd_deploy.export.package import package_bundle
+from akd_deploy.export.verify import verify_bundle
+from akd_deploy.pipeline.deliver import network_files
+from akd_deploy.target import Target
+
+
+def manifest_of(bundle: Path) -> Manifest:
+    verification = verify_bundle(bundle)
+    assert verification.problems == ()
+    assert verification.manifest is not None
+    return verification.manifest
+
+
+def is_quantised(path: Path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(tmp_path_factory):
+    return small_bundle(tmp_path_factory.mktemp("int8") / "run", CPU_INT8, OPENVINO_FP32)
+
+
+def test_a_bundle_ships_the_typed_network_and_keeps_the_float32_one_as_its_source(int8_bundle):
+    manifest = manifest_of(int8_bundle)
+    assert manifest.with_role("onnx") == ["student.int8.onnx"]
+    assert manifest.with_role("source") == ["student.onnx"]
+    assert is_quantised(int8_bundle / "student.int8.onnx")
+    assert not is_quantised(int8_bundle / "student.onnx")
+
+
+def test_the_shipped_network_can_be_built_again_for_its_target(int8_bundle, tmp_path):
+    """The audit refuses a float32 network for an int8 target."""
+    (name,) = manifest_of(int8_bundle).with_role("onnx")
+    built = load_engine(CPU_INT8).build(int8_bundle / name, tmp_path)
+    assert sum(count for dtype, count in built.precision.items() if dtype.endswith("int8")) > 0
+
+
+def test_a_server_gets_the_network_that_was_certified(int8_bundle, tmp_path):
+    package_bundle(int8_bundle, "triton", tmp_path / "models", model_name="student")
+    assert is_quantised(tmp_path / "models" / "student" / "1" / "model.onnx")
+    assert not is_quantised(tmp_path / "models" / "student" / "bundle" / "student.onnx")
+
+
+def roles(target: Target, others: tuple[Target, ...], *modes: str) -> dict[str, str]:
+    files = network_files({mode: Path(f"student.{mode}") for mode in modes}, target, others)
+    return {file.name.removeprefix("student."): file.role for file in files}
+
+
+def test_every_engine_has_the_network_it_was_built_from_beside_it():
+    orin = Target("orin", "orin", "tensorrt", "fp16")
+    eager = Target("eager", "cpu", "torch")
+    assert roles(CPU_FP32, (CPU_FP32,), "fp32") == {"fp32": "onnx"}
+    assert roles(CPU_FP32, (CPU_FP32, orin), "fp32", "fp16", "int8") == {"fp32": "onnx", "fp16": "variant"}
+    assert roles(CPU_INT8, (CPU_INT8, orin), "fp32", "fp16", "int8") == {
+        "fp32": "source", "fp16": "variant", "int8": "onnx",
+    }  # fmt: skip
+    assert roles(eager, (eager, CPU_INT8), "fp32", "int8", "pt2") == {"fp32": "source", "int8": "variant"}
+    assert roles(CPU_FP32, (CPU_FP32, eager), "fp32", "pt2") == {"fp32": "onnx"}
