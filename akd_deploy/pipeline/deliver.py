@@ -10,6 +10,7 @@ from typing import Any
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
 from akd_deploy.export.bundle import BundleFile, write_bundle
+from akd_deploy.export.engine_facts import NATIVE_ENGINES, EngineFacts
 from akd_deploy.export.manifest import BundleFacts
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
@@ -44,20 +45,34 @@ def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     for i, target in enumerate(targets):
         run.on_progress(f"building {target.name}", i, len(targets))
         build = shipping.build_for(target, models, folder / target.name)
-        builds[target.name] = {
-            "path": str(build.built.path.relative_to(run.directory)) if build.built else None,
-            "files": [str(p.relative_to(run.directory)) for p in build.built.files] if build.built else [],
-            "precision": dict(build.built.precision) if build.built else None,
-            "size_bytes": build.built.size_bytes if build.built else None,
-            "seconds": build.built.seconds if build.built else None,
-            "why_not": build.why_not,
-            "why_not_measured": build.why_not_measured,
-        }
+        builds[target.name] = _build_row(run, build)
     return {
         "onnx": str(onnx_path.relative_to(run.directory)),
         "models": {mode: str(path.relative_to(run.directory)) for mode, path in models.items()},
         "parity": parity.as_dict(),
         "builds": builds,
+    }
+
+
+def _build_row(run: Run, build: shipping.TargetBuild) -> dict[str, Any]:
+    """What the journal keeps of a build."""
+    built = build.built
+    row: dict[str, Any] = {"why_not": build.why_not, "why_not_measured": build.why_not_measured}
+    if built is None:
+        return row | {"path": None, "files": [], "precision": None, "size_bytes": None, "seconds": None}
+    engine = load_engine(build.target)
+    here = None if build.target.engine in NATIVE_ENGINES and engine.why_not() is not None else engine.fingerprint()
+    memory = {key: value for key, value in built.details.items() if key.endswith("_bytes")}
+    return row | {
+        "path": str(built.path.relative_to(run.directory)),
+        "files": [str(path.relative_to(run.directory)) for path in built.files],
+        "precision": dict(built.precision),
+        "size_bytes": built.size_bytes,
+        "seconds": built.seconds,
+        "engine_version": built.engine_version,
+        "device": None if here is None else dict(here.facts),
+        "compute_capabilities": built.details.get("compute_capabilities"),
+        "memory": memory or None,
     }
 
 
@@ -123,6 +138,22 @@ def network_files(models: Mapping[str, Path], target: Target, others: Sequence[T
     return [BundleFile(models[mode].name, models[mode], role) for mode, role in roles.items() if not is_archive(mode)]
 
 
+def _engine_facts(
+    target: Target, row: Mapping[str, Any], models: Mapping[str, Path], parts: tuple[str, ...]
+) -> EngineFacts:
+    mode, capabilities = mode_for(target), row["compute_capabilities"]
+    return EngineFacts(
+        target=target,
+        engine_version=row["engine_version"],
+        network=None if is_archive(mode) else models[mode].name,
+        parts=parts,
+        device=row["device"],
+        compute_capabilities=None if capabilities is None else tuple(capabilities),
+        precision=row["precision"],
+        memory=row["memory"],
+    )
+
+
 def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The shippable bundle, verified after it was written."""
     build = results["export"]["builds"][run.target.name]
@@ -133,10 +164,14 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     built = [run.targets[name] for name, row in results["export"]["builds"].items() if row["path"] is not None]
     files = network_files(models, run.target, built)
     files.append(BundleFile("run.toml", run.directory / "run.toml", "config"))
-    for name, row in results["export"]["builds"].items():
-        for i, path in enumerate(row["files"]):
-            inside = f"engines/{name}/{Path(path).name}"
-            files.append(BundleFile(inside, run.directory / path, "engine" if i == 0 else "engine_part"))
+    engines: dict[str, EngineFacts] = {}
+    for target in built:
+        row = results["export"]["builds"][target.name]
+        inside = {f"engines/{target.name}/{Path(path).name}": run.directory / path for path in row["files"]}
+        for name, path in inside.items():
+            files.append(BundleFile(name, path, "engine_part" if name in list(inside)[1:] else "engine"))
+        name, *parts = inside
+        engines[name] = _engine_facts(target, row, models, tuple(parts))
     samples = run.directory / "engines" / "latency_samples.json"
     write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
     files.append(BundleFile("latency_samples.json", samples, "document"))
@@ -154,6 +189,7 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         certificate=measured["certificate"],
         accuracy={"test": results["distill"]["chosen"]["accuracy"], "images": len(run.bed.dataset.test)},
         parity=results["export"]["parity"],
+        engines=engines,
         provenance={
             "architecture": winner["arch"],
             "teacher": {key: results["teacher"][key] for key in ("source", "sha256", "parameters")},

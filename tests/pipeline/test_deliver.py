@@ -66,3 +66,24 @@ def test_every_engine_has_the_network_it_was_built_from_beside_it():
     }  # fmt: skip
     assert roles(eager, (eager, CPU_INT8), "fp32", "int8", "pt2") == {"fp32": "source", "int8": "variant"}
     assert roles(CPU_FP32, (CPU_FP32, eager), "fp32", "pt2") == {"fp32": "onnx"}
+
+
+def test_the_manifest_tells_what_every_engine_is(int8_bundle):
+    manifest = manifest_of(int8_bundle)
+    assert list(manifest.facts.engines) == manifest.with_role("engine")
+    own = manifest.facts.engines["engines/cpu_int8/student.int8.onnx"]
+    assert own.target == CPU_INT8
+    assert (own.network, own.parts, own.compute_capabilities, own.memory) == ("student.int8.onnx", (), None, None)
+    assert own.device == load_engine(CPU_INT8).fingerprint().facts
+    assert own.engine_version == load_engine(CPU_INT8).version()
+    assert sum(count for dtype, count in own.precision.items() if dtype.endswith("int8")) > 0
+    other = manifest.facts.engines["engines/openvino_fp32/student.xml"]
+    assert (other.network, other.parts) == ("student.onnx", ("engines/openvino_fp32/student.bin",))
+
+
+def test_facts_about_engines_follow_their_files_into_a_servers_folder(int8_bundle, tmp_path):
+    written = package_bundle(int8_bundle, "triton", tmp_path / "models", model_name="student")
+    own = written.facts.engines["bundle/engines/cpu_int8/student.int8.onnx"]
+    assert own.network == "1/model.onnx"
+    other = written.facts.engines["bundle/engines/openvino_fp32/student.xml"]
+    assert (other.network, other.parts) == ("bundle/student.onnx", ("bundle/engines/openvino_fp32/student.bin",))
