@@ -10,7 +10,7 @@ from typing import Any
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
 from akd_deploy.export.bundle import BundleFile, write_bundle
-from akd_deploy.export.engine_facts import NATIVE_ENGINES, EngineFacts
+from akd_deploy.export.engine_facts import EngineFacts
 from akd_deploy.export.manifest import BundleFacts
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
@@ -60,8 +60,8 @@ def _build_row(run: Run, build: shipping.TargetBuild) -> dict[str, Any]:
     row: dict[str, Any] = {"why_not": build.why_not, "why_not_measured": build.why_not_measured}
     if built is None:
         return row | {"path": None, "files": [], "precision": None, "size_bytes": None, "seconds": None}
-    engine = load_engine(build.target)
-    here = None if build.target.engine in NATIVE_ENGINES and engine.why_not() is not None else engine.fingerprint()
+    # TensorRT-RTX needs no device to build, and builds for none in particular.
+    device = None if build.target.engine == "tensorrt-rtx" else load_engine(build.target).fingerprint().facts
     memory = {key: value for key, value in built.details.items() if key.endswith("_bytes")}
     return row | {
         "path": str(built.path.relative_to(run.directory)),
@@ -70,7 +70,7 @@ def _build_row(run: Run, build: shipping.TargetBuild) -> dict[str, Any]:
         "size_bytes": built.size_bytes,
         "seconds": built.seconds,
         "engine_version": built.engine_version,
-        "device": None if here is None else dict(here.facts),
+        "device": None if device is None else dict(device),
         "compute_capabilities": built.details.get("compute_capabilities"),
         "memory": memory or None,
     }
