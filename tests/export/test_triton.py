@@ -133,3 +133,13 @@ def test_exactly_one_network_can_be_served(tmp_path):
     write_bundle(tmp_path / "b", [BundleFile(n, path, "onnx") for n in ("a.onnx", "b.onnx")], facts())
     with pytest.raises(UsageError, match="2 files of role 'onnx'"):
         package_bundle(tmp_path / "b", "triton", tmp_path / "models")
+
+
+def test_several_inputs_and_outputs_are_lists(tmp_path):
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "abcd"]
+    nodes = [helper.make_node("Relu", ["a"], ["c"]), helper.make_node("Relu", ["b"], ["d"])]
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    config = parse_model_config(triton_config("net", ORT, tmp_path / "m.onnx", CPU))
+    assert [t.name for t in (*config.input, *config.output)] == ["a", "b", "c", "d"]
