@@ -39,6 +39,7 @@ ROLES: Mapping[str, str] = {
     "engine_part": "a further file that the engine needs beside it",
     "source": "the network before it was cast or quantised",
     "variant": "the network in the precision of a further engine's target",
+    "runner": "a program that runs the engine as it was measured",
     "config": "settings: run.toml, config.pbtxt, calibration",
     "document": "labels, licences, reports",
 }

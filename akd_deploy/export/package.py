@@ -90,7 +90,11 @@ def _as_triton(bundle: Path, manifest: Manifest, out: Path, key: Path | None, fo
             # Triton looks at numbered folders only, so the rest can lie beside them.
             return f"1/{platform.model_file}" if name == platform.served_file else f"bundle/{name}"
 
-        files = [BundleFile(name_of(name), bundle / name, entry.role) for name, entry in manifest.files.items()]
+        files = [
+            BundleFile(name_of(name), bundle / name, entry.role)
+            for name, entry in manifest.files.items()
+            if entry.role != "runner"  # the server runs it, and the runner would not find its files
+        ]
         files.append(BundleFile("config.pbtxt", config, "config"))
         engines = {name_of(name): engine.renamed(name_of) for name, engine in manifest.facts.engines.items()}
         facts = replace(manifest.facts, engines=engines)

@@ -9,9 +9,10 @@ from typing import Any
 
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
-from akd_deploy.export.bundle import BundleFile, write_bundle
+from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts
 from akd_deploy.export.manifest import BundleFacts
+from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.student import load_student
@@ -198,7 +199,8 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         },
     )
     out = run.directory / "bundle"
-    manifest = write_bundle(out, files, facts, force=True)
+    runner = [GeneratedFile(RUNNER_NAME, "runner", runner_source)] if has_runner(run.target) else []
+    manifest = write_bundle(out, files, facts, generated=runner, force=True)
     verification = verify_bundle(out)
     return {
         "path": str(out.name),

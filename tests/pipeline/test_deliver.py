@@ -1,5 +1,9 @@
 """What a run's bundle holds: the very network that was built, measured and certified."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
@@ -87,3 +91,15 @@ def test_facts_about_engines_follow_their_files_into_a_servers_folder(int8_bundl
     assert own.network == "1/model.onnx"
     other = written.facts.engines["bundle/engines/openvino_fp32/student.xml"]
     assert (other.network, other.parts) == ("bundle/student.onnx", ("bundle/engines/openvino_fp32/student.bin",))
+
+
+def test_a_bundle_has_a_runner_that_needs_nothing_of_ours(int8_bundle, tmp_path):
+    assert manifest_of(int8_bundle).with_role("runner") == ["runner.py"]
+    shutil.copytree(int8_bundle, tmp_path / "shipped")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "runner.py", "--seconds", "0.01"]
+    done = subprocess.run(
+        command, cwd=tmp_path / "shipped", env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "when measured: 1.1 ms" in done.stdout
