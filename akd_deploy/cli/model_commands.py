@@ -103,7 +103,7 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
 
     notes = list(built.notes)
     try:
-        record_built(built, chosen)
+        record_built(engine, built, onnx)
     except StorageError as error:
         notes.append(
             f"not recorded as built here, so that `bench --engine` will ask for --trust-engine ({error.found})"

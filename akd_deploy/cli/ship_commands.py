@@ -11,7 +11,7 @@ from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json, TrustEngine
 from akd_deploy.cli.output import Outcome, emit
-from akd_deploy.errors import GateError, VerificationError
+from akd_deploy.errors import GateError, UsageError, VerificationError
 from akd_deploy.units import parse_fraction
 
 Digest = Annotated[str | None, typer.Option("--digest", help="The digest `package` printed.")]
@@ -25,21 +25,37 @@ def register(app: typer.Typer) -> None:
 
 
 def package(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder, or an engine that `build` wrote here.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="What to write.")],
     format: Annotated[str, typer.Option(help="dir, zip or triton.")] = "zip",
     sign: Annotated[Path | None, typer.Option(help="PEM file of the Ed25519 private key.")] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="Of an engine: what `bench --engine … -o` wrote, for latency and certificate.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Of an engine: its network before it was cast or quantised.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle in another form, verified before and after."""
+    """Write a bundle in another form, or an engine as a bundle, verified before and after."""
+    from akd_deploy.export.bundle import is_bundle
     from akd_deploy.export.package import package_bundle
 
     if dry_run:
         emit(Outcome({"output": str(output)}, lambda console: console.print(f"would write {output}")), as_json)
         return
-    manifest = package_bundle(bundle, format, output, key=sign, force=force)
+    if bundle.is_file() and not is_bundle(bundle):
+        from akd_deploy.export.package_engine import package_engine
+
+        manifest = package_engine(bundle, format, output, bench=bench, source=source, key=sign, force=force)
+    elif bench or source:
+        raise UsageError(
+            asked="--bench and --source", found=f"no engine in {bundle}", next="Give them with an engine's file."
+        )
+    else:
+        manifest = package_bundle(bundle, format, output, key=sign, force=force)
     data = {"output": str(output), "format": format, "digest": manifest.digest, "signed_by": manifest.signed_by}
 
     def show(console: Console) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from akd_deploy.errors import AkdError, CorruptFileError
 from akd_deploy.target import Target, target_from_dict
+
+if TYPE_CHECKING:  # manifests are read without numpy
+    from akd_deploy.engines.base import BuiltEngine, Engine
 
 NATIVE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose files are machine code: they fit the GPUs and the version they were built for, and nothing else."""
@@ -56,6 +59,24 @@ class EngineFacts:
             "precision": dict(self.precision),
             "memory": None if self.memory is None else dict(self.memory),
         }
+
+
+def facts_of_built(engine: Engine, built: BuiltEngine) -> EngineFacts:
+    """What an engine that was built just now is; `network` and `parts` are told by the bundle it gets into."""
+    # TensorRT-RTX needs no device to build, and builds for none in particular.
+    device = None if engine.target.engine == "tensorrt-rtx" else dict(engine.fingerprint().facts)
+    capabilities = built.details.get("compute_capabilities")
+    memory = {key: value for key, value in built.details.items() if key.endswith("_bytes") and isinstance(value, int)}
+    return EngineFacts(
+        target=engine.target,
+        engine_version=built.engine_version,
+        network=None,
+        parts=(),
+        device=device,
+        compute_capabilities=tuple(map(str, capabilities)) if isinstance(capabilities, list) else None,
+        precision=dict(built.precision),
+        memory=memory or None,
+    )
 
 
 _TEXT_OR_NONE = (str, type(None))

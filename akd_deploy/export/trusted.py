@@ -10,15 +10,16 @@ import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from akd_deploy.engines.base import BuiltEngine
+from akd_deploy.engines.base import BuiltEngine, Engine
 from akd_deploy.errors import MissingFileError, VerificationError
 from akd_deploy.export.bundle import is_bundle
-from akd_deploy.export.engine_facts import NATIVE_ENGINES
+from akd_deploy.export.engine_facts import NATIVE_ENGINES, facts_of_built
 from akd_deploy.export.manifest import MAX_DEPTH
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.storage import file_sha256, write_text_atomically
-from akd_deploy.target import Target, user_data_dir
+from akd_deploy.target import user_data_dir
 
 CODE_ENGINES = (*NATIVE_ENGINES, "torch")
 """Engines whose files can run what their author wants: machine code, and torch's archives of graphs and sources."""
@@ -27,8 +28,8 @@ NATIVE_SUFFIXES = (".plan",)
 """Files that are native code whichever option names them."""
 
 
-def record_built(built: BuiltEngine, target: Target) -> None:
-    """Remember the hash of every file of an engine that was built here just now.
+def record_built(engine: Engine, built: BuiltEngine, network: Path) -> None:
+    """Remember an engine that was built here just now from `network`: its facts, and the hash of every file.
 
     Raises:
         StorageError: the user's data directory cannot be written.
@@ -37,12 +38,31 @@ def record_built(built: BuiltEngine, target: Target) -> None:
     parts = {str(path.relative_to(folder)): file_sha256(path) for path in built.files if path != built.path}
     record = {
         "parts": parts,
-        "target": target.as_dict(),
-        "engine_version": built.engine_version,
+        "facts": facts_of_built(engine, built).as_dict(),
+        "network": {"path": str(network.absolute()), "sha256": file_sha256(network)},
         "built": datetime.now(UTC).isoformat(timespec="seconds"),
         "path": str(built.path.absolute()),
     }
     write_text_atomically(_record(file_sha256(built.path)), json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def built_record(path: Path) -> dict[str, Any]:
+    """What `record_built` wrote about a file that is still as it was built.
+
+    Raises:
+        VerificationError: no such record, or a part that changed.
+    """
+    found = why_not_built_here(path)
+    if found is None:
+        record: dict[str, Any] = json.loads(_record(file_sha256(path)).read_text(encoding="utf-8"))
+        if {"parts", "facts", "network"} <= set(record):
+            return record
+        found = "a record without its facts"
+    raise VerificationError(
+        asked=f"{path} as an engine that was built here",
+        found=found,
+        next="Build it here with `akd-deploy build`, or name the folder of a bundle.",
+    )
 
 
 def why_not_built_here(path: Path) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
-from akd_deploy.export.engine_facts import EngineFacts
+from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, facts_of_built
 from akd_deploy.export.manifest import BundleFacts
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.verify import verify_bundle
@@ -61,19 +62,13 @@ def _build_row(run: Run, build: shipping.TargetBuild) -> dict[str, Any]:
     row: dict[str, Any] = {"why_not": build.why_not, "why_not_measured": build.why_not_measured}
     if built is None:
         return row | {"path": None, "files": [], "precision": None, "size_bytes": None, "seconds": None}
-    # TensorRT-RTX needs no device to build, and builds for none in particular.
-    device = None if build.target.engine == "tensorrt-rtx" else load_engine(build.target).fingerprint().facts
-    memory = {key: value for key, value in built.details.items() if key.endswith("_bytes")}
     return row | {
         "path": str(built.path.relative_to(run.directory)),
         "files": [str(path.relative_to(run.directory)) for path in built.files],
         "precision": dict(built.precision),
         "size_bytes": built.size_bytes,
         "seconds": built.seconds,
-        "engine_version": built.engine_version,
-        "device": None if device is None else dict(device),
-        "compute_capabilities": built.details.get("compute_capabilities"),
-        "memory": memory or None,
+        "facts": facts_of_built(load_engine(build.target), built).as_dict(),
     }
 
 
@@ -139,22 +134,6 @@ def network_files(models: Mapping[str, Path], target: Target, others: Sequence[T
     return [BundleFile(models[mode].name, models[mode], role) for mode, role in roles.items() if not is_archive(mode)]
 
 
-def _engine_facts(
-    target: Target, row: Mapping[str, Any], models: Mapping[str, Path], parts: tuple[str, ...]
-) -> EngineFacts:
-    mode, capabilities = mode_for(target), row["compute_capabilities"]
-    return EngineFacts(
-        target=target,
-        engine_version=row["engine_version"],
-        network=None if is_archive(mode) else models[mode].name,
-        parts=parts,
-        device=row["device"],
-        compute_capabilities=None if capabilities is None else tuple(capabilities),
-        precision=row["precision"],
-        memory=row["memory"],
-    )
-
-
 def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The shippable bundle, verified after it was written."""
     build = results["export"]["builds"][run.target.name]
@@ -172,7 +151,12 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         for name, path in inside.items():
             files.append(BundleFile(name, path, "engine_part" if name in list(inside)[1:] else "engine"))
         name, *parts = inside
-        engines[name] = _engine_facts(target, row, models, tuple(parts))
+        mode = mode_for(target)
+        engines[name] = replace(
+            engine_facts_from_dict(row["facts"], f"the build for {target.name}"),
+            network=None if is_archive(mode) else models[mode].name,
+            parts=tuple(parts),
+        )
     samples = run.directory / "engines" / "latency_samples.json"
     write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
     files.append(BundleFile("latency_samples.json", samples, "document"))

@@ -121,11 +121,12 @@ def build_for(target: Target, models: Mapping[str, Path], folder: Path) -> Targe
         return TargetBuild(target, None, reason)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        built = engine.build(model_for(target, models), folder)
+        network = model_for(target, models)
+        built = engine.build(network, folder)
     except AkdError as error:
         return TargetBuild(target, None, str(error))
     with suppress(StorageError):  # the engine is as good without its record, for which `bench --engine` asks alone
-        record_built(built, target)
+        record_built(engine, built, network)
     return TargetBuild(target, built, None, engine.why_not())
 
 

@@ -263,7 +263,8 @@ def test_code_is_loaded_from_a_signed_bundle_an_expected_one_and_one_built_here(
         machine.load(bundle, **proof).close()
         assert machine.reached_the_runtime == [ENGINE_BYTES]
     source = tmp_path / "sources" / "engine.bin"
-    record_built(BuiltEngine(source, (source,), 0.0, 200, {}, "10.13.0"), engine_facts("tensorrt").target)
+    made = RecordingEngine(engine_facts("tensorrt").target, ORIN, "10.13.0")
+    record_built(made, BuiltEngine(source, (source,), 0.0, 200, {}, "10.13.0"), tmp_path / "sources" / "m.onnx")
     machine = Machine(ORIN)
     machine.load(bundle).close()
     assert machine.reached_the_runtime == [ENGINE_BYTES]

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from bundles import write_keys, write_small_bundle
 
+from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine
 from akd_deploy.errors import MissingFileError, VerificationError
 from akd_deploy.export.trusted import check_engine_file, check_models, record_built, why_not_built_here
@@ -23,7 +24,8 @@ def built(tmp_path):
     for file in files:
         file.write_bytes(file.name.encode())
     engine = BuiltEngine(files[0], files, 0.0, 10, {}, "1.0")
-    record_built(engine, Target("t", "cpu", "openvino"))
+    (tmp_path / "m.onnx").write_bytes(b"network")
+    record_built(load_engine(Target("t", "cpu", "openvino")), engine, tmp_path / "m.onnx")
     return files[0]
 
 
