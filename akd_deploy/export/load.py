@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine, Session
-from akd_deploy.errors import MismatchError, UnknownNameError, UsageError, VerificationError
+from akd_deploy.errors import AkdError, MismatchError, UnknownNameError, UsageError, VerificationError
 from akd_deploy.export.engine_facts import EngineFacts
 from akd_deploy.export.manifest import Manifest
 from akd_deploy.export.trusted import CODE_ENGINES, why_not_built_here
 from akd_deploy.export.verify import Verification, verify_bundle
 from akd_deploy.target import Target
+
+PATH_OPTIONS = ("timing_cache",)
+"""Engine options that name a file, which a build reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def load_bundle(
     Args:
         key: PEM file with the Ed25519 public key that must have signed the bundle.
         digest: the manifest's expected checksum.
-        rebuild: build the engine again from the bundle's network where it does not fit this machine.
+        rebuild: build the engine again from the bundle's network where it does not fit this machine, or is refused.
         target: name of the target whose engine to load; the bundle's own by default.
         trust: load an engine that can run code though neither `key` nor `digest` tells whose it is.
 
@@ -118,7 +121,7 @@ def _load(
         )
     name, facts = chosen_engine(manifest, target)
     root = Path(folder.name)
-    engine = engine_of(facts.target)
+    engine = engine_of(_without_paths(facts.target))
     engine.require(engine.why_not())
     fit = fit_here(facts, engine.version(), engine.fingerprint())
     if fit.blocks and not rebuild:
@@ -136,12 +139,27 @@ def _load(
             found="a bundle that is whole, but nothing says whose it is, and the engine can run code of its own",
             next="Give --key or --digest, or say --trust-engine if you know where it comes from.",
         )
-    if fit.blocks:
-        (root / "rebuilt").mkdir()
-        built = engine.build(source if facts.network is None else root / facts.network, root / "rebuilt")
-        source = built.path
-    session = engine.load(source)
-    return LoadedBundle(session, engine, name, facts, manifest, verification.authentic, bool(fit.blocks), fit, folder)
+    rebuilt = bool(fit.blocks)
+    try:
+        session = engine.load(_rebuilt(engine, root, name, facts) if rebuilt else source)
+    except AkdError:
+        if rebuilt or not rebuild or facts.network is None:
+            raise
+        # A file of a later version may be no file to this one.
+        rebuilt, session = True, engine.load(_rebuilt(engine, root, name, facts))
+    return LoadedBundle(session, engine, name, facts, manifest, verification.authentic, rebuilt, fit, folder)
+
+
+def _rebuilt(engine: Engine, root: Path, name: str, facts: EngineFacts) -> Path:
+    """Build the network that an engine was built from, in the private folder; torch's engine is its own network."""
+    (root / "rebuilt").mkdir()
+    return engine.build(root / (name if facts.network is None else facts.network), root / "rebuilt").path
+
+
+def _without_paths(target: Target) -> Target:
+    """The target without options that name files: those of whoever wrote the bundle are none of this machine's."""
+    options = {key: value for key, value in target.engine_options.items() if key not in PATH_OPTIONS}
+    return replace(target, engine_options=options)
 
 
 def chosen_engine(manifest: Manifest, target: str | None) -> tuple[str, EngineFacts]:

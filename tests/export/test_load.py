@@ -12,8 +12,10 @@ from bundles import bytes_of, facts, write_keys, write_small_bundle
 from recording_engine import RecordingEngine
 
 from akd_deploy.device import DeviceFingerprint
+from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine
 from akd_deploy.errors import (
+    CorruptFileError,
     MismatchError,
     MissingRuntimeError,
     UnknownNameError,
@@ -21,7 +23,7 @@ from akd_deploy.errors import (
     VerificationError,
 )
 from akd_deploy.export.engine_facts import EngineFacts
-from akd_deploy.export.load import LoadedBundle, fit_here, load_bundle
+from akd_deploy.export.load import PATH_OPTIONS, LoadedBundle, fit_here, load_bundle
 from akd_deploy.export.manifest import manifest_from_bytes
 from akd_deploy.export.package import package_bundle
 from akd_deploy.export.trusted import record_built
@@ -198,6 +200,48 @@ def test_an_engine_that_fits_is_not_built_again(bundle):
     with machine.load(bundle, rebuild=True) as loaded:
         assert not loaded.rebuilt
     assert machine.engine.built == []
+
+
+def test_an_engine_that_the_runtime_refuses_is_built_again_if_that_is_allowed(bundle):
+    """A file of a later version may be none to this one, though nothing said so before."""
+    refusals = [CorruptFileError("the engine", "a later format", "Build it again."), None, None]
+
+    def refuse_once():
+        refusal = refusals.pop(0)
+        if refusal is not None:
+            raise refusal
+
+    machine = Machine()
+    with machine.load(bundle, before_load=refuse_once, rebuild=True) as loaded:
+        assert loaded.rebuilt
+    assert machine.engine.built == [(bundle / "student.onnx").read_bytes()]
+    refusals.insert(0, CorruptFileError("the engine", "a later format", "Build it again."))
+    with pytest.raises(CorruptFileError, match="a later format"):
+        Machine().load(bundle, before_load=refuse_once)
+
+
+def test_a_bundle_names_no_file_of_this_machine(tmp_path):
+    """A build would write its timing cache wherever the bundle's author wanted."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine", encoding="utf-8")
+    options = {"timing_cache": str(precious), "version_compatible": True}
+    target = Target("cpu_test", "orin", "tensorrt", engine_options=options)
+    bundle = write_bundle_of(tmp_path, "tensorrt", target=target)
+    machine = Machine(ORIN, "11.1.0")
+    with machine.load(bundle, rebuild=True) as loaded:
+        assert loaded.rebuilt
+    assert dict(machine.engine.target.engine_options) == {"version_compatible": True}
+
+
+def test_every_option_that_names_a_file_is_known_as_one():
+    """Where an engine gets a new text option, somebody decides whether it is a path."""
+    from akd_deploy.engines import ENGINES
+
+    texts = set()
+    for name in ENGINES:
+        options = load_engine(Target("t", "x", name, engine_options={})).options
+        texts |= {key for key, value in options.items() if isinstance(value, str)}
+    assert texts == {"provider", "graph_optimization", "mode", "device", *PATH_OPTIONS}
 
 
 def test_portable_engines_run_anywhere_and_say_where_they_were_measured(bundle):
