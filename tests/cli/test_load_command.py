@@ -41,6 +41,18 @@ def test_load_runs_a_bundles_engine_once_and_says_what_it_is(bundle, tmp_path):
     assert "measured elsewhere" not in words
 
 
+def test_load_names_what_differs_from_where_the_bundle_was_measured(bundle, tmp_path, monkeypatch):
+    from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
+
+    other = DeviceFingerprint({**cpu_fingerprint().facts, "model": "Another CPU"})
+    monkeypatch.setattr("akd_deploy.engines.onnxruntime_engine.cpu_fingerprint", lambda: other)
+    line = f"model: {cpu_fingerprint().facts['model']} ≠ Another CPU"
+    assert call(tmp_path, "load", bundle, "--json").data["differences"] == [line]
+    words = call(tmp_path, "load", bundle).stdout
+    assert "its certificate says nothing about this machine" in words
+    assert "≠ Another CPU" in words
+
+
 def test_load_refuses_a_bundle_that_is_not_whole(bundle, tmp_path, monkeypatch):
     shutil.copytree(bundle, tmp_path / "b")
     path = tmp_path / "b" / "student.onnx"
@@ -97,3 +109,13 @@ def test_inspect_lets_no_plan_reach_a_runtime(tmp_path, monkeypatch):
     answer = call(tmp_path, "inspect", tmp_path / "m.plan", "--target", "rtx_tensorrt-rtx_fp16", "--json")
     assert answer.code == 2
     assert "Give the ONNX file it was built from" in answer.error["next"]
+
+
+def test_a_bench_is_given_with_an_engine_alone_and_an_engine_must_have_been_built_here(bundle, network, tmp_path):
+    answer = call(tmp_path, "package", bundle, "--bench", "b.json", "-o", tmp_path / "b.zip", "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "usage")
+    assert "--bench" in answer.error["asked"]
+    answer = call(tmp_path, "package", network, "-o", tmp_path / "b.zip", "--json")
+    assert (answer.code, answer.error["kind"]) == (3, "verification")
+    assert "no record that it was built here" in answer.error["found"]
+    assert not (tmp_path / "b.zip").exists()

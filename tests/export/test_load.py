@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bundles import bytes_of, facts, write_keys, write_small_bundle
+from mutations import ARCHIVES, FILES, mutated_archive
 from recording_engine import RecordingEngine
 
 from akd_deploy.device import DeviceFingerprint
@@ -122,6 +123,18 @@ def test_one_flipped_bit_anywhere_is_found_before_any_byte_reaches_the_runtime(t
         path.write_bytes(data)
     with Machine().load(tmp_path / "packaged") as loaded:
         assert loaded.name == NAME
+
+
+def test_no_mutation_of_a_bundle_reaches_the_runtime(tmp_path, bundle):
+    digest = verify_bundle(bundle).digest
+    files, rng, path = bytes_of(bundle), np.random.default_rng(8), tmp_path / "b.zip"
+    kinds = [*FILES, *ARCHIVES]
+    for i in range(20 * len(kinds)):
+        path.write_bytes(mutated_archive(files, kinds[i % len(kinds)], rng))
+        machine = Machine()
+        with pytest.raises(VerificationError):
+            machine.load(path, digest=digest, trust=True, rebuild=True)
+        assert machine.reached_the_runtime == [], f"mutation {i}, {kinds[i % len(kinds)]}"
 
 
 def test_what_is_changed_after_it_was_verified_is_not_what_is_loaded(bundle):

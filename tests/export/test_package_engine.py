@@ -139,3 +139,25 @@ def test_a_file_that_is_no_bench_is_refused(tmp_path):
         package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, device=[]))
     with pytest.raises(MissingFileError):
         package_engine(engine, "zip", tmp_path / "b.zip", bench=tmp_path / "gone.json")
+
+
+def test_a_plan_for_other_gpus_is_packaged_with_what_it_is_for_and_is_not_loaded_without_one(tmp_path):
+    """Built by TensorRT-RTX, which needs no GPU to build."""
+    pytest.importorskip("tensorrt_rtx")
+    from akd_deploy.errors import MissingRuntimeError
+
+    target = Target("rtx", "rtx", "tensorrt-rtx", engine_options={"compute_capabilities": ("sm89",)})
+    engine, network = load_engine(target), saved(convnet(), tmp_path / "net.onnx")
+    built = engine.build(network, tmp_path / "built")
+    record_built(engine, built, network)
+    package_engine(built.path, "zip", tmp_path / "b.zip")
+    manifest = verify_bundle(tmp_path / "b.zip").manifest
+    made = manifest.facts.engines["engines/rtx/net.plan"]
+    assert (made.device, made.compute_capabilities) == (None, ("sm89",))
+    assert made.engine_version == engine.version()
+    assert made.precision == built.precision
+    assert set(made.memory or {}) <= {"activation_bytes", "weights_bytes"}
+    assert manifest.with_role("runner") == ["runner.py"]
+    if engine.why_not() is not None:
+        with pytest.raises(MissingRuntimeError):
+            load_bundle(tmp_path / "b.zip", trust=True)

@@ -219,6 +219,22 @@ def test_the_measuring_process_is_bound_to_the_cpus_of_the_benchs(monkeypatch, c
     assert "median" in capsys.readouterr().out
 
 
+def test_the_percentiles_are_those_of_a_measurement(monkeypatch, capsys):
+    from akd_deploy.measurement import Measurement
+
+    module = module_of(source_for(ORT))
+    samples = [i * 1e-3 for i in range(1, 102)]
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: None)
+    monkeypatch.setattr(module, "Runner", lambda: SimpleNamespace(inputs=[], bind=lambda feeds: lambda: None))
+    monkeypatch.setattr(module, "warm_up", lambda call, seconds: 1)
+    monkeypatch.setattr(module, "time_calls", lambda call, seconds, min_samples: samples)
+    monkeypatch.setattr(sys, "argv", ["runner.py", "--json"])
+    module.main()
+    told = json.loads(capsys.readouterr().out)
+    assert told["latency_s"] == Measurement("m", tuple(samples), (0,) * 101).statistics_s()
+    assert told["latency_s"]["p90"] == pytest.approx(91e-3)
+
+
 def test_a_process_that_measures_a_gpu_is_bound_to_no_cpu():
     gpu = Target("t", "gpu", "onnxruntime", engine_options={"provider": "cuda"})
     assert module_of(source_for(gpu)).CPUS == 0
