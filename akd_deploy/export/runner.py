@@ -120,8 +120,8 @@ def _settings(target: Target) -> dict[str, Any]:
 
 def _pinned(target: Target) -> int:
     """How many CPUs a measuring process is bound to; 0 where the device is none."""
-    threads = load_engine(target).options.get("threads")
-    return int(target.engine_options.get("threads", threads)) if target.device == "cpu" and threads else 0  # type: ignore[arg-type]
+    engine = load_engine(target)
+    return int(engine.option("threads")) if target.device == "cpu" and "threads" in engine.options else 0  # type: ignore[arg-type]
 
 
 _HEAD = '''"""Run the engine of this bundle as it was measured.
@@ -161,7 +161,6 @@ def checked_feeds(inputs, feeds):
             raise ValueError(f"{name} is {dtype} of shape {shape}, not {array.dtype.name} of shape {array.shape}")
         arrays[name] = np.asarray(array, order="C")
     return arrays
-
 '''
 
 _MAIN = '''
