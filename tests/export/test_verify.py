@@ -277,11 +277,13 @@ def test_one_flipped_bit_in_every_byte_of_a_bundle_folder_is_found_and_its_file_
     write_small_bundle(tmp_path, key=keys[0])
     rng = np.random.default_rng(6)
     for name, original in bytes_of(tmp_path / "bundle").items():
-        path = tmp_path / "bundle" / name
-        for place, bit in enumerate(rng.integers(0, 8, len(original))):
-            path.write_bytes(original[:place] + bytes([original[place] ^ (1 << int(bit))]) + original[place + 1 :])
-            assert problems(tmp_path / "bundle").startswith(f"{name}: "), f"bit {bit} of byte {place} of {name}"
-        path.write_bytes(original)
+        with (tmp_path / "bundle" / name).open("r+b", buffering=0) as file:
+            for place, bit in enumerate(rng.integers(0, 8, len(original))):
+                file.seek(place)
+                file.write(bytes([original[place] ^ (1 << int(bit))]))
+                assert problems(tmp_path / "bundle").startswith(f"{name}: "), f"bit {bit} of byte {place} of {name}"
+                file.seek(place)
+                file.write(original[place : place + 1])
     assert problems(tmp_path / "bundle") == ""
 
 
