@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from akd_deploy.configuration import RunConfiguration, read_configuration
     from akd_deploy.engines import load_engine
     from akd_deploy.errors import AkdError
+    from akd_deploy.export.load import load_bundle
     from akd_deploy.export.verify import verify_bundle
     from akd_deploy.kernel import Kernel
     from akd_deploy.latency_table import LatencyTable, read_table
@@ -32,6 +33,7 @@ _HOMES = {
     "configuration": ("RunConfiguration", "read_configuration"),
     "engines": ("load_engine",),
     "errors": ("AkdError",),
+    "export.load": ("load_bundle",),
     "export.verify": ("verify_bundle",),
     "kernel": ("Kernel",),
     "latency_table": ("LatencyTable", "read_table"),
@@ -56,6 +58,7 @@ __all__ = [
     "TargetLatency",
     "__version__",
     "certify",
+    "load_bundle",
     "load_engine",
     "load_space",
     "load_target",

@@ -1,5 +1,6 @@
 """Settings that all tests share."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,3 +22,9 @@ settings.load_profile("without_deadline")
 # that; what is tested about interruptions is the ordinary case.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def a_users_data_directory_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests build is not recorded among what the person who runs them has built."""
+    os.environ.setdefault("AKD_DEPLOY_HOME", str(tmp_path_factory.mktemp("home")))

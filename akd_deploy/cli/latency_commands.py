@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
+from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName, TrustEngine
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
 from akd_deploy.units import format_seconds, parse_latency_budget
@@ -379,10 +379,15 @@ def bench(
     blocks: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 10,
     seconds: Annotated[float, typer.Option(min=0.001, help="Of sampling in each.")] = 0.1,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON there too.")] = None,
+    trust_engine: TrustEngine = False,
+    key: Annotated[
+        Path | None, typer.Option(help="Of an engine in a bundle: PEM file of the public key that signed it.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a model on a target: fresh processes, order statistics, and a budget certificate on request."""
+    from akd_deploy.export.trusted import check_models
     from akd_deploy.pipeline.benching import bench_models
     from akd_deploy.target import load_target
 
@@ -392,6 +397,8 @@ def bench(
         raise UsageError(asked="a comparison", found="both --aa and --compare-with", next="Give one of them.")
     model = onnx or engine
     assert model is not None
+    others = [path for path in (onnx, compare_with) if path]
+    check_models(load_target(target).engine, [engine] if engine else [], others, trust=trust_engine, key=key)
     budget_s = parse_latency_budget(latency_budget, None) if latency_budget else None
     with progress_bars(as_json) as on_progress:
         data, exit_code = bench_models(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
-from akd_deploy.errors import GateError, MissingFileError, UnknownNameError, UsageError
+from akd_deploy.errors import GateError, MissingFileError, StorageError, UnknownNameError, UsageError
 from akd_deploy.units import format_bytes, format_seconds
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
@@ -98,8 +98,16 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         emit(Outcome(plan, lambda console: console.print(f"would build {plan['engine']}")), as_json)
         return
     built = engine.build(onnx, output)
+    from akd_deploy.export.trusted import record_built
     from akd_deploy.storage import file_sha256
 
+    notes = list(built.notes)
+    try:
+        record_built(engine, built, onnx)
+    except StorageError as error:
+        notes.append(
+            f"not recorded as built here, so that `bench --engine` will ask for --trust-engine ({error.found})"
+        )
     data = {
         "engine": str(built.path),
         "files": [str(path) for path in built.files],
@@ -108,13 +116,13 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         "size_bytes": built.size_bytes,
         "sha256": file_sha256(built.path),
         "engine_version": built.engine_version,
-        "notes": list(built.notes),
+        "notes": notes,
     }
 
     def show(console: Console) -> None:
         layers = ", ".join(f"{count} layers in {dtype}" for dtype, count in built.precision.items())
         console.print(f"{built.path} ({format_bytes(built.size_bytes)}, {built.seconds:.2f} s): {layers}")
-        for note in built.notes:
+        for note in notes:
             console.print(f"  {note}", markup=False, highlight=False)
 
     emit(Outcome(data, show), as_json)

@@ -16,3 +16,6 @@ Space = Annotated[str | None, typer.Option("--space", help="A search space's nam
 Onnx = Annotated[Path | None, typer.Option("--onnx", help="A model file the target's engine reads.")]
 Table = Annotated[Path | None, typer.Option("--table", help="Folder of the latency table to use.")]
 Config = Annotated[Path, typer.Option("--config", help="A run.toml.")]
+TrustEngine = Annotated[
+    bool, typer.Option("--trust-engine", help="Load an engine of unknown origin; it can run code of its own.")
+]

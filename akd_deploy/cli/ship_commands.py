@@ -1,4 +1,4 @@
-"""Commands about bundles and gates: package, verify, gate."""
+"""Commands about bundles and gates: package, verify, load, gate."""
 
 from __future__ import annotations
 
@@ -9,36 +9,53 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from akd_deploy.cli.options import DryRun, Json
+from akd_deploy.cli.options import DryRun, Json, TrustEngine
 from akd_deploy.cli.output import Outcome, emit
-from akd_deploy.errors import GateError, VerificationError
+from akd_deploy.errors import GateError, UsageError, VerificationError
 from akd_deploy.units import parse_fraction
 
+Digest = Annotated[str | None, typer.Option("--digest", help="The digest `package` printed.")]
 Key = Annotated[Path | None, typer.Option("--key", help="PEM file of the Ed25519 public key.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for command in (package, verify, gate):
+    for command in (package, verify, load, gate):
         app.command()(command)
 
 
 def package(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder, or an engine that `build` wrote here.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="What to write.")],
     format: Annotated[str, typer.Option(help="dir, zip or triton.")] = "zip",
     sign: Annotated[Path | None, typer.Option(help="PEM file of the Ed25519 private key.")] = None,
+    bench: Annotated[
+        Path | None, typer.Option(help="Of an engine: what `bench --engine … -o` wrote, for latency and certificate.")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="Of an engine: its network before it was cast or quantised.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle in another form, verified before and after."""
+    """Write a bundle in another form, or an engine as a bundle, verified before and after."""
+    from akd_deploy.export.bundle import is_bundle
     from akd_deploy.export.package import package_bundle
 
     if dry_run:
         emit(Outcome({"output": str(output)}, lambda console: console.print(f"would write {output}")), as_json)
         return
-    manifest = package_bundle(bundle, format, output, key=sign, force=force)
+    if bundle.is_file() and not is_bundle(bundle):
+        from akd_deploy.export.package_engine import package_engine
+
+        manifest = package_engine(bundle, format, output, bench=bench, source=source, key=sign, force=force)
+    elif bench or source:
+        raise UsageError(
+            asked="--bench and --source", found=f"no engine in {bundle}", next="Give them with an engine's file."
+        )
+    else:
+        manifest = package_bundle(bundle, format, output, key=sign, force=force)
     data = {"output": str(output), "format": format, "digest": manifest.digest, "signed_by": manifest.signed_by}
 
     def show(console: Console) -> None:
@@ -50,7 +67,7 @@ def package(
 def verify(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder or ZIP file.")],
     key: Key = None,
-    digest: Annotated[str | None, typer.Option(help="The digest `package` printed.")] = None,
+    digest: Digest = None,
     as_json: Json = False,
 ) -> None:
     """Check every byte of a bundle; needs neither GPU nor runtime. Exit code 3 where something is wrong."""
@@ -66,6 +83,63 @@ def verify(
             console.print(f"ok: {known}", markup=False)
 
     emit(Outcome(verification.as_dict(), show, 0 if verification.ok else VerificationError.exit_code), as_json)
+
+
+def load(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder or ZIP file.")],
+    key: Key = None,
+    digest: Digest = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Build its network again where its engine does not fit this machine.")
+    ] = False,
+    target: Annotated[
+        str | None, typer.Option(help="Which target's engine, where it has several; its own by default.")
+    ] = None,
+    trust_engine: TrustEngine = False,
+    as_json: Json = False,
+) -> None:
+    """Verify a bundle, load its engine here and run it once on zeros: the last check before it serves."""
+    import numpy as np
+
+    from akd_deploy.export.load import load_bundle
+
+    with load_bundle(bundle, key=key, digest=digest, rebuild=rebuild, target=target, trust=trust_engine) as loaded:
+        zeros = {spec.name: np.zeros(spec.shape, spec.dtype) for spec in loaded.session.inputs}
+        arrays = loaded.session.run(zeros)
+        inputs = [{"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in loaded.session.inputs]
+        outputs = [{"name": n, "shape": list(a.shape), "dtype": a.dtype.name} for n, a in arrays.items()]
+        differences = [*loaded.fit.blocks, *loaded.fit.differs]
+        data = {
+            "bundle": str(bundle),
+            "digest": loaded.manifest.digest,
+            "authentic": loaded.authentic,
+            "target": loaded.facts.target.name,
+            "engine": loaded.facts.target.engine,
+            "engine_version": loaded.engine.version(),
+            "file": loaded.name,
+            "rebuilt": loaded.rebuilt,
+            "differences": differences,
+            "inputs": inputs,
+            "outputs": outputs,
+            "finite": all(bool(np.isfinite(array).all()) for array in arrays.values()),
+        }
+
+    def show(console: Console) -> None:
+        how = "built again from the bundle's network" if data["rebuilt"] else data["file"]
+        console.print(f"{data['target']} on {data['engine']} {data['engine_version']}: {how}", markup=False)
+        for kind, specs in (("in", inputs), ("out", outputs)):
+            for spec in specs:
+                shape = "×".join(map(str, spec["shape"]))
+                console.print(f"  {kind:4}{spec['name']}  {spec['dtype']}  {shape}", markup=False, highlight=False)
+        console.print(
+            "one inference on zeros: " + ("done" if data["finite"] else "done, with values that are not finite")
+        )
+        if differences:
+            console.print("measured elsewhere, so that its certificate says nothing about this machine:")
+            for line in differences:
+                console.print(f"  {line}", markup=False, highlight=False)
+
+    emit(Outcome(data, show), as_json)
 
 
 def gate(

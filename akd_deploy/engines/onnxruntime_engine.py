@@ -142,17 +142,33 @@ class OnnxRuntimeEngine(Engine):
 
     # --- inside ---------------------------------------------------------------------------------------------
 
+    def session_settings(self) -> dict[str, Any]:
+        """Everything that a session is made with, as JSON types: also what a bundle's runner sets."""
+        wanted = _PROVIDERS[self._provider]
+        providers: list[Any] = [wanted]
+        if self._provider == "cuda":
+            providers = [[wanted, {"use_tf32": str(int(self.target.precision == "tf32"))}]]
+        elif self._provider == "tensorrt":
+            providers = [wanted, _PROVIDERS["cuda"]]
+        return {
+            "graph_optimization_level": _LEVELS[str(self.option("graph_optimization"))],
+            "execution_mode": "ORT_SEQUENTIAL",
+            "intra_op_num_threads": self.option("threads"),
+            "inter_op_num_threads": 1,
+            "log_severity_level": 4,  # fatal: what fails is raised, and said once
+            "entries": {"session.intra_op.allow_spinning": str(int(bool(self.option("spinning"))))},
+            "providers": providers,
+        }
+
     def _session_options(self) -> Any:
-        runtime = _import_runtime()
+        runtime, settings = _import_runtime(), self.session_settings()
         options = runtime.SessionOptions()
-        options.graph_optimization_level = getattr(
-            runtime.GraphOptimizationLevel, _LEVELS[str(self.option("graph_optimization"))]
-        )
-        options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = self.option("threads")
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # fatal: what fails is raised, and said once
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(bool(self.option("spinning")))))
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings["graph_optimization_level"])
+        options.execution_mode = getattr(runtime.ExecutionMode, settings["execution_mode"])
+        for name in ("intra_op_num_threads", "inter_op_num_threads", "log_severity_level"):
+            setattr(options, name, settings[name])
+        for key, value in settings["entries"].items():
+            options.add_session_config_entry(key, value)
         return options
 
     def _session(self, model: onnx.ModelProto, path: Path, options: Any) -> OnnxRuntimeSession:
@@ -163,14 +179,10 @@ class OnnxRuntimeEngine(Engine):
                 "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
             )
         wanted = _PROVIDERS[self._provider]
-        settings: list[Any] = [wanted]
-        if self._provider == "cuda":
-            settings = [(wanted, {"use_tf32": str(int(self.target.precision == "tf32"))})]
-        elif self._provider == "tensorrt":
-            settings = [wanted, _PROVIDERS["cuda"]]
+        providers = [tuple(p) if isinstance(p, list) else p for p in self.session_settings()["providers"]]
         try:
             session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=settings, enable_fallback=0
+                model.SerializeToString(), options, providers=providers, enable_fallback=0
             )
         except _runtime_errors() as error:
             raise self._build_error(model, path, error) from error

@@ -175,18 +175,21 @@ class OpenVinoEngine(Engine):
             )
         return model
 
-    def _compile(self, model: Any, path: Path) -> Any:
-        """Compile for the target's precision and threads, and make sure that both were accepted."""
-        threads = self.option("threads")
-        settings = {
+    def compile_settings(self) -> dict[str, Any]:
+        """Everything that a network is compiled with, as JSON types: also what a bundle's runner sets."""
+        return {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _HINTS[self.target.precision],
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": self.option("threads"),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": self.option("pinning"),
         }
+
+    def _compile(self, model: Any, path: Path) -> Any:
+        """Compile for the target's precision and threads, and make sure that both were accepted."""
+        threads = self.option("threads")
         try:
-            compiled = _core().compile_model(model, "CPU", settings)
+            compiled = _core().compile_model(model, "CPU", self.compile_settings())
         except RuntimeError as error:
             raise BuildError(
                 asked=f"{path.name} in OpenVINO for target {self.target.name}",

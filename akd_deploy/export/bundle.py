@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +38,28 @@ class BundleFile:
     role: str
 
 
+@dataclass(frozen=True)
+class GeneratedFile:
+    """A file to bundle whose text follows from the manifest of the other ones: its name inside, and its role."""
+
+    name: str
+    role: str
+    text_from: Callable[[Manifest], str]
+
+
 def write_bundle(
-    out: Path, files: Sequence[BundleFile], facts: BundleFacts, *, key: Path | None = None, force: bool = False
+    out: Path,
+    files: Sequence[BundleFile],
+    facts: BundleFacts,
+    *,
+    generated: Sequence[GeneratedFile] = (),
+    key: Path | None = None,
+    force: bool = False,
 ) -> Manifest:
     """Copy the files into a new directory `out` with their manifest, and verify it there before it gets its name.
 
     Args:
+        generated: written after `files`, from a manifest that has their hashes.
         key: PEM file of the Ed25519 private key to sign with.
         force: replace `out` where it is a bundle already; nothing else is ever replaced.
 
@@ -52,10 +68,11 @@ def write_bundle(
         MissingFileError, CorruptFileError: a file or key that is not there or cannot be read.
         StorageError: the place is full or read-only; what was there before is still there.
     """
-    _check_names(files)
+    _check_names(files, generated)
     with replaced_whole(out, force) as staging:
         staging.mkdir()
         entries = {file.name: _copy(file, staging) for file in files}
+        entries |= {file.name: _generate(file, staging, Manifest(entries, facts)) for file in generated}
         return finish_bundle(staging, Manifest(entries, facts), key)
 
 
@@ -135,9 +152,10 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def _check_names(files: Sequence[BundleFile]) -> None:
+def _check_names(files: Sequence[BundleFile], generated: Sequence[GeneratedFile]) -> None:
     seen: set[str] = set()
-    for file in files:
+    everything: list[BundleFile | GeneratedFile] = [*files, *generated]
+    for file in everything:
         problem = name_problem(file.name)
         if problem is None and file.name.lower() in seen | {MANIFEST_NAME, SIGNATURE_NAME}:
             problem = f"{file.name!r} is taken"
@@ -145,7 +163,7 @@ def _check_names(files: Sequence[BundleFile]) -> None:
             problem = f"role {file.role!r} of {file.name!r} is not one of {', '.join(ROLES)}"
         if problem is not None:
             raise UsageError(asked="a file in a bundle", found=problem, next="Name it otherwise.")
-        if not file.source.is_file():
+        if isinstance(file, BundleFile) and not file.source.is_file():
             raise MissingFileError(
                 asked=f"{file.source} as {file.name} of a bundle", found="no such file", next="Check the path."
             )
@@ -165,6 +183,14 @@ def _copy(file: BundleFile, staging: Path) -> FileEntry:
             size += len(chunk)
             copy.write(chunk)
     return FileEntry(sha256.hexdigest(), size, file.role)
+
+
+def _generate(file: GeneratedFile, staging: Path, manifest: Manifest) -> FileEntry:
+    data = file.text_from(manifest).encode()
+    destination = staging / file.name
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    destination.write_bytes(data)
+    return FileEntry(hashlib.sha256(data).hexdigest(), len(data), file.role)
 
 
 def _sync(path: Path) -> None:

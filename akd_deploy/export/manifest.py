@@ -11,11 +11,14 @@ from types import MappingProxyType
 from typing import Any
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.errors import AkdError, CorruptFileError, UsageError
-from akd_deploy.target import Target, target_from_dict
+from akd_deploy.errors import CorruptFileError, UsageError
+from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, target_in_manifest
+from akd_deploy.target import Target
 
 FORMAT = "akd-deploy-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
+"""Version 1 has no `engines`."""
 MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.sig"
 UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME)
@@ -35,6 +38,8 @@ ROLES: Mapping[str, str] = {
     "engine": "what the target's engine loads",
     "engine_part": "a further file that the engine needs beside it",
     "source": "the network before it was cast or quantised",
+    "variant": "the network in the precision of a further engine's target",
+    "runner": "a program that runs the engine as it was measured",
     "config": "settings: run.toml, config.pbtxt, calibration",
     "document": "labels, licences, reports",
 }
@@ -60,7 +65,8 @@ class BundleFacts:
     """What a bundle says about its network. Mappings hold JSON types, with finite numbers only.
 
     `latency` has `measured_s`, `predicted_s`, `interval_s` and `budget_s` where known; `provenance` says
-    where teacher and data come from; `created` is a date where the caller wants one (it changes the bytes).
+    where teacher and data come from; `engines` has the facts about every file of role "engine" that is known
+    by more than its bytes; `created` is a date where the caller wants one (it changes the bytes).
     """
 
     target: Target
@@ -71,6 +77,7 @@ class BundleFacts:
     accuracy: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    engines: Mapping[str, EngineFacts] = field(default_factory=dict)
     created: str | None = None
 
 
@@ -81,6 +88,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     facts: BundleFacts
     signed_by: str | None = None
+    format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", MappingProxyType(dict(sorted(self.files.items()))))
@@ -114,9 +122,11 @@ class Manifest:
 
     def _body(self) -> dict[str, Any]:
         facts = self.facts
-        return {
+        without = self.format_version == 1 and not facts.engines
+        engines = {} if without else {"engines": {name: engine.as_dict() for name, engine in facts.engines.items()}}
+        return engines | {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": self.format_version,
             "files": {
                 name: {"sha256": entry.sha256, "bytes": entry.size_bytes, "role": entry.role}
                 for name, entry in self.files.items()
@@ -171,6 +181,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "accuracy": (dict, type(None)),
     "parity": (dict, type(None)),
     "provenance": _OBJECT,
+    "engines": _OBJECT,
     "created": (str, type(None)),
     "signed_by": (str, type(None)),
     "manifest_sha256": _TEXT,
@@ -196,15 +207,16 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
         raise _corrupt(where, f"no JSON: {str(error)[:120]}") from error
     if body.get("format") != FORMAT:
         raise _corrupt(where, f"format {str(body.get('format'))[:40]!r}, not {FORMAT!r}")
-    if body.get("format_version") != FORMAT_VERSION:
-        raise _corrupt(
-            where, f"format version {str(body.get('format_version'))[:40]}; this program reads {FORMAT_VERSION}"
-        )
+    version = body.get("format_version")
+    if version not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise _corrupt(where, f"format version {str(version)[:40]}; this program reads {known}")
     if not canonical:
         raise _corrupt(where, "text that is not canonical JSON: it was changed after it was written")
-    if set(body) != set(_KEYS):
-        raise _corrupt(where, f"keys missing or unknown: {', '.join(sorted(set(body) ^ set(_KEYS)))[:200]}")
-    for key, kinds in _KEYS.items():
+    keys = {key: kinds for key, kinds in _KEYS.items() if key != "engines" or version > 1}
+    if set(body) != set(keys):
+        raise _corrupt(where, f"keys missing or unknown: {', '.join(sorted(set(body) ^ set(keys)))[:200]}")
+    for key, kinds in keys.items():
         if not isinstance(body[key], kinds) or isinstance(body[key], bool):
             raise _corrupt(where, f"{key!r} is of the wrong type")
     stated = body.pop("manifest_sha256")
@@ -212,7 +224,8 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
         raise _corrupt(where, "a checksum that does not fit: the manifest was changed")
     if body["signed_by"] is not None and not _PUBLIC_KEY.fullmatch(body["signed_by"]):
         raise _corrupt(where, "'signed_by' is no Ed25519 public key in hexadecimal")
-    manifest = Manifest(_files_from_json(body["files"], where), _facts_from_json(body, where), body["signed_by"])
+    files = _files_from_json(body["files"], where)
+    manifest = Manifest(files, _facts_from_json(body, files, where), body["signed_by"], version)
     if manifest.digest != stated:
         raise _corrupt(where, "facts that are not written in full")
     return manifest
@@ -243,21 +256,24 @@ def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:
     return entries
 
 
-def _facts_from_json(body: dict[str, Any], where: str) -> BundleFacts:
+def _facts_from_json(body: dict[str, Any], files: Mapping[str, FileEntry], where: str) -> BundleFacts:
     for key in ("device", "versions"):
         if not all(isinstance(value, str) for value in body[key].values()):
             raise _corrupt(where, f"{key!r} holds something other than text")
-    fields = dict(body["target"])
-    name = fields.pop("name", None)
-    if not isinstance(name, str):
-        raise _corrupt(where, "a target without a name")
-    try:
-        target = target_from_dict(name, fields, where)
-    except AkdError as error:
-        raise _corrupt(where, str(error)) from error
+    engines = {}
+    for name, fields in body.get("engines", {}).items():
+        engines[name] = engine_facts_from_dict(fields, f"{where}, engine {name[:MAX_NAME_BYTES]!r}")
+        needed = {name: "engine"} | dict.fromkeys(engines[name].parts, "engine_part")
+        for other, role in needed.items():
+            if other not in files or files[other].role != role:
+                raise _corrupt(where, f"the facts of engine {name!r}, though {other!r} is no file of role {role!r}")
+        network = engines[name].network
+        if network is not None and network not in files:
+            raise _corrupt(where, f"an engine built from {network!r}, which is not in the bundle")
     return BundleFacts(
-        target=target,
+        target=target_in_manifest(body["target"], where),
         device=DeviceFingerprint(body["device"]),
+        engines=engines,
         **{k: body[k] for k in ("versions", "latency", "certificate", "accuracy", "parity", "provenance", "created")},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from akd_deploy.errors import UnknownNameError, UsageError, VerificationError
@@ -80,22 +81,24 @@ def _as_triton(bundle: Path, manifest: Manifest, out: Path, key: Path | None, fo
             next="Sign the new one with --sign KEY.",
         )
     platform = triton_platform(manifest)
-    served = bundle / platform.served_file
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.pbtxt"
         onnx_file = bundle / manifest.with_role("onnx")[0]
         config.write_text(triton_config(model_name, platform, onnx_file, manifest.facts.target), encoding="utf-8")
+
+        def name_of(name: str) -> str:
+            # Triton looks at numbered folders only, so the rest can lie beside them.
+            return f"1/{platform.model_file}" if name == platform.served_file else f"bundle/{name}"
+
         files = [
-            BundleFile("config.pbtxt", config, "config"),
-            BundleFile(f"1/{platform.model_file}", served, manifest.files[platform.served_file].role),
-        ]
-        # Triton looks at numbered folders only, so the rest can lie beside them.
-        files += [
-            BundleFile(f"bundle/{name}", bundle / name, entry.role)
+            BundleFile(name_of(name), bundle / name, entry.role)
             for name, entry in manifest.files.items()
-            if name != platform.served_file
+            if entry.role != "runner"  # the server runs it, and the runner would not find its files
         ]
-        return write_bundle(out / model_name, files, manifest.facts, key=key, force=force)
+        files.append(BundleFile("config.pbtxt", config, "config"))
+        engines = {name_of(name): engine.renamed(name_of) for name, engine in manifest.facts.engines.items()}
+        facts = replace(manifest.facts, engines=engines)
+        return write_bundle(out / model_name, files, facts, key=key, force=force)
 
 
 def _copied(bundle: Path, manifest: Manifest, staging: Path, key: Path | None) -> Manifest:

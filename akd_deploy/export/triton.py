@@ -92,11 +92,13 @@ def _execution(platform: TritonPlatform, target: Target) -> list[str]:
         return ["instance_group [ { count: 1 kind: KIND_GPU } ]"]
     engine = load_engine(target)
     provider, level = engine.option("provider"), engine.option("graph_optimization")
-    if provider not in ("cpu", "cuda") or level != "all":
+    spinning = bool(engine.option("spinning")) or engine.option("threads") == 1  # one thread waits for nobody
+    if provider not in ("cpu", "cuda") or level != "all" or not spinning:
         raise UsageError(
             asked=f"a Triton model of target {target.name}",
-            found=f"provider {provider!r}, graph optimisation {level!r}",
-            next="The server would run it otherwise than it was measured: use provider cpu or cuda at level all.",
+            found=f"provider {provider!r}, graph optimisation {level!r}, spinning {spinning}",
+            next="The server would run it otherwise than it was measured: use provider cpu or cuda, level all and "
+            "spinning.",
         )
     return [
         f"instance_group [ {{ count: 1 kind: {'KIND_CPU' if provider == 'cpu' else 'KIND_GPU'} }} ]",

@@ -7,12 +7,12 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
+from akd_deploy.errors import CorruptFileError, MissingFileError, StorageError, UsageError
 from akd_deploy.export.manifest import (
     MANIFEST_NAME,
     MAX_DEPTH,
@@ -67,13 +67,18 @@ class _Member:
     chunks: Callable[[], Iterator[bytes]]
 
 
-def verify_bundle(path: Path, key: Path | None = None, digest: str | None = None) -> Verification:
+def verify_bundle(
+    path: Path, key: Path | None = None, digest: str | None = None, *, copy_to: Path | None = None
+) -> Verification:
     """Check every byte of a bundle against its manifest, and the manifest against a key or digest.
 
     Args:
         path: a directory or a ZIP file that `package` wrote.
         key: PEM file with the Ed25519 public key that must have signed it.
         digest: the manifest's expected checksum, 64 hexadecimal digits (`sha256:` before it is allowed).
+        copy_to: an empty folder of the caller's own to write the listed files to, each chunk as it is hashed: what
+            lies there afterwards is what was verified, whatever becomes of `path` meanwhile. Only where there are no
+            problems is the copy whole; where manifest, key or digest are wrong nothing is copied.
 
     Returns:
         Every problem found; a bundle, however broken, is never an exception.
@@ -81,6 +86,7 @@ def verify_bundle(path: Path, key: Path | None = None, digest: str | None = None
     Raises:
         MissingFileError: no such bundle or key.
         UsageError, CorruptFileError: a digest or a key that cannot be one.
+        StorageError: `copy_to` cannot be written.
     """
     expected_key = None if key is None else read_public_key(key)
     expected_digest = None if digest is None else _checked_digest(digest)
@@ -91,7 +97,7 @@ def verify_bundle(path: Path, key: Path | None = None, digest: str | None = None
         members = _directory_members(path, problems) if path.is_dir() else _zip_members(path, stack, problems)
         manifest = _check_manifest(members, expected_key, expected_digest, problems)
         if manifest is not None:
-            _check_files(members, manifest, problems)
+            _check_files(members, manifest, problems, None if problems else copy_to)
     proven = expected_key is not None or expected_digest is not None
     return Verification(
         problems=tuple(problems[:MAX_PROBLEMS]),
@@ -240,7 +246,7 @@ def _check_manifest(
     return manifest
 
 
-def _check_files(members: Mapping[str, _Member], manifest: Manifest, problems: list[str]) -> None:
+def _check_files(members: Mapping[str, _Member], manifest: Manifest, problems: list[str], copy_to: Path | None) -> None:
     for name in sorted(members.keys() - manifest.files.keys() - set(UNLISTED)):
         problems.append(f"{name}: not in the manifest")
     for name, entry in manifest.files.items():
@@ -250,15 +256,52 @@ def _check_files(members: Mapping[str, _Member], manifest: Manifest, problems: l
         elif member.size_bytes != entry.size_bytes:
             problems.append(f"{name}: {member.size_bytes} bytes, the manifest says {entry.size_bytes}")
         else:
-            sha256 = hashlib.sha256()
             try:
-                for chunk in member.chunks():
-                    sha256.update(chunk)
+                with _copy(copy_to, name) as write:
+                    sha256 = _sha256(member, entry.size_bytes, write)
             except (CorruptFileError, OSError) as error:
+                if isinstance(error, StorageError):
+                    raise
                 problems.append(f"{name}: {_found(error)}")
                 continue
-            if sha256.hexdigest() != entry.sha256:
-                problems.append(f"{name}: its contents changed (SHA-256 {sha256.hexdigest()}, not {entry.sha256})")
+            if sha256 != entry.sha256:
+                problems.append(f"{name}: its contents changed (SHA-256 {sha256}, not {entry.sha256})")
+
+
+def _sha256(member: _Member, size_bytes: int, write: Callable[[bytes], object]) -> str:
+    """Hash a member and write it chunk by chunk; one that has grown since it was listed is not read on for ever."""
+    sha256, size = hashlib.sha256(), 0
+    for chunk in member.chunks():
+        size += len(chunk)
+        if size > size_bytes:
+            raise OSError("grew while it was read")
+        sha256.update(chunk)
+        write(chunk)
+    return sha256.hexdigest()
+
+
+@contextmanager
+def _copy(folder: Path | None, name: str) -> Iterator[Callable[[bytes], object]]:
+    """What takes the chunks of a file that is copied; nothing where there is no folder."""
+    if folder is None:
+        yield lambda chunk: None
+        return
+    path = folder / name
+    failed = f"a private copy of {name} in {folder}"
+
+    def write(chunk: bytes) -> None:
+        try:
+            file.write(chunk)
+        except OSError as error:
+            raise StorageError(asked=failed, found=str(error), next="Free some space.") from error
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("xb", buffering=0)
+    except OSError as error:
+        raise StorageError(asked=failed, found=str(error), next="Free some space.") from error
+    with file:
+        yield write
 
 
 def _found(error: Exception) -> str:

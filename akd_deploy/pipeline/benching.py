@@ -14,6 +14,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import GateError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
+from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
 
 MIN_SAMPLES_PER_BLOCK = 100
@@ -92,6 +93,7 @@ def bench_models(
         }
     record = {
         "model": str(model),
+        "sha256": file_sha256(model),
         "target": target.as_dict(),
         "device": dict(engine.fingerprint().facts),
         "engine_version": engine.version(),

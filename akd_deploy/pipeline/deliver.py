@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
-from akd_deploy.export.bundle import BundleFile, write_bundle
+from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
+from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, facts_of_built
 from akd_deploy.export.manifest import BundleFacts
+from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.student import load_student
@@ -44,20 +47,28 @@ def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     for i, target in enumerate(targets):
         run.on_progress(f"building {target.name}", i, len(targets))
         build = shipping.build_for(target, models, folder / target.name)
-        builds[target.name] = {
-            "path": str(build.built.path.relative_to(run.directory)) if build.built else None,
-            "files": [str(p.relative_to(run.directory)) for p in build.built.files] if build.built else [],
-            "precision": dict(build.built.precision) if build.built else None,
-            "size_bytes": build.built.size_bytes if build.built else None,
-            "seconds": build.built.seconds if build.built else None,
-            "why_not": build.why_not,
-            "why_not_measured": build.why_not_measured,
-        }
+        builds[target.name] = _build_row(run, build)
     return {
         "onnx": str(onnx_path.relative_to(run.directory)),
         "models": {mode: str(path.relative_to(run.directory)) for mode, path in models.items()},
         "parity": parity.as_dict(),
         "builds": builds,
+    }
+
+
+def _build_row(run: Run, build: shipping.TargetBuild) -> dict[str, Any]:
+    """What the journal keeps of a build."""
+    built = build.built
+    row: dict[str, Any] = {"why_not": build.why_not, "why_not_measured": build.why_not_measured}
+    if built is None:
+        return row | {"path": None, "files": [], "precision": None, "size_bytes": None, "seconds": None}
+    return row | {
+        "path": str(built.path.relative_to(run.directory)),
+        "files": [str(path.relative_to(run.directory)) for path in built.files],
+        "precision": dict(built.precision),
+        "size_bytes": built.size_bytes,
+        "seconds": built.seconds,
+        "facts": facts_of_built(load_engine(build.target), built).as_dict(),
     }
 
 
@@ -107,20 +118,45 @@ def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def network_files(models: Mapping[str, Path], target: Target, others: Sequence[Target] = ()) -> list[BundleFile]:
+    """The networks that a bundle holds: what the target's engine was built from, and what that was made from.
+
+    Args:
+        models: mode → file, as the export wrote them; "fp32" is there.
+        others: further targets that have an engine in the bundle.
+
+    A server, and a rebuild elsewhere, take the one file of role "onnx": it is in the precision of the certificate.
+    torch's engine is its archive, so that its ONNX is but the source.
+    """
+    own = mode_for(target)
+    roles = {"fp32": "source"} | {mode_for(other): "variant" for other in others if mode_for(other) != "fp32"}
+    roles[own] = "onnx"
+    return [BundleFile(models[mode].name, models[mode], role) for mode, role in roles.items() if not is_archive(mode)]
+
+
 def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The shippable bundle, verified after it was written."""
     build = results["export"]["builds"][run.target.name]
     measured, winner = results["measure"], results["confirm"]["winner"]
     main = measured["measured"][run.target.name]
     engine = load_engine(run.target)
-    files = [
-        BundleFile("student.onnx", run.directory / results["export"]["onnx"], "onnx"),
-        BundleFile("run.toml", run.directory / "run.toml", "config"),
-    ]
-    for name, row in results["export"]["builds"].items():
-        for i, path in enumerate(row["files"]):
-            inside = f"engines/{name}/{Path(path).name}"
-            files.append(BundleFile(inside, run.directory / path, "engine" if i == 0 else "engine_part"))
+    models = {mode: run.directory / path for mode, path in results["export"]["models"].items()}
+    built = [run.targets[name] for name, row in results["export"]["builds"].items() if row["path"] is not None]
+    files = network_files(models, run.target, built)
+    files.append(BundleFile("run.toml", run.directory / "run.toml", "config"))
+    engines: dict[str, EngineFacts] = {}
+    for target in built:
+        row = results["export"]["builds"][target.name]
+        inside = {f"engines/{target.name}/{Path(path).name}": run.directory / path for path in row["files"]}
+        for name, path in inside.items():
+            files.append(BundleFile(name, path, "engine_part" if name in list(inside)[1:] else "engine"))
+        name, *parts = inside
+        mode = mode_for(target)
+        engines[name] = replace(
+            engine_facts_from_dict(row["facts"], f"the build for {target.name}"),
+            network=None if is_archive(mode) else models[mode].name,
+            parts=tuple(parts),
+        )
     samples = run.directory / "engines" / "latency_samples.json"
     write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
     files.append(BundleFile("latency_samples.json", samples, "document"))
@@ -138,6 +174,7 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         certificate=measured["certificate"],
         accuracy={"test": results["distill"]["chosen"]["accuracy"], "images": len(run.bed.dataset.test)},
         parity=results["export"]["parity"],
+        engines=engines,
         provenance={
             "architecture": winner["arch"],
             "teacher": {key: results["teacher"][key] for key in ("source", "sha256", "parameters")},
@@ -146,7 +183,8 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         },
     )
     out = run.directory / "bundle"
-    manifest = write_bundle(out, files, facts, force=True)
+    runner = [GeneratedFile(RUNNER_NAME, "runner", runner_source)] if has_runner(run.target) else []
+    manifest = write_bundle(out, files, facts, generated=runner, force=True)
     verification = verify_bundle(out)
     return {
         "path": str(out.name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from akd_deploy.configuration import CertificateTable
 from akd_deploy.data import Split
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine, Engine
-from akd_deploy.errors import AkdError, BuildError
+from akd_deploy.errors import AkdError, BuildError, StorageError
 from akd_deploy.export.parity import Parity, check_parity, compare_outputs, tolerance_for
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
+from akd_deploy.export.trusted import record_built
 from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, OUTPUT, onnx_from_student
 from akd_deploy.models.student import Student
@@ -119,9 +121,13 @@ def build_for(target: Target, models: Mapping[str, Path], folder: Path) -> Targe
         return TargetBuild(target, None, reason)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return TargetBuild(target, engine.build(model_for(target, models), folder), None, engine.why_not())
+        network = model_for(target, models)
+        built = engine.build(network, folder)
     except AkdError as error:
         return TargetBuild(target, None, str(error))
+    with suppress(StorageError):  # the engine is as good without its record, for which `bench --engine` asks alone
+        record_built(engine, built, network)
+    return TargetBuild(target, built, None, engine.why_not())
 
 
 def typed_variants(

@@ -13,7 +13,7 @@ import akd_deploy
 
 COMMANDS = {
     "doctor", "targets", "profile", "fit", "predict", "bench", "feasible", "search", "distill", "export", "build",
-    "quantize", "lint", "inspect", "diff", "package", "verify", "gate", "report", "run", "demo", "import-table",
+    "quantize", "lint", "inspect", "diff", "package", "verify", "load", "gate", "report", "run", "demo", "import-table",
 }  # fmt: skip
 
 

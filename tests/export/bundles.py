@@ -33,7 +33,9 @@ def facts(engine: str = "onnxruntime", **changes) -> BundleFacts:
     return BundleFacts(**(fields | changes))
 
 
-def write_small_bundle(folder: Path, key: Path | None = None, engine: str = "onnxruntime", **kwargs) -> Manifest:
+def write_small_bundle(
+    folder: Path, key: Path | None = None, engine: str = "onnxruntime", force: bool = False, **changes
+) -> Manifest:
     """`folder`/bundle with an ONNX file, an engine in a subfolder and a document; sources beside it."""
     sources = folder / "sources"
     sources.mkdir(exist_ok=True)
@@ -45,7 +47,7 @@ def write_small_bundle(folder: Path, key: Path | None = None, engine: str = "onn
         BundleFile("engines/cpu_test.engine", sources / "engine.bin", "engine"),
         BundleFile("labels.txt", sources / "labels.txt", "document"),
     ]
-    return write_bundle(folder / "bundle", files, facts(engine), key=key, **kwargs)
+    return write_bundle(folder / "bundle", files, facts(engine, **changes), key=key, force=force)
 
 
 def write_keys(folder: Path, name: str = "key", seed: int = 1) -> tuple[Path, Path]:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from akd_deploy.errors import CorruptFileError, UsageError
+from akd_deploy.export.engine_facts import EngineFacts
 from akd_deploy.export.manifest import (
     MAX_DEPTH,
     MAX_FILES,
@@ -18,8 +20,22 @@ from akd_deploy.export.manifest import (
     manifest_from_bytes,
     name_problem,
 )
+from akd_deploy.target import Target
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "manifest_v1.json"
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+ENGINES = {
+    "e/x.engine": EngineFacts(
+        target=Target("orin", "orin", "tensorrt", "fp16", 4, engine_options={"compute_capabilities": ("sm87",)}),
+        engine_version="10.13.0",
+        network="student.onnx",
+        parts=(),
+        device={"kind": "gpu", "model": "Orin"},
+        compute_capabilities=("sm87",),
+        precision={"float16": 30, "float32": 2},
+        memory={"activation_bytes": 1048576, "weights_bytes": 65536},
+    )
+}
 
 
 def manifest(**changes) -> Manifest:
@@ -31,7 +47,7 @@ def rewritten(change) -> bytes:
     """The manifest's JSON after `change`, with a checksum that fits again: what a forger would write."""
     import hashlib
 
-    body = json.loads(manifest().to_bytes())
+    body = json.loads(manifest(engines=ENGINES).to_bytes())
     del body["manifest_sha256"]
     change(body)
     return canonical_json({**body, "manifest_sha256": hashlib.sha256(canonical_json(body)).hexdigest()})
@@ -47,8 +63,30 @@ def test_what_is_written_is_read_back_equal():
 
 
 def test_the_golden_manifest_of_version_1_is_written_and_read_as_ever():
-    assert manifest_from_bytes(GOLDEN.read_bytes()) == manifest()
-    assert manifest().to_bytes() == GOLDEN.read_bytes()
+    """It has no facts about its engines; signing it anew makes no second version of it."""
+    old = replace(manifest(), format_version=1)
+    assert manifest_from_bytes((GOLDEN / "manifest_v1.json").read_bytes()) == old
+    assert old.to_bytes() == (GOLDEN / "manifest_v1.json").read_bytes()
+    assert old.with_signer("c" * 64).format_version == 1
+
+
+def test_the_golden_manifest_of_version_2_is_written_and_read_as_ever():
+    assert manifest_from_bytes((GOLDEN / "manifest_v2.json").read_bytes()) == manifest(engines=ENGINES)
+    assert manifest(engines=ENGINES).to_bytes() == (GOLDEN / "manifest_v2.json").read_bytes()
+
+
+def test_facts_about_engines_are_of_files_in_the_bundle():
+    facts = ENGINES["e/x.engine"]
+    for engines, message in (
+        ({"e/y.engine": facts}, "'e/y.engine' is no file of role 'engine'"),
+        ({"student.onnx": facts}, "'student.onnx' is no file of role 'engine'"),
+        ({"e/x.engine": replace(facts, parts=("e/x.bin",))}, "'e/x.bin' is no file of role 'engine_part'"),
+        ({"e/x.engine": replace(facts, network="other.onnx")}, "built from 'other.onnx'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            manifest(engines=engines).to_bytes()
+    with pytest.raises(UsageError, match="unknown: engines"):  # version 1 has no place for them
+        replace(manifest(engines=ENGINES), format_version=1).to_bytes()
 
 
 def test_the_digest_covers_every_fact():
@@ -72,8 +110,23 @@ def test_the_digest_covers_every_fact():
         (lambda b: b.pop("parity"), "keys"),
         (lambda b: b.update(extra=1), "keys"),
         (lambda b: b.update(format="other"), "format 'other'"),
-        (lambda b: b.update(format_version=2), "version 2"),
-        (lambda b: b.update(format_version=True), "wrong type"),
+        (lambda b: b.update(format_version=3), "version 3"),
+        (lambda b: b.update(format_version=True), "keys missing or unknown: engines"),
+        (lambda b: b.update(format_version=1), "keys missing or unknown: engines"),
+        (lambda b: b.pop("engines"), "keys missing or unknown: engines"),
+        (lambda b: b.update(engines=[]), "'engines' is of the wrong type"),
+        (lambda b: b["engines"].update({"e/x.engine": {}}), "engine 'e/x.engine'.*not an object of"),
+        (lambda b: b["engines"]["e/x.engine"].update(more=1), "not an object of"),
+        (lambda b: b["engines"]["e/x.engine"].update(engine_version=1), "'engine_version' is of the wrong type"),
+        (lambda b: b["engines"]["e/x.engine"].update(batch=True), "'batch' is of the wrong type"),
+        (lambda b: b["engines"]["e/x.engine"].update(parts=[1]), "'parts' holds something other than text"),
+        (lambda b: b["engines"]["e/x.engine"].update(compute_capabilities=[87]), "'compute_capabilities' holds"),
+        (lambda b: b["engines"]["e/x.engine"]["device"].update(model=1), "'device' holds something other than text"),
+        (lambda b: b["engines"]["e/x.engine"]["memory"].update(more=-1), "'memory' holds"),
+        (lambda b: b["engines"]["e/x.engine"]["precision"].update(float16=0.5), "'precision' holds"),
+        (lambda b: b["engines"]["e/x.engine"]["target"].pop("name"), "without a name"),
+        (lambda b: b["engines"]["e/x.engine"]["target"].update(precision="fp12"), "fp12"),
+        (lambda b: b["engines"]["e/x.engine"].update(engine="openvino"), "in full"),
         (lambda b: b.update(files=[]), "wrong type"),
         (lambda b: b.update(created=5), "wrong type"),
         (lambda b: b.update(signed_by="C" * 64), "public key"),

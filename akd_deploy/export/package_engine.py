@@ -1,0 +1,139 @@
+"""Package one engine that was built here: its network, its facts, its bench and its runner, as any other bundle."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import akd_deploy
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
+from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
+from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict
+from akd_deploy.export.manifest import BundleFacts, Manifest
+from akd_deploy.export.package import package_bundle
+from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
+from akd_deploy.export.trusted import built_record
+from akd_deploy.storage import file_sha256
+
+
+def package_engine(
+    engine: Path,
+    format: str,
+    out: Path,
+    *,
+    bench: Path | None = None,
+    source: Path | None = None,
+    key: Path | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Write what `build` wrote here as a bundle.
+
+    Args:
+        engine: the engine file, as it was built.
+        format, out, key, force: as those of `package_bundle`.
+        bench: what `bench -o` wrote about this very file, for the latency and the certificate.
+        source: the network before it was cast or quantised.
+
+    Raises:
+        VerificationError: the file was not built here, or changed since.
+        MissingFileError, MismatchError: the network it was built from is gone, or another one now; the bench is
+            of another file or target.
+        UsageError: a network whose weights are in files of their own.
+    """
+    record = built_record(engine)
+    built = engine_facts_from_dict(record["facts"], f"the record of {engine}")
+    target = built.target
+    files = [] if target.engine == "torch" else [BundleFile(*_network(record, engine), "onnx")]
+    if source is not None:
+        files.append(BundleFile(source.name, source, "source"))
+    folder = f"engines/{target.name}"
+    name, parts = f"{folder}/{engine.name}", tuple(f"{folder}/{part}" for part in record["parts"])
+    facts = replace(built, network=files[0].name if files and files[0].role == "onnx" else None, parts=parts)
+    files.append(BundleFile(name, engine, "engine"))
+    files += [BundleFile(f"{folder}/{part}", engine.parent / part, "engine_part") for part in record["parts"]]
+    told = {} if bench is None else _bench(bench, engine, facts)
+    with tempfile.TemporaryDirectory(prefix="akd-package-") as temporary:
+        bundle = Path(temporary) / engine.stem
+        runner = [GeneratedFile(RUNNER_NAME, "runner", runner_source)] if has_runner(target) else []
+        write_bundle(bundle, files, _facts(name, facts, told, record), generated=runner)
+        return package_bundle(bundle, format, out, key=key, force=force)
+
+
+def _network(record: dict[str, Any], engine: Path) -> tuple[str, Path]:
+    """Name in the bundle and place of the network, which must be the one that the engine was built from."""
+    path = Path(record["network"]["path"])
+    if not path.is_file():
+        raise MissingFileError(
+            asked=f"the network that {engine} was built from", found=f"no file {path}", next="Build the engine again."
+        )
+    if file_sha256(path) != record["network"]["sha256"]:
+        raise MismatchError(
+            asked=f"the network that {engine} was built from",
+            found=f"another one in {path} now",
+            next="Build the engine again.",
+        )
+    tensors = onnx.load(path, format="protobuf", load_external_data=False).graph.initializer
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
+        raise UsageError(
+            asked=f"{path} in a bundle",
+            found="a network whose weights are in files of their own",
+            next="Save it as one file and build the engine again.",
+        )
+    return path.name, path
+
+
+def _bench(bench: Path, engine: Path, facts: EngineFacts) -> dict[str, Any]:
+    """A bench's record, which must be of this file on this target."""
+    try:
+        told = json.loads(bench.read_text(encoding="utf-8"))
+        measured_s, target = told["latency_stats_s"], told["target"]
+        sha256, device, version = told["sha256"], told["device"], told["engine_version"]
+        found = {"target": target, "file": sha256, "engine_version": version}
+        certificate = told["certificate"]
+        if not isinstance(measured_s, dict) or not isinstance(device, dict):
+            raise TypeError("latency_stats_s and device are no objects")
+    except OSError as error:
+        raise MissingFileError(asked=f"the bench {bench}", found=str(error), next="Check the path.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptFileError(
+            asked=f"a bench in {bench}",
+            found=f"something else ({type(error).__name__}: {error})",
+            next="Write one with `akd-deploy bench --engine … -o FILE`.",
+        ) from error
+    wanted = {"target": facts.target.as_dict(), "file": file_sha256(engine), "engine_version": facts.engine_version}
+    differing = [key for key, value in wanted.items() if found[key] != value]
+    if differing:
+        raise MismatchError(
+            asked=f"{bench} as the bench of {engine}",
+            found=f"another {', '.join(differing)}: {', '.join(str(found[key]) for key in differing)}",
+            next="Measure this file on this target.",
+        )
+    return {"measured_s": measured_s, "device": device, "certificate": certificate}
+
+
+def _facts(name: str, facts: EngineFacts, bench: dict[str, Any], record: dict[str, Any]) -> BundleFacts:
+    certificate = bench.get("certificate")
+    latency = {"measured_s": bench["measured_s"]} if bench else {}
+    if certificate is not None:
+        latency["budget_s"] = certificate["budget_s"]
+    return BundleFacts(
+        target=facts.target,
+        device=DeviceFingerprint(bench.get("device") or facts.device or {}),
+        versions={
+            "akd-deploy": akd_deploy.__version__,
+            "python": platform.python_version(),
+            "onnx": onnx.__version__,
+            facts.target.engine: facts.engine_version,
+        },
+        latency=latency,
+        certificate=certificate,
+        provenance={"network": {"name": Path(record["network"]["path"]).name, "sha256": record["network"]["sha256"]}},
+        engines={name: facts},
+    )

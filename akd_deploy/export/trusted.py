@@ -1,0 +1,125 @@
+"""Which engine files may reach a runtime: those built here, those of a bundle that verifies, those asked for.
+
+Loading an engine can run what is in it. `build` therefore leaves a record of the hash of what it wrote in the user's
+data directory; a file that nobody here has built is refused before a byte of it reaches a runtime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from akd_deploy.engines.base import BuiltEngine, Engine
+from akd_deploy.errors import MissingFileError, VerificationError
+from akd_deploy.export.bundle import is_bundle
+from akd_deploy.export.engine_facts import NATIVE_ENGINES, facts_of_built
+from akd_deploy.export.manifest import MAX_DEPTH
+from akd_deploy.export.verify import verify_bundle
+from akd_deploy.storage import file_sha256, write_text_atomically
+from akd_deploy.target import user_data_dir
+
+CODE_ENGINES = (*NATIVE_ENGINES, "torch")
+"""Engines whose files can run what their author wants: machine code, and torch's archives of graphs and sources."""
+
+NATIVE_SUFFIXES = (".plan",)
+"""Files that are native code whichever option names them."""
+
+
+def record_built(engine: Engine, built: BuiltEngine, network: Path) -> None:
+    """Remember an engine that was built here just now from `network`: its facts, and the hash of every file.
+
+    Raises:
+        StorageError: the user's data directory cannot be written.
+    """
+    folder = built.path.parent
+    parts = {str(path.relative_to(folder)): file_sha256(path) for path in built.files if path != built.path}
+    record = {
+        "parts": parts,
+        "facts": facts_of_built(engine, built).as_dict(),
+        "network": {"path": str(network.absolute()), "sha256": file_sha256(network)},
+        "built": datetime.now(UTC).isoformat(timespec="seconds"),
+        "path": str(built.path.absolute()),
+    }
+    write_text_atomically(_record(file_sha256(built.path)), json.dumps(record, indent=1, sort_keys=True) + "\n")
+
+
+def built_record(path: Path) -> dict[str, Any]:
+    """What `record_built` wrote about a file that is still as it was built.
+
+    Raises:
+        VerificationError: no such record, or a part that changed.
+    """
+    found = why_not_built_here(path)
+    if found is None:
+        record: dict[str, Any] = json.loads(_record(file_sha256(path)).read_text(encoding="utf-8"))
+        if {"parts", "facts", "network"} <= set(record):
+            return record
+        found = "a record without its facts"
+    raise VerificationError(
+        asked=f"{path} as an engine that was built here",
+        found=found,
+        next="Build it here with `akd-deploy build`, or name the folder of a bundle.",
+    )
+
+
+def why_not_built_here(path: Path) -> str | None:
+    """None where `record_built` knows the file and all its parts are as they were, else what is wrong."""
+    sha256 = file_sha256(path)
+    try:
+        parts = dict(json.loads(_record(sha256).read_text(encoding="utf-8"))["parts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"no record that it was built here (SHA-256 {sha256})"
+    for name, expected in parts.items():
+        part = path.parent / name
+        if not part.is_file() or file_sha256(part) != expected:
+            return f"{name} beside it missing or changed since it was built here"
+    return None
+
+
+def check_engine_file(path: Path, engine: str, *, trust: bool = False, key: Path | None = None) -> None:
+    """Let an engine file pass that was built here, that lies in a bundle which verifies, or that is trusted on request.
+
+    A bundle's engine that can run code is let pass only if its bundle is signed with the private half of `key`:
+    without one a bundle shows no more than that nothing changed by accident.
+
+    Raises:
+        VerificationError: any other file; none of it was read but to hash it.
+        MissingFileError: no such file.
+    """
+    if trust:
+        return
+    if not path.is_file():
+        raise MissingFileError(asked=f"the engine {path}", found="no such file", next="Check the path.")
+    place = path.resolve()
+    found = why_not_built_here(place)
+    if found is None:
+        return
+    bundle = next((folder for folder in list(place.parents)[: MAX_DEPTH + 1] if is_bundle(folder)), None)
+    if bundle is not None:
+        verification = verify_bundle(bundle, key)
+        if verification.ok and (verification.authentic or engine not in CODE_ENGINES):
+            return
+        found = f"{found}, in the bundle {bundle}: " + (
+            "; ".join(verification.problems) or "it is whole, but nothing says whose it is"
+        )
+    raise VerificationError(
+        asked=f"the engine {path} to be loaded",
+        found=found,
+        next="An engine can run code of its own. Build it here from its ONNX, load its bundle with `akd-deploy load "
+        "BUNDLE --key KEY`, or say --trust-engine if you know where it comes from.",
+    )
+
+
+def check_models(
+    engine: str, built: Iterable[Path], others: Iterable[Path] = (), *, trust: bool = False, key: Path | None = None
+) -> None:
+    """`check_engine_file` for files given as engines, and for native code among files given as models."""
+    for path in (*built, *(path for path in others if path.suffix in NATIVE_SUFFIXES)):
+        check_engine_file(path, engine, trust=trust, key=key)
+
+
+def _record(sha256: str) -> Path:
+    return user_data_dir() / "built_engines" / f"{sha256}.json"

@@ -1,0 +1,163 @@
+"""An engine that was built here becomes a bundle with its network, its bench and its runner."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from export_graphs import convnet, saved
+
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError, VerificationError
+from akd_deploy.export.load import load_bundle
+from akd_deploy.export.package_engine import package_engine
+from akd_deploy.export.trusted import record_built
+from akd_deploy.export.verify import verify_bundle
+from akd_deploy.storage import file_sha256
+from akd_deploy.target import Target
+
+TARGETS = {name: Target(f"cpu_{name}", "cpu", name) for name in ("onnxruntime", "openvino")}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("AKD_DEPLOY_HOME", str(tmp_path / "home"))
+
+
+def build(folder, name="onnxruntime"):
+    """The engine file."""
+    engine, network = load_engine(TARGETS[name]), saved(convnet(), folder / "net.onnx")
+    built = engine.build(network, folder / "built")
+    record_built(engine, built, network)
+    return built.path
+
+
+def bench_of(path, name="onnxruntime", **changes):
+    """What `bench -o` writes about a file, as far as it is read."""
+    engine = load_engine(TARGETS[name])
+    told = {
+        "sha256": file_sha256(path),
+        "target": TARGETS[name].as_dict(),
+        "device": dict(engine.fingerprint().facts),
+        "engine_version": engine.version(),
+        "latency_stats_s": {"median": 1e-3, "p90": 2e-3, "p99": 3e-3},
+        "certificate": {"percentile": 90, "confidence": 0.99, "budget_s": 4e-3, "ok": True},
+    } | changes
+    file = path.parent / "bench.json"
+    file.write_text(json.dumps(told), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize("name", sorted(TARGETS))
+def test_the_bundle_holds_what_was_built_what_it_was_built_from_and_what_was_measured(tmp_path, name):
+    engine = build(tmp_path, name)
+    source = saved(convnet(seed=2), tmp_path / "float.onnx")
+    package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, name), source=source)
+    manifest = verify_bundle(tmp_path / "b.zip").manifest
+    inside = f"engines/cpu_{name}/{engine.name}"
+    assert manifest.with_role("engine") == [inside]
+    assert (manifest.with_role("onnx"), manifest.with_role("source")) == (["net.onnx"], ["float.onnx"])
+    assert manifest.with_role("runner") == ["runner.py"]
+    assert manifest.files[inside].sha256 == file_sha256(engine)
+    made = manifest.facts.engines[inside]
+    assert (made.target, made.network) == (TARGETS[name], "net.onnx")
+    assert list(made.parts) == manifest.with_role("engine_part")
+    assert manifest.facts.latency == {"measured_s": {"median": 1e-3, "p90": 2e-3, "p99": 3e-3}, "budget_s": 4e-3}
+    assert manifest.facts.certificate["ok"] is True
+    assert manifest.facts.provenance["network"]["sha256"] == file_sha256(tmp_path / "net.onnx")
+    with load_bundle(tmp_path / "b.zip") as loaded:
+        assert loaded.fit.differs == loaded.fit.blocks == ()
+
+
+def test_without_a_bench_nothing_is_claimed(tmp_path):
+    package_engine(build(tmp_path), "dir", tmp_path / "b")
+    facts = verify_bundle(tmp_path / "b").manifest.facts
+    assert (facts.latency, facts.certificate, facts.accuracy, facts.parity) == ({}, None, None, None)
+
+
+def test_a_triton_model_is_named_after_the_engine(tmp_path):
+    package_engine(build(tmp_path), "triton", tmp_path / "models")
+    assert (tmp_path / "models" / "net" / "config.pbtxt").is_file()
+
+
+def test_what_was_not_built_here_is_not_packaged(tmp_path):
+    engine = build(tmp_path)
+    engine.write_bytes(engine.read_bytes() + b"\0")
+    with pytest.raises(VerificationError, match="no record that it was built here"):
+        package_engine(engine, "zip", tmp_path / "b.zip")
+    (record,) = (tmp_path / "home" / "built_engines").iterdir()
+    engine = build(tmp_path)
+    record.write_text('{"parts": {}}', encoding="utf-8")
+    with pytest.raises(VerificationError, match="a record without its facts"):
+        package_engine(engine, "zip", tmp_path / "b.zip")
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_another_network_in_its_place_is_not_packaged_as_what_it_was_built_from(tmp_path):
+    engine = build(tmp_path)
+    saved(convnet(seed=3), tmp_path / "net.onnx")
+    with pytest.raises(MismatchError, match=r"another one in .*net\.onnx now"):
+        package_engine(engine, "zip", tmp_path / "b.zip")
+    (tmp_path / "net.onnx").unlink()
+    with pytest.raises(MissingFileError, match=r"net\.onnx"):
+        package_engine(engine, "zip", tmp_path / "b.zip")
+
+
+def test_weights_in_files_of_their_own_are_refused(tmp_path):
+    import onnx
+
+    network = tmp_path / "net.onnx"
+    onnx.save(convnet(), network, save_as_external_data=True, location="net.weights", size_threshold=0)
+    engine = load_engine(TARGETS["onnxruntime"])
+    built = engine.build(network, tmp_path / "built")
+    record_built(engine, built, network)
+    with pytest.raises(UsageError, match="Save it as one file"):
+        package_engine(built.path, "zip", tmp_path / "b.zip")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"sha256": "0" * 64}, "another file"),
+        ({"target": {}}, "another target"),
+        ({"engine_version": "0.1"}, "another engine_version: 0.1"),
+    ],
+)
+def test_a_bench_of_something_else_is_refused(tmp_path, changes, found):
+    engine = build(tmp_path)
+    with pytest.raises(MismatchError, match=found):
+        package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, **changes))
+
+
+def test_a_file_that_is_no_bench_is_refused(tmp_path):
+    engine, bench = build(tmp_path), tmp_path / "bench.json"
+    for text in ("", "[]", "{}", json.dumps({"latency_stats_s": {}})):
+        bench.write_text(text, encoding="utf-8")
+        with pytest.raises(CorruptFileError, match="something else"):
+            package_engine(engine, "zip", tmp_path / "b.zip", bench=bench)
+    with pytest.raises(CorruptFileError, match="no objects"):
+        package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, device=[]))
+    with pytest.raises(MissingFileError):
+        package_engine(engine, "zip", tmp_path / "b.zip", bench=tmp_path / "gone.json")
+
+
+def test_a_plan_for_other_gpus_is_packaged_with_what_it_is_for_and_is_not_loaded_without_one(tmp_path):
+    """Built by TensorRT-RTX, which needs no GPU to build."""
+    pytest.importorskip("tensorrt_rtx")
+    from akd_deploy.errors import MissingRuntimeError
+
+    target = Target("rtx", "rtx", "tensorrt-rtx", engine_options={"compute_capabilities": ("sm89",)})
+    engine, network = load_engine(target), saved(convnet(), tmp_path / "net.onnx")
+    built = engine.build(network, tmp_path / "built")
+    record_built(engine, built, network)
+    package_engine(built.path, "zip", tmp_path / "b.zip")
+    manifest = verify_bundle(tmp_path / "b.zip").manifest
+    made = manifest.facts.engines["engines/rtx/net.plan"]
+    assert (made.device, made.compute_capabilities) == (None, ("sm89",))
+    assert made.engine_version == engine.version()
+    assert made.precision == built.precision
+    assert set(made.memory or {}) <= {"activation_bytes", "weights_bytes"}
+    assert manifest.with_role("runner") == ["runner.py"]
+    if engine.why_not() is not None:
+        with pytest.raises(MissingRuntimeError):
+            load_bundle(tmp_path / "b.zip", trust=True)
