@@ -419,12 +419,23 @@ def bench(
     emit(Outcome(data, show, exit_code), as_json)
 
 
+def _over_processes(certificate: dict[str, Any]) -> str:
+    """The part of a certificate that minds how processes differ."""
+    upper_s = certificate["clustered_upper_s"]
+    bound = "not bounded" if upper_s is None else f"below {format_seconds(upper_s)}"
+    return f"over processes {bound}"
+
+
 def bench_table(data: dict[str, Any]) -> Any:
     """The table of one bench."""
     statistics = data["latency_stats_s"]
     rows = [("median", format_seconds(statistics["median"]))]
     for name, bound_s in data["upper_bounds_s"].items():
-        bound = f", below {format_seconds(bound_s)} at 95 %" if bound_s is not None else "; too few samples to bound it"
+        bound = (
+            f", below {format_seconds(bound_s)} at 95 %"
+            if bound_s is not None
+            else "; too few samples or processes to bound it"
+        )
         rows.append((name, format_seconds(statistics[name]) + bound))
     rows.append(("samples", f"{data['samples']} in {len(data['blocks'])} processes"))
     rows.append(("σ between processes", "—" if data["sigma"] is None else f"{data['sigma']:.2%}"))
@@ -436,7 +447,7 @@ def bench_table(data: dict[str, Any]) -> Any:
                 "certificate",
                 f"p{c['percentile']:g} ≤ {format_seconds(c['budget_s'])} at {c['confidence']:.0%}: {verdict} "
                 f"({c['exceeding']} of {c['samples']} over, {c['allowed']} allowed; "
-                f"worst process {c['worst_block_exceeding']:.1%} over)",
+                f"worst process {c['worst_block_exceeding']:.1%} over; {_over_processes(c)})",
             )
         )
     if data["compared"] is not None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from akd_deploy.certificate import MIN_BLOCKS, certify, ratio_interval, samples_needed
+from akd_deploy.bounds import MIN_BLOCKS_FOR_BOUND, samples_needed
+from akd_deploy.certificate import MIN_BLOCKS, certify
+from akd_deploy.comparison import ratio_interval
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import GateError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
@@ -24,10 +26,11 @@ BOUND_CONFIDENCE = 0.95
 
 
 def _upper_bounds_s(measurement: Measurement) -> dict[str, float | None]:
-    """Distribution-free upper bounds of p90 and p99; None where there are too few samples for one."""
+    """Upper bounds of p90 and p99 over processes to come; None where samples or processes are too few for one."""
+    processes = len(measurement.blocks) >= MIN_BLOCKS_FOR_BOUND
     bounds: dict[str, float | None] = {}
     for percentile in (90, 99):
-        enough = len(measurement.samples_s) >= samples_needed(percentile, BOUND_CONFIDENCE)
+        enough = processes and len(measurement.samples_s) >= samples_needed(percentile, BOUND_CONFIDENCE)
         bounds[f"p{percentile}"] = measurement.upper_bound_s(percentile, BOUND_CONFIDENCE) if enough else None
     return bounds
 
