@@ -140,7 +140,7 @@ class TorchSession(Session):
         device = self._static if self._graph is not None else self._placed(arrays)
         host = [torch.from_numpy(np.array(arrays[spec.name])).pin_memory() for spec in self.inputs]
         self.bind(feeds)()  # so that there are outputs to make room for
-        received = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in self._latest]
+        received = [torch.empty(t.shape, dtype=t.dtype, device="cpu").pin_memory() for t in self._latest]
         args, kwargs = pytree.tree_unflatten(device, self._in_spec)
 
         def copy_in() -> None:
