@@ -186,3 +186,18 @@ def _smoothed_order_statistic(values: np.ndarray, scale: float, exceeding: float
 
 _LOG_STEP = 1e-6
 """A bound is a millionth too high at most."""
+
+
+def median_interval(values: np.ndarray, confidence: float) -> tuple[float, float] | None:
+    """Distribution-free interval of the median: the k-th smallest and k-th largest; None from too few values.
+
+    k is the largest with P(Binomial(n, ½) < k) ≤ (1 − confidence)/2: at 95 % six values are needed.
+    """
+    check_levels(50, confidence)
+    n, k = len(values), 0
+    while k < n and binomial_cdf(k, n, 0.5) <= (1 - confidence) / 2:
+        k += 1
+    if k == 0:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[k - 1]), float(ordered[n - k])

@@ -172,5 +172,5 @@ def blocks_needed(
 
 def _interval_exists(blocks: int, paired: bool, confidence: float) -> bool:
     """Whether the most extreme arrangement is rare enough for an interval of so many blocks."""
-    arrangements = 2.0**blocks if paired else float(comb(2 * blocks, blocks))
-    return 1 / arrangements <= (1 - confidence) / 2
+    arrangements = 2**blocks if paired else comb(2 * blocks, blocks)
+    return arrangements >= 2 / (1 - confidence)

@@ -179,6 +179,7 @@ def test_a_slow_down_of_3_percent_is_found_in_95_percent_of_runs_at_the_stated_n
         (0.0, 0.03, True, 6),  # no interval from fewer
         (0.02, 0.03, False, 15),  # 2 · 6.23 + 0.96 + 1.5
         (0.0, 0.03, False, 4),
+        (1.0, 0.03, True, 15_579),  # 15,575.3 + 3.42: a hopeless machine is told so
     ],
 )
 def test_blocks_needed_are_those_of_the_formula(sigma, effect, paired, blocks):

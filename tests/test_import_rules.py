@@ -23,6 +23,7 @@ ROWS = [
         "measurement",
         "bounds",
         "comparison",
+        "paired_accuracy",
         "certificate",
         "storage",
         "device",
@@ -37,6 +38,7 @@ STAGES = ROWS[4]
 WITHIN_A_ROW = {
     ("measurement", "bounds"),
     ("certificate", "bounds"),
+    ("paired_accuracy", "bounds"),
     ("certificate", "comparison"),  # whose names it goes on giving
     ("fusion", "engines"),  # kernels are named, ordered and attributed as the engine that they stand for does it
     ("recipes", "configuration"),
