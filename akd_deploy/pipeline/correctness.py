@@ -24,7 +24,7 @@ def read_samples(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     if not path.is_file():
         raise MissingFileError(asked=f"the samples {path}", found="no such file", next="Check the path.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, AttributeError, TypeError, EOFError, BadZipFile) as error:
         raise CorruptFileError(

@@ -61,7 +61,7 @@ def read_card(path: Path) -> Card:
         if not isinstance(fields["model"], str):
             raise TypeError("the model is no path")
     except (KeyError, TypeError, ValueError) as error:
-        found = error.found if isinstance(error, AkdError) else f"{type(error).__name__}: {error}"
+        found = f"{error.asked}: {error.found}" if isinstance(error, AkdError) else f"{type(error).__name__}: {error}"
         raise CorruptFileError(
             asked=f"a bench to reproduce in {path}", found=found, next="Write it again with `akd-deploy bench -o`."
         ) from error

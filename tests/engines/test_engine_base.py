@@ -12,7 +12,7 @@ from akd_deploy.engines import base, load_engine
 from akd_deploy.engines.base import Session, TensorSpec, Timings, random_feeds, time_calls, warm_up
 from akd_deploy.engines.device_timing import timed_parts
 from akd_deploy.engines.feeds import CACHE_LINE_BYTES, aligned_copy, checked_feeds
-from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
+from akd_deploy.engines.nvidia import gpu_clocks, gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, node_names, read_onnx
 from akd_deploy.engines.original_graph import original_graph
 from akd_deploy.engines.precision_audit import Layer, audited_precision
@@ -322,6 +322,14 @@ def fake_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
     program.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.defpath}")
+
+
+def test_clocks_of_a_gpu_are_told_by_its_driver_and_unknown_without_one(tmp_path, monkeypatch):
+    fake_driver(tmp_path, monkeypatch, 'echo "1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, P0, 31, 74.10 W"')
+    clocks = gpu_clocks()
+    assert (clocks["clocks.sm"], clocks["pstate"], clocks["power.draw"]) == ("1980 MHz", "P0", "74.10 W")
+    fake_driver(tmp_path, monkeypatch, "exit 9")
+    assert gpu_clocks() is None
 
 
 def test_gpu_is_told_by_its_driver(tmp_path, monkeypatch):
