@@ -11,7 +11,7 @@ from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json
 from akd_deploy.cli.output import Outcome, emit, stderr
-from akd_deploy.errors import GateError, VerificationError
+from akd_deploy.errors import GateError, UsageError, VerificationError
 from akd_deploy.units import parse_fraction
 
 Key = Annotated[Path | None, typer.Option("--key", help="PEM file of the Ed25519 public key.")]
@@ -69,8 +69,10 @@ def verify(
 
 
 def gate(
-    baseline: Annotated[Path, typer.Option(help="What `bench --json` wrote before.")],
-    candidate: Annotated[Path, typer.Option(help="What it wrote now.")],
+    candidate: Annotated[Path, typer.Option(help="What `bench --json` wrote now.")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="What it wrote before; without, what --compare-with measured beside.")
+    ] = None,
     max_regression: Annotated[
         str, typer.Option(help="Like 3%: a slow-down is a regression where its whole interval is above this.")
     ] = "3%",
@@ -87,16 +89,26 @@ def gate(
     as_json: Json = False,
 ) -> None:
     """Tell whether the candidate is slower than the baseline, with confidence. Exit code 3 where it is."""
-    from akd_deploy.export.gate import gate_benches, read_bench
+    from akd_deploy.export.gate import gate_benches, gate_compared, read_bench
 
     loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
-    result = gate_benches(
-        read_bench(baseline),
-        read_bench(candidate),
-        parse_fraction(max_regression),
-        max_accuracy_loss=loss,
-        across_versions=across_versions,
-    )
+    limit = parse_fraction(max_regression)
+    if baseline is None:
+        if loss is not None or across_versions:
+            raise UsageError(
+                asked="a gate on accuracy, or across versions",
+                found="no --baseline",
+                next="Give one: a record's own comparison is of latency alone.",
+            )
+        result = gate_compared(read_bench(candidate), limit)
+    else:
+        result = gate_benches(
+            read_bench(baseline),
+            read_bench(candidate),
+            limit,
+            max_accuracy_loss=loss,
+            across_versions=across_versions,
+        )
     failed = result.regressed or (fail_inconclusive and not result.conclusive)
     on_github = os.environ.get("GITHUB_ACTIONS") == "true"
 

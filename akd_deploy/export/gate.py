@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -26,6 +26,7 @@ class Bench:
     """What `bench --json` wrote: its header, the samples of each block in seconds, the accuracy where known.
 
     `correct` says for each sample whether it was answered rightly, and `samples_sha256` which samples these are.
+    `compared_s` are the blocks of the model that was measured in turn with this one, of the same names.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Bench:
     engine_version: str | None = None
     correct: np.ndarray | None = None
     samples_sha256: str | None = None
+    compared_s: Mapping[str, np.ndarray] | None = None
 
     @property
     def block_medians_s(self) -> np.ndarray:
@@ -184,17 +186,12 @@ def read_bench(path: Path) -> Bench:
     for key in HEADER:
         if key not in fields:
             raise _corrupt(path, f"no key {key!r}")
-    blocks = fields.get("blocks", fields.get("samples"))
-    if isinstance(blocks, list):
-        blocks = {"0": blocks}
-    if not isinstance(blocks, dict) or not blocks:
-        raise _corrupt(path, 'neither "blocks" nor "samples" holding samples')
-    for name, samples in blocks.items():
-        if not isinstance(samples, list) or not samples:
-            raise _corrupt(path, f"block {name!r} without samples")
-        for i, value in enumerate(samples):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
-                raise _corrupt(path, f"sample {i} of block {name!r} is {value!r}, not a positive number of seconds")
+    blocks_s = _blocks_s(path, fields.get("blocks", fields.get("samples")))
+    compared = fields.get("compared")
+    compared = compared.get("blocks") if isinstance(compared, dict) else None
+    compared_s = None if compared is None else _blocks_s(path, compared)
+    if compared_s is not None and compared_s.keys() != blocks_s.keys():
+        raise _corrupt(path, f"blocks {', '.join(blocks_s)} beside compared blocks {', '.join(compared_s)}")
     accuracy = fields.get("accuracy")
     number = isinstance(accuracy, int | float) and not isinstance(accuracy, bool)
     if accuracy is not None and not (number and 0 <= accuracy <= 1):
@@ -212,12 +209,28 @@ def read_bench(path: Path) -> Bench:
     return Bench(
         path=path,
         header={key: _compared(fields[key]) if key == "protocol" else fields[key] for key in HEADER},
-        blocks_s={name: np.asarray(samples, float) for name, samples in blocks.items()},
+        blocks_s=blocks_s,
         accuracy=accuracy,
         engine_version=version,
         correct=None if correct is None else np.asarray(correct, bool),
         samples_sha256=digest,
+        compared_s=compared_s,
     )
+
+
+def _blocks_s(path: Path, blocks: object) -> dict[str, np.ndarray]:
+    """Block → its samples in seconds, from a dict of blocks or one block's list."""
+    if isinstance(blocks, list):
+        blocks = {"0": blocks}
+    if not isinstance(blocks, dict) or not blocks:
+        raise _corrupt(path, 'neither "blocks" nor "samples" holding samples')
+    for name, samples in blocks.items():
+        if not isinstance(samples, list) or not samples:
+            raise _corrupt(path, f"block {name!r} without samples")
+        for i, value in enumerate(samples):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+                raise _corrupt(path, f"sample {i} of block {name!r} is {value!r}, not a positive number of seconds")
+    return {name: np.asarray(samples, float) for name, samples in blocks.items()}
 
 
 def _compared(protocol: object) -> object:
@@ -293,6 +306,22 @@ def gate_benches(
         accuracy = _judged_accuracy(baseline, candidate, max_accuracy_loss, confidence)
     interval = ratio_interval(baseline.block_medians_s, candidate.block_medians_s, paired=paired, confidence=confidence)
     return GateResult(gate(interval, max_regression), accuracy)
+
+
+def gate_compared(bench: Bench, max_regression: float, *, confidence: float = 0.95) -> GateResult:
+    """Judge a bench against the model that was measured in turn with it, paired block by block.
+
+    Raises:
+        UsageError: a bench of one model, too few blocks, or a limit that makes no sense.
+    """
+    if bench.compared_s is None:
+        raise UsageError(
+            asked=f"a gate on {bench.path} alone",
+            found="a bench of one model, or one that did not keep the other's samples",
+            next="Give --baseline, or bench with --compare-with.",
+        )
+    baseline = replace(bench, blocks_s={name: bench.compared_s[name] for name in bench.blocks_s})
+    return gate_benches(baseline, bench, max_regression, confidence=confidence, paired=True)
 
 
 def _judged_accuracy(baseline: Bench, candidate: Bench, max_loss: float, confidence: float) -> AccuracyGate:

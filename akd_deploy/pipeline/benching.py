@@ -140,6 +140,7 @@ def bench_models(
             "high": interval.high,
             "differs": interval.differs,
             "latency_stats_s": baseline.statistics_s(),
+            "blocks": {str(i): [float(s) for s in samples] for i, samples in baseline.blocks.items()},
         }
     record = {
         "model": str(model),

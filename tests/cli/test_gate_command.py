@@ -96,3 +96,12 @@ def test_accuracy_is_judged_where_both_benches_have_it(tmp_path):
     assert "accuracy lost 15.00% [" in call(
         tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%"
     ).stdout  # fmt: skip
+
+
+def test_without_a_baseline_the_records_own_comparison_is_judged(tmp_path):
+    blocks = {str(i): [1e-3 * s] * 3 for i, s in enumerate(FAST)}
+    pair = bench(tmp_path / "pair.json", 1.2, compared={"blocks": blocks})
+    answer = call(tmp_path, "gate", "--candidate", pair, "--json")
+    assert (answer.code, answer.data["paired"], answer.data["ratio"]) == (3, True, pytest.approx(1.2))
+    answer = call(tmp_path, "gate", "--candidate", pair, "--max-accuracy-loss", "1%", "--json")
+    assert (answer.code, answer.error["found"]) == (2, "no --baseline")

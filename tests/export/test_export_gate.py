@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
-from akd_deploy.export.gate import gate_benches, read_bench
+from akd_deploy.export.gate import gate_benches, gate_compared, read_bench
 
 
 def bench(folder, name, median_s=1e-3, blocks=8, seed=0, **changes):
@@ -213,3 +213,21 @@ def test_paired_blocks_see_a_small_slowdown_through_a_common_drift(tmp_path):
     b.write_text(json.dumps(fields), encoding="utf-8")
     assert judge(a, b, 0.03, paired=True).regressed
     assert not judge(a, b, 0.03).regressed
+
+
+def test_a_records_own_comparison_is_judged_block_by_block_whatever_their_order(tmp_path):
+    drift = {str(i): [1e-3 * d] for i, d in enumerate([1.0, 1.4, 0.8, 1.2, 0.9, 1.3, 1.1, 0.7])}
+    slower = {name: [1.05 * s for s in samples] for name, samples in drift.items()}
+    pair = bench(tmp_path, "pair", blocks=8, compared={"ratio": 1.05, "blocks": dict(reversed(drift.items()))})
+    fields = json.loads(pair.read_text(encoding="utf-8"))
+    pair.write_text(json.dumps({**fields, "blocks": slower}), encoding="utf-8")
+    result = gate_compared(read_bench(pair), 0.03)
+    assert (result.regressed, result.interval.paired) == (True, True)
+    assert (result.interval.low, result.interval.high) == pytest.approx((1.05, 1.05))
+    fields["compared"]["blocks"].popitem()
+    pair.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(CorruptFileError, match="beside compared blocks"):
+        read_bench(pair)
+    for alone in ({}, {"compared": None}, {"compared": {"ratio": 1.0}}):
+        with pytest.raises(UsageError, match="--compare-with"):
+            gate_compared(read_bench(bench(tmp_path, "alone", **alone)), 0.03)
