@@ -90,7 +90,7 @@ def correct_answers(engine: Engine, model: Path, samples: LabelledSamples) -> np
         UsageError: inputs that are not the network's, or an output that is no (batch, classes).
     """
     batch, count = engine.target.batch, len(samples.labels)
-    right = np.empty(count, bool)
+    right = np.zeros(count, bool)
     with engine.load(model) as session:
         for start in range(0, count, batch):
             rows = np.arange(start, start + batch) % count

@@ -99,7 +99,7 @@ def answered(wrong, samples=1_000):
     ("wrong", "regressed", "conclusive", "annotated"),
     [
         (range(100, 150), True, True, "::error title=Accuracy regression::5.00%25 of accuracy lost (3.8"),
-        (range(100, 110), False, False, "::warning title=Accuracy inconclusive::1.00%25 of accuracy lost (0.5"),
+        (range(100, 112), False, False, "::warning title=Accuracy inconclusive::1.20%25 of accuracy lost (0."),
         (range(0), False, True, None),
     ],
 )
