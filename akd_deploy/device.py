@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,3 +115,54 @@ def steal_fraction(before: Load | None, after: Load | None) -> float:
         + after.steal_ticks - before.steal_ticks
     )  # fmt: skip
     return (after.steal_ticks - before.steal_ticks) / total if total > 0 else 0.0
+
+
+def cpu_clocks(cpus: Iterable[int], root: Path = Path("/sys/devices/system/cpu")) -> dict[str, object] | None:
+    """What the system says about the clocks of some CPUs just now; None where it says nothing.
+
+    `governor` (of cpufreq; None where that is absent, as in most virtual machines), `mhz` by CPU, and the limits.
+    """
+    mhz: dict[str, float] = {}
+    governors, lows, highs = set(), set(), set()
+    for cpu in cpus:
+        folder = root / f"cpu{cpu}" / "cpufreq"
+        now = _word(folder / "scaling_cur_freq")
+        if now is not None and now.isdigit():
+            mhz[str(cpu)] = int(now) / 1e3
+        governors.add(_word(folder / "scaling_governor"))
+        lows.add(_word(folder / "scaling_min_freq"))
+        highs.add(_word(folder / "scaling_max_freq"))
+    if not mhz:
+        mhz = {cpu: value for cpu, value in _proc_mhz().items() if cpu in {str(c) for c in cpus}}
+    if not mhz:
+        return None
+    return {"governor": _only(governors), "mhz": mhz, "min_mhz": _mhz(_only(lows)), "max_mhz": _mhz(_only(highs))}
+
+
+def _word(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _only(values: set[str | None]) -> str | None:
+    """What all agree on."""
+    return next(iter(values)) if len(values) == 1 else None
+
+
+def _mhz(khz: str | None) -> float | None:
+    return int(khz) / 1e3 if khz is not None and khz.isdigit() else None
+
+
+def _proc_mhz(path: Path = Path("/proc/cpuinfo")) -> dict[str, float]:
+    """CPU → MHz as `/proc/cpuinfo` has them; a virtual machine's are its host's nominal ones more often than not."""
+    found: dict[str, float] = {}
+    cpu = None
+    for line in (_word(path) or "").splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "processor":
+            cpu = value
+        elif key == "cpu MHz" and cpu is not None:
+            found[cpu] = float(value)
+    return found

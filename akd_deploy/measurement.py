@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from akd_deploy.certificate import order_statistic_upper_bound_s
+from akd_deploy.bounds import clustered_upper_bound_s
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Measurement:
         return float(np.percentile(self.samples_s, percentile))
 
     def upper_bound_s(self, percentile: float, confidence: float = 0.95) -> float:
-        """Distribution-free upper confidence bound of a percentile; see `order_statistic_upper_bound_s`."""
-        return order_statistic_upper_bound_s(np.asarray(self.samples_s), percentile, confidence)
+        """Upper confidence bound of a percentile over processes to come; see `clustered_upper_bound_s`."""
+        return clustered_upper_bound_s(self.blocks, percentile, confidence)
 
     @property
     def sigma(self) -> float | None:

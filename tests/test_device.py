@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from akd_deploy import device
-from akd_deploy.device import DeviceFingerprint, Load, cpu_fingerprint, read_load, steal_fraction
+from akd_deploy.device import DeviceFingerprint, Load, _proc_mhz, cpu_clocks, cpu_fingerprint, read_load, steal_fraction
 
 X86 = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -105,3 +105,37 @@ def test_stolen_time_is_a_share_of_the_time_between_two_readings():
     before = Load(busy_ticks=100, idle_ticks=900, steal_ticks=10)
     assert steal_fraction(before, Load(busy_ticks=160, idle_ticks=920, steal_ticks=30)) == pytest.approx(0.2)
     assert steal_fraction(before, before) == 0
+
+
+def cpufreq(root: Path, cpu: int, **values: object) -> None:
+    folder = root / f"cpu{cpu}" / "cpufreq"
+    folder.mkdir(parents=True)
+    for name, value in values.items():
+        (folder / f"scaling_{name}").write_text(f"{value}\n", encoding="ascii")
+
+
+def test_clocks_are_those_of_the_cpus_asked_for(tmp_path):
+    cpufreq(tmp_path, 0, cur_freq=800_000, governor="powersave", min_freq=800_000, max_freq=3_500_000)
+    cpufreq(tmp_path, 1, cur_freq=3_400_000, governor="performance", min_freq=800_000, max_freq=3_500_000)
+    assert cpu_clocks([1], tmp_path) == {
+        "governor": "performance", "mhz": {"1": 3_400.0}, "min_mhz": 800.0, "max_mhz": 3_500.0,
+    }  # fmt: skip
+    both = cpu_clocks([0, 1], tmp_path)
+    assert both == {"governor": None, "mhz": {"0": 800.0, "1": 3_400.0}, "min_mhz": 800.0, "max_mhz": 3_500.0}
+
+
+def test_clocks_that_the_system_does_not_tell_are_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "_proc_mhz", lambda: {"0": 2_100.0, "1": 2_200.0})
+    expected = {"governor": None, "mhz": {"1": 2_200.0}, "min_mhz": None, "max_mhz": None}
+    assert cpu_clocks([1], tmp_path) == expected
+    assert cpu_clocks([], tmp_path) is None
+    monkeypatch.setattr(device, "_proc_mhz", dict)
+    assert cpu_clocks([1], tmp_path) is None
+
+
+def test_nominal_clocks_are_read_by_cpu(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text(X86.format(mhz="2100.000"), encoding="ascii")
+    assert _proc_mhz(path) == {"0": 2100.0}
+    path.write_text(ARM, encoding="ascii")
+    assert _proc_mhz(path) == _proc_mhz(tmp_path / "nothing") == {}

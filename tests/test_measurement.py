@@ -70,10 +70,13 @@ def test_one_loaded_process_does_not_move_the_median():
     assert loaded.median_s == calm.median_s
 
 
-def test_an_upper_bound_from_too_few_samples_is_refused():
-    assert Measurement("conv", tuple(range(1, 30)), (0,) * 29).upper_bound_s(90) == 29
+def test_an_upper_bound_from_too_few_samples_or_processes_is_refused():
+    ids = (0, 1, 2) * 10
+    assert Measurement("conv", (1.0,) * 29, ids[:29]).upper_bound_s(90) == 1
     with pytest.raises(UsageError, match="at least 29"):
-        Measurement("conv", tuple(range(1, 29)), (0,) * 28).upper_bound_s(90)
+        Measurement("conv", (1.0,) * 28, ids[:28]).upper_bound_s(90)
+    with pytest.raises(UsageError, match="at least 3 processes"):
+        Measurement("conv", (1.0,) * 29, (0,) * 29).upper_bound_s(90)
 
 
 @given(MEASUREMENTS, MEASUREMENTS)

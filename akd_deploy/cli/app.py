@@ -11,6 +11,7 @@ from typer.exceptions import TyperException
 
 import akd_deploy
 from akd_deploy.cli import (
+    bench_command,
     device_commands,
     import_commands,
     latency_commands,
@@ -28,7 +29,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (device_commands, latency_commands, import_commands, model_commands, run_commands, ship_commands):
+for group in (
+    device_commands,
+    latency_commands,
+    bench_command,
+    import_commands,
+    model_commands,
+    run_commands,
+    ship_commands,
+):
     group.register(app)
 
 

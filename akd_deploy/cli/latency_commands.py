@@ -1,4 +1,4 @@
-"""Commands about latency: profile, fit, predict, feasible, bench."""
+"""Commands about latency: profile, fit, predict, feasible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName, TrustEngine
+from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
 from akd_deploy.units import format_seconds, parse_latency_budget
@@ -21,7 +21,7 @@ LEAST_PROBES, PROBES = 20, 240
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for command in (profile, fit, predict, feasible, bench):
+    for command in (profile, fit, predict, feasible):
         app.command()(command)
 
 
@@ -365,90 +365,3 @@ def feasible(
             **data,
         )
     emit(Outcome(data, show), as_json)
-
-
-def bench(
-    target: TargetName,
-    onnx: Onnx = None,
-    engine: Annotated[Path | None, typer.Option(help="A built engine.")] = None,
-    compare_with: Annotated[Path | None, typer.Option(help="Another model, measured in turn with this one.")] = None,
-    aa: Annotated[bool, typer.Option("--aa", help="Measure the same model twice: may it be told apart?")] = False,
-    latency_budget: Annotated[str | None, typer.Option(help="Certify this budget.")] = None,
-    percentile: Annotated[float, typer.Option(min=50, max=99.9)] = 90,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999)] = 0.99,
-    blocks: Annotated[int, typer.Option(min=1, help="Fresh processes.")] = 10,
-    seconds: Annotated[float, typer.Option(min=0.001, help="Of sampling in each.")] = 0.1,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the JSON there too.")] = None,
-    trust_engine: TrustEngine = False,
-    key: Annotated[
-        Path | None, typer.Option(help="Of an engine in a bundle: PEM file of the public key that signed it.")
-    ] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure a model on a target: fresh processes, order statistics, and a budget certificate on request."""
-    from akd_deploy.export.trusted import check_models
-    from akd_deploy.pipeline.benching import bench_models
-    from akd_deploy.target import load_target
-
-    if (onnx is None) == (engine is None):
-        raise UsageError(asked="a model", found="both or neither of --onnx and --engine", next="Give exactly one.")
-    if aa and compare_with is not None:
-        raise UsageError(asked="a comparison", found="both --aa and --compare-with", next="Give one of them.")
-    model = onnx or engine
-    assert model is not None
-    others = [path for path in (onnx, compare_with) if path]
-    check_models(load_target(target).engine, [engine] if engine else [], others, trust=trust_engine, key=key)
-    budget_s = parse_latency_budget(latency_budget, None) if latency_budget else None
-    with progress_bars(as_json) as on_progress:
-        data, exit_code = bench_models(
-            load_target(target),
-            model,
-            model if aa else compare_with,
-            blocks=blocks,
-            seconds=seconds,
-            budget_s=budget_s,
-            percentile=percentile,
-            confidence=confidence,
-            rng=np.random.default_rng(seed),
-            on_model=lambda done, total: on_progress("measuring", done, total),
-        )
-    if output is not None:
-        import json
-
-        from akd_deploy.storage import write_text_atomically
-
-        write_text_atomically(output, json.dumps(data, indent=1, default=float) + "\n")
-
-    def show(console: Console) -> None:
-        console.print(bench_table(data))
-
-    emit(Outcome(data, show, exit_code), as_json)
-
-
-def bench_table(data: dict[str, Any]) -> Any:
-    """The table of one bench."""
-    statistics = data["latency_stats_s"]
-    rows = [("median", format_seconds(statistics["median"]))]
-    for name, bound_s in data["upper_bounds_s"].items():
-        bound = f", below {format_seconds(bound_s)} at 95 %" if bound_s is not None else "; too few samples to bound it"
-        rows.append((name, format_seconds(statistics[name]) + bound))
-    rows.append(("samples", f"{data['samples']} in {len(data['blocks'])} processes"))
-    rows.append(("σ between processes", "—" if data["sigma"] is None else f"{data['sigma']:.2%}"))
-    if data["certificate"] is not None:
-        c = data["certificate"]
-        verdict = "holds" if c["ok"] else "does NOT hold"
-        rows.append(
-            (
-                "certificate",
-                f"p{c['percentile']:g} ≤ {format_seconds(c['budget_s'])} at {c['confidence']:.0%}: {verdict} "
-                f"({c['exceeding']} of {c['samples']} over, {c['allowed']} allowed; "
-                f"worst process {c['worst_block_exceeding']:.1%} over)",
-            )
-        )
-    if data["compared"] is not None:
-        r = data["compared"]
-        rows.append(("ratio to it", f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"))
-    if data["disturbed"]:
-        rows.append(("disturbed", f"{data['disturbed']} blocks stayed disturbed; {data['remeasured']} taken again"))
-    return table(f"{data['model']} on {data['target']['name']}", ("", ">value"), rows)

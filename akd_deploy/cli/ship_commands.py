@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json, TrustEngine
-from akd_deploy.cli.output import Outcome, emit
+from akd_deploy.cli.output import Outcome, emit, stderr
 from akd_deploy.errors import GateError, UsageError, VerificationError
 from akd_deploy.units import parse_fraction
 
@@ -143,26 +143,72 @@ def load(
 
 
 def gate(
-    baseline: Annotated[Path, typer.Option(help="What `bench --json` wrote before.")],
-    candidate: Annotated[Path, typer.Option(help="What it wrote now.")],
-    max_regression: Annotated[str, typer.Option(help="Like 3%.")] = "3%",
-    max_accuracy_loss: Annotated[str | None, typer.Option(help="Like 0.5%.")] = None,
+    candidate: Annotated[Path, typer.Option(help="What `bench --json` wrote now.")],
+    baseline: Annotated[
+        Path | None, typer.Option(help="What it wrote before; without, what --compare-with measured beside.")
+    ] = None,
+    max_regression: Annotated[
+        str, typer.Option(help="Like 3%: a slow-down is a regression where its whole interval is above this.")
+    ] = "3%",
+    max_accuracy_loss: Annotated[
+        str | None, typer.Option(help="Like 0.5%, of benches with --samples; likewise.")
+    ] = None,
+    fail_inconclusive: Annotated[
+        bool,
+        typer.Option("--fail-inconclusive", help="Exit code 3 too where a limit is neither kept nor broken for sure."),
+    ] = False,
+    across_versions: Annotated[
+        bool, typer.Option("--across-versions", help="Compare benches of different versions of the engine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tell whether the candidate is slower than the baseline, with confidence. Exit code 3 where it is."""
-    from akd_deploy.export.gate import gate_benches, read_bench
+    from akd_deploy.export.gate import gate_benches, gate_compared, read_bench
 
     loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
-    result = gate_benches(
-        read_bench(baseline), read_bench(candidate), parse_fraction(max_regression), max_accuracy_loss=loss
-    )
+    limit = parse_fraction(max_regression)
+    if baseline is None:
+        if loss is not None or across_versions:
+            raise UsageError(
+                asked="a gate on accuracy, or across versions",
+                found="no --baseline",
+                next="Give one: a record's own comparison is of latency alone.",
+            )
+        result = gate_compared(read_bench(candidate), limit)
+    else:
+        result = gate_benches(
+            read_bench(baseline),
+            read_bench(candidate),
+            limit,
+            max_accuracy_loss=loss,
+            across_versions=across_versions,
+        )
+    failed = result.regressed or (fail_inconclusive and not result.conclusive)
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+
+    def annotate(console: Console) -> None:
+        for line in result.annotations() if on_github else ():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(console: Console) -> None:
         i = result.interval
         console.print(f"ratio {i.ratio:.3f} [{i.low:.3f}, {i.high:.3f}] at {i.confidence:.0%}", markup=False)
-        console.print("regressed" if result.regressed else "no regression proven")
-        if os.environ.get("GITHUB_ACTIONS") == "true":
-            for line in result.annotations():
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if result.accuracy is not None:
+            paired = result.accuracy.paired
+            span = f" [{paired.low:.2%}, {paired.high:.2%}] at {paired.confidence:.0%}" if paired else ""
+            console.print(f"accuracy lost {result.accuracy.loss:.2%}{span}", markup=False)
+        open_end = "" if result.conclusive else "; inconclusive: bench more"
+        console.print("regressed" if result.regressed else f"no regression proven{open_end}")
+        annotate(console)
 
-    emit(Outcome(result.as_dict(), show, GateError.exit_code if result.regressed else 0), as_json)
+    if as_json:  # workflow commands are read from either stream, and stdout is one JSON object
+        annotate(stderr)
+    _add_summary(os.environ.get("GITHUB_STEP_SUMMARY"), result.markdown())
+    emit(Outcome(result.as_dict(), show, GateError.exit_code if failed else 0), as_json)
+
+
+def _add_summary(path: str | None, text: str) -> None:
+    """Append to the file that GitHub shows as a step's summary."""
+    if path:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text)

@@ -44,6 +44,28 @@ class BuiltEngine:
     details: Mapping[str, object] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of the parts of one inference on a device that is not the host, from host arrays to host arrays.
+
+    `h2d_s`, `compute_s` and `d2h_s` are the device's own clock: copying the inputs there, computing (which, launch by
+    launch, includes waiting for the host where that is slower), copying the outputs back. `enqueue_s` is the host's:
+    what handing over the computation took. `end_to_end_s` is the host's too, from the first copy until the outputs are
+    there; the device's parts lie within it.
+    """
+
+    enqueue_s: float
+    h2d_s: float
+    compute_s: float
+    d2h_s: float
+    end_to_end_s: float
+
+
+BOUNDARIES = ("host", "gpu", "end-to-end")
+"""What a latency is of. "host": a call on bound buffers, as its caller sees it, copies to the device not among it;
+"gpu": the computation alone, by the device's clock; "end-to-end": from host arrays to host arrays."""
+
+
 class Session(ABC):
     """A loaded engine. Close it, or use it as a context manager."""
 
@@ -57,6 +79,14 @@ class Session(ABC):
     @abstractmethod
     def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         """A call that runs one inference on `feeds`, buffers bound beforehand, returning when it has finished."""
+
+    def timings(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], Timings] | None:
+        """A call that runs one inference from `feeds` to host arrays and times its parts; None where it has none.
+
+        The host's own CPU has no parts: there is nothing to copy to, and no clock but the host's.
+        """
+        del feeds
+        return None
 
     def close(self) -> None:  # noqa: B027 - most runtimes free themselves
         """Free what the runtime holds."""
@@ -187,13 +217,27 @@ def warm_up(call: Callable[[], None], seconds: float, max_seconds: float | None 
 
 
 def time_calls(
-    call: Callable[[], None], *, seconds: float, min_samples: int, max_samples: int = 1_000_000
+    call: Callable[[], None],
+    *,
+    seconds: float,
+    min_samples: int,
+    max_samples: int = 1_000_000,
+    idle_s: float = 0.0,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> list[float]:
-    """Time single calls until both `seconds` have passed and `min_samples` were taken; seconds each."""
+    """Time single calls until both `seconds` have passed and `min_samples` were taken; seconds each.
+
+    Args:
+        idle_s: sleep for so long before every call: a device that is asked now and then sleeps in between, lowers its
+            clock and forgets its caches. The sleep is in no sample, but it counts towards `seconds`.
+        sleep: does it.
+    """
     samples: list[float] = []
     clock = time.perf_counter
     end = clock() + seconds
     while len(samples) < max_samples:
+        if idle_s > 0:
+            sleep(idle_s)
         begin = clock()
         call()
         done = clock()

@@ -14,7 +14,8 @@ from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
-from akd_deploy.engines.base import Session, TensorSpec
+from akd_deploy.engines.base import Session, TensorSpec, Timings
+from akd_deploy.engines.device_timing import timed_parts
 from akd_deploy.engines.feeds import checked_feeds
 from akd_deploy.engines.torch_graph import dtype_name
 from akd_deploy.errors import BuildError, UsageError
@@ -130,6 +131,37 @@ class TorchSession(Session):
         self._graph.replay()
         self._synchronise()
         self._latest = self._replayed
+
+    def timings(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], Timings] | None:
+        """On a GPU, from and to pinned memory, with CUDA events; None on the CPU."""
+        if self._device.type != "cuda":
+            return None
+        arrays = checked_feeds(self.inputs, feeds)
+        device = self._static if self._graph is not None else self._placed(arrays)
+        host = [torch.from_numpy(np.array(arrays[spec.name])).pin_memory() for spec in self.inputs]
+        self.bind(feeds)()  # so that there are outputs to make room for
+        received = [torch.empty(t.shape, dtype=t.dtype, device="cpu").pin_memory() for t in self._latest]
+        args, kwargs = pytree.tree_unflatten(device, self._in_spec)
+
+        def copy_in() -> None:
+            with torch.inference_mode():
+                for there, here in zip(device, host, strict=True):
+                    there.copy_(here, non_blocking=True)
+
+        def launch() -> None:
+            if self._graph is not None:
+                self._graph.replay()
+                self._latest = self._replayed
+                return
+            with torch.inference_mode():
+                self._latest = pytree.tree_leaves(self._forward(*args, **kwargs))
+
+        def copy_out() -> None:
+            with torch.inference_mode():
+                for here, there in zip(received, self._latest, strict=True):
+                    here.copy_(there, non_blocking=True)
+
+        return timed_parts(copy_in, launch, copy_out, lambda: torch.cuda.Event(enable_timing=True))
 
     def bound_outputs(self) -> dict[str, np.ndarray]:
         """The outputs of the latest call, copied to the host."""

@@ -12,11 +12,12 @@ from akd_deploy.configuration import read_configuration
 from akd_deploy.data import load_dataset
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.onnx_file import graph_inputs
-from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
+from akd_deploy.errors import UsageError
 from akd_deploy.export.advise import quantize_auto
 from akd_deploy.export.onnx_file import parse_onnx
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline.correctness import read_samples
 from akd_deploy.pipeline.shipping import CALIBRATION_SAMPLES
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.storage import make_folder
@@ -25,24 +26,9 @@ from akd_deploy.target import Target
 ADVICE = Protocol(blocks=6, warmup_s=0.05, seconds=0.1, min_samples=50, max_samples=1_000)
 
 
-def _read_samples(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Inputs by name, and the labels where there are any."""
-    if not path.is_file():
-        raise MissingFileError(asked=f"the samples {path}", found="no such file", next="Check the path.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError) as error:
-        raise CorruptFileError(
-            asked=f"samples in {path}", found=str(error), next="Write it with numpy.savez(path, input=…, labels=…)."
-        ) from error
-    labels = arrays.pop("labels", None)
-    return arrays, labels
-
-
 def _samples(config: Path | None, samples: Path | None, onnx: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     if samples is not None:
-        return _read_samples(samples)
+        return read_samples(samples)
     if config is None:
         return {}, None
     inputs = graph_inputs(parse_onnx(onnx).graph)

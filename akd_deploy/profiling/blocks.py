@@ -10,7 +10,8 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from akd_deploy import errors
-from akd_deploy.errors import AkdError, MissingRuntimeError, UsageError
+from akd_deploy.engines.base import BOUNDARIES
+from akd_deploy.errors import AkdError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.target import Target
 
@@ -38,7 +40,8 @@ class Protocol:
     """How samples are taken. `warmup_s` and `seconds` are per model and block.
 
     A disturbed block is measured again `max_remeasure` times at most; a model whose blocks disagree by more than
-    `UNSTABLE` gets up to `extra_blocks` more.
+    `UNSTABLE` gets up to `extra_blocks` more. Before every call the process sleeps `idle_s`; `boundary` is one of
+    `BOUNDARIES`.
     """
 
     blocks: int = 3
@@ -48,16 +51,25 @@ class Protocol:
     max_samples: int = 200
     max_remeasure: int = 2
     extra_blocks: int = 0
+    idle_s: float = 0.0
+    boundary: str = "host"
 
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.min_samples < 1 or self.max_samples < self.min_samples:
             raise UsageError(asked="a measuring protocol", found=str(self), next="Take ≥ 1 block and ≥ 1 sample.")
+        if not (isfinite(self.idle_s) and self.idle_s >= 0):
+            raise UsageError(asked="a pause between calls", found=f"{self.idle_s} s", next="Give a duration ≥ 0.")
+        if self.boundary not in BOUNDARIES:
+            raise UnknownNameError("boundary", self.boundary, BOUNDARIES)
 
     def header(self) -> dict[str, float | int | str]:
         """The part that two tables must share to merge: everything but how many blocks and when more."""
         fields = asdict(self)
         del fields["blocks"], fields["max_remeasure"], fields["extra_blocks"]
-        return {**fields, "clock": "perf_counter", "boundary": "host", "reference": "matmul160"}
+        if self.idle_s == 0:
+            del fields["idle_s"]  # as headers were before there were pauses
+        clock = "device" if self.boundary == "gpu" else "perf_counter"
+        return {**fields, "clock": clock, "reference": "matmul160"}
 
 
 BENCH = Protocol(blocks=10, warmup_s=0.05, seconds=0.1, min_samples=100, max_samples=2_000)
@@ -66,11 +78,31 @@ BENCH = Protocol(blocks=10, warmup_s=0.05, seconds=0.1, min_samples=100, max_sam
 
 @dataclass(frozen=True)
 class Measured:
-    """A measurement, how many of its blocks were taken again, and how many stayed disturbed."""
+    """A measurement, how many of its blocks were taken again, and how many stayed disturbed.
+
+    `details` are what is known of each block besides its samples; none of one that came from a journal.
+    """
 
     measurement: Measurement
     remeasured: int
     disturbed: int
+    details: Mapping[int, TakenDetail] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TakenDetail:
+    """What a bench tells of a block besides its samples.
+
+    `cpu_s` is the process's CPU time per call; `load_s` and `first_s` are loading the engine and the first call, where
+    this model was the first of its process; `cpus` are those it was bound to; `parts_s` are the parts of each call
+    where the protocol's boundary has some.
+    """
+
+    cpu_s: float
+    load_s: float | None
+    first_s: float | None
+    cpus: tuple[int, ...]
+    parts_s: Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -79,7 +111,7 @@ class Taken:
 
     `reference_s` is the slower of the two reference calls beside them; `steal` and `waiting` are shares of the time,
     0 to 1, in which the hypervisor, or other processes, had the CPU. `remeasured` counts the times that the block
-    was taken before and found disturbed.
+    was taken before and found disturbed. `detail` is what else is known of them; a journal does not keep it.
     """
 
     samples_s: tuple[float, ...]
@@ -87,6 +119,7 @@ class Taken:
     steal: float
     waiting: float = 0.0
     remeasured: int = 0
+    detail: TakenDetail | None = None
 
 
 def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) -> bool:
@@ -155,7 +188,19 @@ def _run_block(
                     raise _raised_in_worker(fields)
                 yield (
                     fields["name"],
-                    Taken(tuple(fields["samples_s"]), fields["reference_s"], fields["steal"], fields["waiting"]),
+                    Taken(
+                        tuple(fields["samples_s"]),
+                        fields["reference_s"],
+                        fields["steal"],
+                        fields["waiting"],
+                        detail=TakenDetail(
+                            fields["cpu_s"],
+                            fields["load_s"],
+                            fields["first_s"],
+                            tuple(fields["cpus"]),
+                            fields["parts_s"],
+                        ),
+                    ),
                 )
             if process.wait() != 0:
                 log.seek(0)
@@ -243,7 +288,8 @@ def measure_blocks(
                 ids = [i for i, block in blocks.items() for _ in block.samples_s]
                 again = sum(block.remeasured for block in blocks.values())
                 bad = sum(disturbed(name, i) for i in blocks)
-                result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), again, bad)
+                details = {i: block.detail for i, block in blocks.items() if block.detail is not None}
+                result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), again, bad, details)
         return result
 
     def unstable(name: str) -> bool:

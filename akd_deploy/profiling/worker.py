@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 
 from akd_deploy.device import read_load, steal_fraction
 from akd_deploy.engines import load_engine
-from akd_deploy.engines.base import random_feeds, time_calls, warm_up
-from akd_deploy.errors import AkdError
+from akd_deploy.engines.base import Session, Timings, random_feeds, time_calls, warm_up
+from akd_deploy.errors import AkdError, UsageError
 from akd_deploy.target import Target, target_from_dict
 
 
@@ -40,27 +41,88 @@ def reference_call() -> Callable[[], float]:
     return measure
 
 
-def measure_model(
-    engine: Any, path: Path, protocol: dict[str, float], rng: np.random.Generator
-) -> tuple[list[float], float]:
-    """Load one model, warm it up and time single calls.
+@dataclass(frozen=True)
+class Timed:
+    """One model's samples in this process, and what they took.
 
-    Returns:
-        Seconds of each call, and the share of that time in which this process had no CPU, 0 to 1: threads that
-        spin count as working, a host that waits for a device does not.
+    `waiting` is the share of the time, idling left out, in which this process had no CPU, 0 to 1: threads that spin
+    count as working, a host that waits for a device does not. `cpu_s` is CPU time per call. `load_s` and `first_s` are
+    loading the engine and its first call. `parts_s` are the parts of each call where its boundary has some.
     """
+
+    samples_s: list[float]
+    waiting: float
+    cpu_s: float
+    load_s: float
+    first_s: float
+    parts_s: dict[str, list[float]]
+
+
+def measure_model(engine: Any, path: Path, protocol: Mapping[str, Any], rng: np.random.Generator) -> Timed:
+    """Load one model, warm it up and time single calls of the protocol's boundary."""
+    begin = time.perf_counter()
     with engine.load(path) as session:
-        call = session.bind(random_feeds(session, rng))
+        load_s = time.perf_counter() - begin
+        parts: list[Timings] = []
+        call = bounded_call(session, random_feeds(session, rng), protocol.get("boundary", "host"), parts)
+        begin = time.perf_counter()
+        call()
+        first_s = time.perf_counter() - begin
         warm_up(call, protocol["warmup_s"])
+        parts.clear()
+        slept = 0.0
+
+        def pause(seconds: float) -> None:
+            nonlocal slept
+            asleep = time.perf_counter()
+            time.sleep(seconds)
+            slept += time.perf_counter() - asleep
+
         wall, cpu = time.perf_counter(), time.process_time()
         samples = time_calls(
             call,
             seconds=protocol["seconds"],
             min_samples=int(protocol["min_samples"]),
             max_samples=int(protocol["max_samples"]),
+            idle_s=protocol.get("idle_s", 0.0),
+            sleep=pause,
         )
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return samples, max(0.0, 1 - cpu / wall)
+        wall, cpu = time.perf_counter() - wall - slept, time.process_time() - cpu
+    if protocol.get("boundary") == "gpu":
+        samples = [part.compute_s for part in parts]
+    by_part = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Timings)} if parts else {}
+    return Timed(samples, max(0.0, 1 - cpu / wall), cpu / len(samples), load_s, first_s, by_part)
+
+
+def bounded_call(
+    session: Session, feeds: Mapping[str, np.ndarray], boundary: str, parts: list[Timings]
+) -> Callable[[], None]:
+    """One inference within a boundary of `BOUNDARIES`; where the session times its parts, they are added to `parts`.
+
+    Raises:
+        UsageError: the device's own time of a session that cannot tell it.
+    """
+    if boundary == "host":
+        return session.bind(feeds)
+    timed = session.timings(feeds)
+    if timed is not None:
+        return lambda: parts.append(timed())
+    if boundary == "gpu":
+        raise no_device_clock("this engine's sessions cannot tell it")
+    return lambda: _ignore(session.run(feeds))
+
+
+def _ignore(outputs: object) -> None:
+    """A call returns nothing."""
+
+
+def no_device_clock(reason: str) -> UsageError:
+    """Why the boundary "gpu" cannot be measured."""
+    return UsageError(
+        asked="latency by the device's own clock (boundary gpu)",
+        found=reason,
+        next="Measure with boundary host or end-to-end.",
+    )
 
 
 def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
@@ -77,18 +139,24 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
     rng = np.random.default_rng(job["seed"])
     reference()
     before, load = reference(), read_load()
-    for model in job["models"]:
+    for i, model in enumerate(job["models"]):
         if job.get("until_s") is not None and time.monotonic() >= job["until_s"]:
             break
-        samples, waiting = measure_model(engine, Path(model["path"]), job["protocol"], rng)
+        timed = measure_model(engine, Path(model["path"]), job["protocol"], rng)
         after, now = reference(), read_load()
         emit(
             {
                 "name": model["name"],
-                "samples_s": samples,
+                "samples_s": timed.samples_s,
                 "reference_s": max(before, after),
                 "steal": steal_fraction(load, now),
-                "waiting": waiting,
+                "waiting": timed.waiting,
+                "cpu_s": timed.cpu_s,
+                # A later model finds the runtime's libraries loaded: its start was not cold.
+                "load_s": timed.load_s if i == 0 else None,
+                "first_s": timed.first_s if i == 0 else None,
+                "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+                "parts_s": timed.parts_s,
             }
         )
         before, load = after, now

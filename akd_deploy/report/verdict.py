@@ -75,7 +75,18 @@ def _evidence(certificate: Fields) -> str:
         f"{claim}: {count(certificate.get('exceeding'))} of {count(certificate.get('samples'))} samples from "
         f"{count(certificate.get('blocks'))} fresh processes exceeded it, and {count(certificate.get('allowed'))} may. "
         f"In the worst process {percent(certificate.get('worst_block_exceeding'))} did."
+        f"{_over_processes(certificate)}"
     )
+
+
+def _over_processes(certificate: Fields) -> str:
+    """What the test that minds differences between processes says; earlier certificates have none."""
+    ok, upper_s = certificate.get("clustered_ok"), certificate.get("clustered_upper_s")
+    if not isinstance(ok, bool):
+        return ""
+    bound = "has no bound" if upper_s is None else f"is at most {latency(upper_s)}"
+    asked = percentile(certificate.get("percentile"))
+    return f" In processes to come, which differ as these do, {asked} {bound}: {'' if ok else 'not '}within the budget."
 
 
 def _measured_sentences(measured: Fields | None, budget_s: float | None, asked: float | None) -> list[str]:

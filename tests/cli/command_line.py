@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -44,12 +46,15 @@ def _no_number(text: str) -> None:
     raise AssertionError(f"{text} is no JSON")
 
 
-def call(folder: Path, *arguments: object) -> Answer:
+def call(folder: Path, *arguments: object, environment: Mapping[str, str] = MappingProxyType({})) -> Answer:
     """`akd-deploy ARGUMENTS` with `folder` as working directory; nothing outside it is found but what we carry."""
     stdout, stderr = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AKD_DEPLOY_HOME", str(folder / "home"))
-        patch.delenv("GITHUB_ACTIONS", raising=False)
+        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
         patch.chdir(folder)
         with (
             contextlib.redirect_stdout(stdout),

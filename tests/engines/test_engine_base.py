@@ -9,9 +9,10 @@ import pytest
 from engine_graphs import GRAPHS, Graph
 
 from akd_deploy.engines import base, load_engine
-from akd_deploy.engines.base import TensorSpec, random_feeds, time_calls, warm_up
+from akd_deploy.engines.base import Session, TensorSpec, Timings, random_feeds, time_calls, warm_up
+from akd_deploy.engines.device_timing import timed_parts
 from akd_deploy.engines.feeds import CACHE_LINE_BYTES, aligned_copy, checked_feeds
-from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
+from akd_deploy.engines.nvidia import gpu_clocks, gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, node_names, read_onnx
 from akd_deploy.engines.original_graph import original_graph
 from akd_deploy.engines.precision_audit import Layer, audited_precision
@@ -57,6 +58,71 @@ def test_time_calls_takes_enough_samples_and_enough_time(clock):
     assert time_calls(call, seconds=0.055, min_samples=3) == pytest.approx([0.01] * 6)
     assert len(time_calls(call, seconds=0.0, min_samples=8)) == 8
     assert len(time_calls(call, seconds=100.0, min_samples=1, max_samples=4)) == 4
+
+
+def test_pauses_come_before_every_call_and_are_in_no_sample(clock):
+    happened: list[str] = []
+
+    def call() -> None:
+        happened.append("call")
+        clock.now += 0.01
+
+    def sleep(seconds: float) -> None:
+        assert seconds == 0.04
+        happened.append("sleep")
+        clock.now += seconds
+
+    samples = time_calls(call, seconds=0.12, min_samples=1, idle_s=0.04, sleep=sleep)
+    assert samples == pytest.approx([0.01] * 3)  # 50 ms each, pause included, until 120 ms have passed
+    assert happened == ["sleep", "call"] * 3
+
+
+class FakeEvent:
+    """A moment on a device's clock, which `work` moves."""
+
+    device_now = 0.0
+
+    def __init__(self) -> None:
+        self.at: float | None = None
+
+    def record(self) -> None:
+        self.at = FakeEvent.device_now
+
+    def synchronize(self) -> None:
+        assert self.at is not None
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return (end.at - self.at) * 1e3
+
+
+def test_parts_are_told_apart_by_the_devices_clock_and_the_hosts(clock, monkeypatch):
+    monkeypatch.setattr(FakeEvent, "device_now", 5.0)
+    order: list[str] = []
+
+    def part(name: str, host_s: float, device_s: float):
+        def run() -> None:
+            order.append(name)
+            clock.now += host_s
+            FakeEvent.device_now += device_s
+
+        return run
+
+    call = timed_parts(part("in", 1.0, 10.0), part("launch", 2.0, 20.0), part("out", 4.0, 40.0), FakeEvent, clock)
+    for _ in range(2):  # events are used again
+        timings = call()
+        assert timings == Timings(enqueue_s=2.0, h2d_s=10.0, compute_s=20.0, d2h_s=40.0, end_to_end_s=7.0)
+    assert order == ["in", "launch", "out"] * 2
+
+
+def test_a_session_on_the_host_has_no_parts():
+    class OnHost(Session):
+        def run(self, feeds):
+            return {}
+
+        def bind(self, feeds):
+            return lambda: None
+
+    assert OnHost().timings({}) is None
 
 
 def test_warm_up_lasts_until_the_rate_is_stable(clock):
@@ -263,6 +329,14 @@ def fake_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
     program.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.defpath}")
+
+
+def test_clocks_of_a_gpu_are_told_by_its_driver_and_unknown_without_one(tmp_path, monkeypatch):
+    fake_driver(tmp_path, monkeypatch, 'echo "1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, P0, 31, 74.10 W"')
+    clocks = gpu_clocks()
+    assert (clocks["clocks.sm"], clocks["pstate"], clocks["power.draw"]) == ("1980 MHz", "P0", "74.10 W")
+    fake_driver(tmp_path, monkeypatch, "exit 9")
+    assert gpu_clocks() is None
 
 
 def test_gpu_is_told_by_its_driver(tmp_path, monkeypatch):

@@ -153,6 +153,69 @@ class ReplayedGraph:
                 captured.copy_(fresh)
 
 
+class CountedEvent:
+    """An event that is taken when it is recorded; moments are counted."""
+
+    moments = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+        self.at = 0
+
+    def record(self) -> None:
+        CountedEvent.moments += 1
+        self.at = CountedEvent.moments
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: CountedEvent) -> float:
+        return float(end.at - self.at)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_parts_of_an_inference_are_timed_from_host_arrays_to_host_arrays(case, monkeypatch, graph):
+    """On a stand-in for a GPU: where the copies go and in which order, not how long they take."""
+    monkeypatch.setattr(torch.cuda, "Event", CountedEvent)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(TorchSession, "_synchronise", lambda session: None)
+    session = engine_of().load(case.path)
+    if graph:
+        captured = ReplayedGraph()
+        captured.outputs = [torch.zeros(2, 5)]
+        static = [torch.zeros(SHAPE)]
+        captured.compute = lambda: [session.module(static[0])]
+        session._graph, session._static, session._replayed = captured, static, captured.outputs
+
+    class Elsewhere:
+        type = "cuda"
+
+    assert session.timings(case.feeds) is None  # the CPU has no clock of its own
+    session._placed = lambda arrays: [torch.zeros(SHAPE)]  # what is there before the first copy
+    session._device = Elsewhere()
+    call = session.timings(case.feeds)
+    session._latest = []
+    timings = call()
+    np.testing.assert_allclose(session.bound_outputs()["output"], case.expected["output"], rtol=1e-4, atol=1e-4)
+    assert (timings.h2d_s, timings.compute_s, timings.d2h_s) == (1e-3, 1e-3, 1e-3)
+    assert 0 < timings.enqueue_s < timings.end_to_end_s
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["eager", "cuda_graph"])
+def test_the_parts_of_an_inference_on_a_gpu_lie_within_the_whole(case, tmp_path, mode):
+    engine = on_gpu(mode)
+    if engine.why_not() is not None:
+        pytest.skip(engine.why_not())
+    with engine.load(engine.build(case.path, tmp_path / "out").path) as session:
+        call = session.timings(case.feeds)
+        for _ in range(20):
+            timings = call()
+        assert 0 < timings.h2d_s + timings.compute_s + timings.d2h_s <= 1.05 * timings.end_to_end_s
+        assert 0 < timings.enqueue_s < timings.end_to_end_s
+        np.testing.assert_allclose(session.bound_outputs()["output"], case.expected["output"], rtol=1e-4, atol=1e-4)
+
+
 def test_captured_graph_reads_the_bound_feeds_and_gives_fresh_outputs(case, monkeypatch):
     class Stream:
         def wait_stream(self, other):

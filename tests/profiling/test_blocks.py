@@ -262,6 +262,27 @@ def test_tables_of_more_blocks_merge_and_of_longer_samples_do_not() -> None:
     assert Protocol(seconds=0.01).header() != Protocol(seconds=0.02).header()
 
 
+def test_a_pause_or_another_boundary_is_another_protocol_and_headers_without_either_are_as_they_were() -> None:
+    plain = Protocol().header()
+    assert plain == {
+        "warmup_s": 0.005,
+        "seconds": 0.01,
+        "min_samples": 50,
+        "max_samples": 200,
+        "clock": "perf_counter",
+        "boundary": "host",
+        "reference": "matmul160",
+    }
+    assert Protocol(idle_s=0.01).header() == {**plain, "idle_s": 0.01}
+    assert Protocol(boundary="end-to-end").header() == {**plain, "boundary": "end-to-end"}
+    assert Protocol(boundary="gpu").header() == {**plain, "boundary": "gpu", "clock": "device"}
+    for nonsense in (-1.0, float("nan")):
+        with pytest.raises(UsageError, match="pause"):
+            Protocol(idle_s=nonsense)
+    with pytest.raises(UnknownNameError, match="Did you mean 'host'"):
+        Protocol(boundary="hots")
+
+
 def test_a_process_is_bound_to_as_many_cpus_as_the_target_has_threads() -> None:
     available = sorted(os.sched_getaffinity(0))
     assert pinned_cpus(HERE) == available[-1:]
@@ -313,6 +334,12 @@ def test_a_real_model_is_measured_in_two_fresh_processes(tiny_model: Path, start
         assert samples.subject == name
         assert list(samples.blocks) == [0, 1]
         assert all(5 <= len(block) <= 20 for block in samples.blocks.values())
+        assert list(measured[name].details) == [0, 1]
+        assert all(d.cpu_s > 0 and list(d.cpus) == pinned_cpus(HERE) for d in measured[name].details.values())
+    # One of the two began each process: its start was cold.
+    for block in (0, 1):
+        starts = [measured[name].details[block].load_s for name in ("tiny", "twin")]
+        assert sorted(start is None for start in starts) == [False, True]
     assert all(is_gone(process) for process in started)
 
 

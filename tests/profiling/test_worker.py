@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from akd_deploy.engines.base import TensorSpec
+from akd_deploy.engines.base import TensorSpec, Timings
+from akd_deploy.errors import UsageError
 from akd_deploy.profiling import worker
 from akd_deploy.target import Target
 
@@ -122,10 +123,120 @@ def test_a_model_that_sleeps_has_waited_and_one_that_works_has_not(monkeypatch: 
     engine = _Engine()
     monkeypatch.setattr(engine, "load", lambda path: Sleeper(path, []))
     waiting = [
-        worker.measure_model(engine, Path(name), PROTOCOL, np.random.default_rng(0))[1]
+        worker.measure_model(engine, Path(name), PROTOCOL, np.random.default_rng(0)).waiting
         for name in ("sleeper.onnx", "worker.onnx")
     ]
     assert waiting == [0.75, 0.0]
+
+
+def test_a_pause_between_calls_is_no_waiting_for_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = {"wall": 0.0, "cpu": 0.0}
+
+    class Worker(_Session):
+        def bind(self, feeds: Mapping[str, np.ndarray]):
+            def call() -> None:
+                clocks["wall"] += 4.0
+                clocks["cpu"] += 4.0
+
+            return call
+
+    def sleep(seconds: float) -> None:
+        clocks["wall"] += 2 * seconds  # a sleeper wakes up late
+
+    monkeypatch.setattr(worker, "warm_up", lambda call, seconds: 0)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clocks["wall"])
+    monkeypatch.setattr(worker.time, "process_time", lambda: clocks["cpu"])
+    monkeypatch.setattr(worker.time, "sleep", sleep)
+    engine = _Engine()
+    monkeypatch.setattr(engine, "load", lambda path: Worker(path, []))
+    timed = worker.measure_model(engine, Path("m.onnx"), {**PROTOCOL, "idle_s": 10.0}, np.random.default_rng(0))
+    assert (timed.samples_s, timed.waiting, timed.cpu_s) == ([4.0] * 3, 0.0, 4.0)
+    assert clocks["wall"] == 4.0 + 3 * (20.0 + 4.0)  # the first call, and three with a pause before each
+
+
+def test_a_start_is_the_loading_and_the_first_call_and_cold_for_the_first_model_alone(
+    engine: _Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = {"now": 0.0}
+    calls: list[Path] = []
+
+    class Slow(_Session):
+        def bind(self, feeds: Mapping[str, np.ndarray]):
+            def call() -> None:
+                wall["now"] += 1.0 if self.path in calls else 30.0
+                calls.append(self.path)
+
+            return call
+
+    def load(path: Path) -> Slow:
+        wall["now"] += 500.0
+        return Slow(path, [])
+
+    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setattr(worker, "reference_call", lambda: lambda: 1.0)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: wall["now"])
+    monkeypatch.setattr(worker.time, "process_time", lambda: wall["now"])
+    lines: list[dict[str, Any]] = []
+    worker.run_job(job("a", "b"), lines.append)
+    assert [(line["load_s"], line["first_s"]) for line in lines] == [(500.0, 30.0), (None, None)]
+    assert all(line["samples_s"] == [1.0] * 3 for line in lines)
+    assert lines[0]["cpus"] == sorted(os.sched_getaffinity(0))
+
+
+class _OnDevice(_Session):
+    """Its parts, and what a caller on the host sees, differ."""
+
+    def bind(self, feeds: Mapping[str, np.ndarray]):
+        return lambda: self.log.append("bound")
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self.log.append("run")
+        return {}
+
+    def timings(self, feeds: Mapping[str, np.ndarray]):
+        def call() -> Timings:
+            self.log.append("timed")
+            return Timings(enqueue_s=1.0, h2d_s=2.0, compute_s=3.0, d2h_s=4.0, end_to_end_s=11.0)
+
+        return call
+
+
+class _OnHost(_OnDevice):
+    def timings(self, feeds: Mapping[str, np.ndarray]) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("session", "boundary", "way"),
+    [
+        (_OnDevice, "host", "bound"),
+        (_OnDevice, "gpu", "timed"),
+        (_OnDevice, "end-to-end", "timed"),
+        (_OnHost, "host", "bound"),
+        (_OnHost, "end-to-end", "run"),
+    ],
+)
+def test_each_boundary_is_measured_in_its_own_way(session: type[_OnDevice], boundary: str, way: str) -> None:
+    engine = _Engine()
+    engine.load = lambda path: session(path, engine.log)  # type: ignore[method-assign]
+    protocol = {**PROTOCOL, "boundary": boundary}
+    timed = worker.measure_model(engine, Path("m.onnx"), protocol, np.random.default_rng(0))
+    calls = [entry for entry in engine.log if entry in ("bound", "run", "timed")]
+    assert set(calls) == {way}
+    assert len(timed.samples_s) == 3
+    if boundary == "gpu":
+        assert timed.samples_s == [3.0] * 3
+    else:
+        assert max(timed.samples_s) < 1.0  # by the host's clock
+    expected = {"enqueue_s": 1.0, "h2d_s": 2.0, "compute_s": 3.0, "d2h_s": 4.0, "end_to_end_s": 11.0}
+    assert timed.parts_s == ({part: [s] * 3 for part, s in expected.items()} if way == "timed" else {})
+
+
+def test_the_devices_own_time_of_a_session_that_cannot_tell_it_is_refused() -> None:
+    engine = _Engine()
+    engine.load = lambda path: _OnHost(path, engine.log)  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="boundary gpu"):
+        worker.measure_model(engine, Path("m.onnx"), {**PROTOCOL, "boundary": "gpu"}, np.random.default_rng(0))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

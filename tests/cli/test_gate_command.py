@@ -1,0 +1,107 @@
+"""`gate` as a workflow sees it: exit codes, annotations and the summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_line import Answer, call
+
+FAST = [1.00, 1.01, 0.99, 1.02, 1.0, 0.98, 1.01, 1.0]
+
+
+def bench(path: Path, factor: float = 1.0, **more: object) -> Path:
+    fields = {
+        "target": {"name": "t"},
+        "device": {"model": "CPU"},
+        "protocol": {"seconds": 0.1, "blocks": 8},
+        "engine_version": "1.0",
+        "blocks": {str(i): [1e-3 * factor * s] * 3 for i, s in enumerate(FAST)},
+        **more,
+    }
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    return path
+
+
+def gate(folder: Path, factor: float, *more: object, on_github: bool = False, **changes: object) -> Answer:
+    before, after = bench(folder / "before.json"), bench(folder / "after.json", factor, **changes)
+    github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
+    return call(
+        folder, "gate", "--baseline", before, "--candidate", after, *more, environment=github if on_github else {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "flags", "code"),
+    [
+        (1.0, (), 0),
+        (1.2, (), 3),
+        (1.03, (), 0),  # the interval straddles the limit of 3 %: nothing is proven
+        (1.03, ("--fail-inconclusive",), 3),
+        (1.0, ("--fail-inconclusive",), 0),
+        (1.2, ("--max-regression", "30%"), 0),
+    ],
+)
+def test_a_gate_fails_on_what_is_proven_and_on_request_on_what_is_not(tmp_path, factor, flags, code):
+    answer = gate(tmp_path, factor, *flags, "--json")
+    assert answer.code == code
+    assert answer.data["regressed"] == (factor == 1.2 and code == 3)
+    assert answer.data["conclusive"] == (factor != 1.03)
+
+
+def test_annotations_are_printed_on_github_and_nowhere_else(tmp_path):
+    assert "::error" not in gate(tmp_path, 1.2).stdout
+    answer = gate(tmp_path, 1.2, on_github=True)
+    (line,) = [line for line in answer.stdout.splitlines() if line.startswith("::")]
+    assert line.startswith("::error title=Latency regression::1.200× the baseline's latency (")
+    assert line.endswith("over the limit of 1.030×")
+    assert gate(tmp_path, 1.0, on_github=True).stdout.count("::") == 0
+
+
+def test_with_json_annotations_leave_stdout_to_the_object(tmp_path):
+    answer = gate(tmp_path, 1.2, "--json", on_github=True)
+    assert answer.data["regressed"]  # one JSON object and nothing else
+    assert answer.stderr.startswith("::error title=Latency regression::")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_step_summary_is_added_to(tmp_path, flags):
+    summary = tmp_path / "summary.md"
+    summary.write_text("from an earlier command\n", encoding="utf-8")
+    for factor in (1.2, 1.0):
+        gate(tmp_path, factor, *flags, on_github=True)
+    lines = summary.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "from an earlier command"
+    assert lines.count("### akd-deploy gate") == 2
+    assert sum("**regressed**" in line for line in lines) == 1
+
+
+def test_another_version_is_refused_with_the_flag_that_allows_it(tmp_path):
+    answer = gate(tmp_path, 1.0, "--json", engine_version="2.0")
+    assert (answer.code, answer.error["kind"]) == (2, "mismatch")
+    assert "--across-versions" in answer.error["next"]
+    assert gate(tmp_path, 1.0, "--across-versions", "--json", engine_version="2.0").code == 0
+
+
+def test_accuracy_is_judged_where_both_benches_have_it(tmp_path):
+    answer = gate(tmp_path, 1.0, "--max-accuracy-loss", "1%", "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "usage")
+    assert "--samples" in answer.error["next"]
+    right = {"accuracy": 1.0, "correct": [1] * 200, "samples_sha256": "0"}
+    wrong = {"accuracy": 0.85, "correct": [0] * 30 + [1] * 170, "samples_sha256": "0"}
+    before, after = bench(tmp_path / "a.json", **right), bench(tmp_path / "b.json", **wrong)
+    answer = call(tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%", "--json")
+    assert (answer.code, answer.data["accuracy_loss"]) == (3, pytest.approx(0.15))
+    assert "accuracy lost 15.00% [" in call(
+        tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%"
+    ).stdout  # fmt: skip
+
+
+def test_without_a_baseline_the_records_own_comparison_is_judged(tmp_path):
+    blocks = {str(i): [1e-3 * s] * 3 for i, s in enumerate(FAST)}
+    pair = bench(tmp_path / "pair.json", 1.2, compared={"blocks": blocks})
+    answer = call(tmp_path, "gate", "--candidate", pair, "--json")
+    assert (answer.code, answer.data["paired"], answer.data["ratio"]) == (3, True, pytest.approx(1.2))
+    answer = call(tmp_path, "gate", "--candidate", pair, "--max-accuracy-loss", "1%", "--json")
+    assert (answer.code, answer.error["found"]) == (2, "no --baseline")
