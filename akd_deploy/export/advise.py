@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+
 from akd_deploy.certificate import RatioInterval, ratio_interval
 from akd_deploy.errors import BuildError, UnknownNameError, UsageError
 from akd_deploy.export.int8_settings import Int8Settings
@@ -30,8 +32,8 @@ REFUSALS: Mapping[str, Mapping[str, str]] = {
 """Engine → mode → why it cannot run there; a mode that is not listed can."""
 
 
-Measure = Callable[[Path], Measurement]
-"""Builds and times an ONNX file on the target: samples of several blocks, each a fresh process."""
+Measure = Callable[[Mapping[str, Path]], Mapping[str, Measurement]]
+"""Times ONNX files on the target, all of them in every block, in random order: blocks of one number belong together."""
 
 Accuracy = Callable[[Path], float]
 """Accuracy of an ONNX file as the target runs it, 0 to 1."""
@@ -83,7 +85,6 @@ def advise_precision(
     *,
     max_accuracy_loss: float = 0.01,
     confidence: float = 0.95,
-    rounds: int = 1,
 ) -> tuple[Variant, ...]:
     """Measure every candidate and recommend exactly one: float32 unless another is proven faster.
 
@@ -93,8 +94,8 @@ def advise_precision(
 
     Args:
         candidates: mode → ONNX file; "fp32" must be among them.
-        measure: called `rounds` times per file, in an order that shifts each round, so that a drift of the
-            machine does not fall on one variant; the blocks of all rounds count.
+        measure: called once, with all files: what the machine does to a block it does to every variant of it, and
+            the ratios of blocks of one number are free of it.
         accuracy: called once per file.
         max_accuracy_loss: as a fraction of all samples (0.01: one percentage point).
 
@@ -107,24 +108,12 @@ def advise_precision(
             found=f"modes {sorted(candidates)}",
             next=f"Include {BASELINE!r} to judge against.",
         )
-    if rounds < 1:
-        raise UsageError(asked="rounds of measuring", found=f"{rounds}", next="Measure at least once.")
     modes = list(candidates)
-    measured: dict[str, Measurement] = {}
-    for turn in range(rounds):
-        shift = turn % len(modes)
-        for mode in modes[shift:] + modes[:shift]:
-            again = measure(candidates[mode])
-            measured[mode] = measured[mode].merged(again) if mode in measured else again
+    measured = measure(candidates)
     accuracies = {mode: _fraction(accuracy(path), mode) for mode, path in candidates.items()}
     others = [mode for mode in modes if mode != BASELINE]
     each = 1 - (1 - confidence) / max(1, len(others))
-    intervals = {
-        mode: ratio_interval(
-            measured[BASELINE].block_medians_s, measured[mode].block_medians_s, paired=False, confidence=each
-        )
-        for mode in others
-    }
+    intervals = {mode: _paired_interval(measured[BASELINE], measured[mode], each) for mode in others}
     verdicts = {
         mode: _verdict(intervals[mode], accuracies[BASELINE] - accuracies[mode], max_accuracy_loss) for mode in others
     }
@@ -165,7 +154,6 @@ def quantize_auto(
     *,
     max_accuracy_loss: float = 0.01,
     confidence: float = 0.95,
-    rounds: int = 1,
 ) -> tuple[Variant, ...]:
     """Write `<stem>.<mode>.onnx` for each mode the target's engine runs, measure them all, and recommend one.
 
@@ -183,12 +171,18 @@ def quantize_auto(
                 reason = str(error)
         if reason is not None:
             refused[mode] = reason
-    judged = advise_precision(
-        candidates, measure, accuracy, max_accuracy_loss=max_accuracy_loss, confidence=confidence, rounds=rounds
-    )
+    judged = advise_precision(candidates, measure, accuracy, max_accuracy_loss=max_accuracy_loss, confidence=confidence)
     rows = {variant.mode: variant for variant in judged}
     rows |= {mode: Variant(mode, None, None, None, None, False, why) for mode, why in refused.items()}
     return tuple(rows[mode] for mode in (BASELINE, *MODES))
+
+
+def _paired_interval(baseline: Measurement, candidate: Measurement, confidence: float) -> RatioInterval:
+    """Of candidate over baseline, from the blocks that both have."""
+    a, b = baseline.blocks, candidate.blocks
+    shared = sorted(a.keys() & b.keys())
+    medians_a, medians_b = (np.array([np.median(blocks[i]) for i in shared]) for blocks in (a, b))
+    return ratio_interval(medians_a, medians_b, paired=True, confidence=confidence)
 
 
 def _fraction(accuracy: float, mode: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.storage import make_folder
 from akd_deploy.target import Target
 
-ADVICE = Protocol(blocks=6, warmup_s=0.05, seconds=0.1, min_samples=50, max_samples=1_000)
+ADVICE = Protocol(blocks=10, warmup_s=0.05, seconds=0.1, min_samples=50, max_samples=1_000)
+"""Ten fresh processes, every variant in each: intervals that hold together for four variants need eight at least."""
 
 
 def _read_samples(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
@@ -105,9 +106,12 @@ def quantize_measured(
     engine.require(engine.why_not())
     held_out = labels[len(calibration) * batch :]
 
-    def measure(path: Path) -> Measurement:
-        on_progress(f"measuring {path.name}", 0, 0)
-        return measure_blocks(target, {"model": path}, ADVICE, rng)["model"].measurement
+    def measure(paths: Mapping[str, Path]) -> dict[str, Measurement]:
+        def on_model(done: int, total: int) -> None:
+            on_progress(f"measuring {len(paths)} variants in turn", done, total)
+
+        files = {mode: path.absolute() for mode, path in paths.items()}
+        return {mode: m.measurement for mode, m in measure_blocks(target, files, ADVICE, rng, on_model).items()}
 
     def accuracy(path: Path) -> float:
         right = 0

@@ -44,13 +44,13 @@ def test_auto_scores_on_samples_that_did_not_calibrate(tmp_path, monkeypatch):
 
     def advised(onnx, target, calibration, output, measure, accuracy, settings):
         calibrated.extend(np.concatenate([feed["input"].ravel() for feed in calibration]))
-        measure(onnx)
+        measure({"fp32": onnx})
         assert accuracy(onnx) == 1
         return (SimpleNamespace(recommended=True, path=onnx, as_dict=dict),)
 
-    def measured(target, models, protocol, rng):
+    def measured(target, models, protocol, rng, on_model):
         measured_with.append(rng)
-        return {"model": SimpleNamespace(measurement=None)}
+        return {name: SimpleNamespace(measurement=None) for name in models}
 
     monkeypatch.setattr(quantizing, "load_engine", lambda target: engine)
     monkeypatch.setattr(quantizing, "quantize_auto", advised)
