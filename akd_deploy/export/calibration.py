@@ -14,7 +14,8 @@ CALIBRATIONS = ("minmax", "entropy", "percentile")
 """Methods by which ranges are found: all that was seen, what loses least information, what all but few values keep."""
 
 DEFAULT_PERCENTILE = 99.99
-"""Of the values, which stay in range; one of those compared in Wu et al. 2020, Integer Quantization for Deep Learning Inference."""
+"""Of the values, which stay in range; among those compared in Wu et al. 2020, "Integer Quantization for Deep Learning
+Inference"."""
 
 
 def split_calibration(text: str) -> tuple[str, float | None]:
