@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,9 +30,9 @@ def read_samples(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     if not path.is_file():
         raise MissingFileError(asked=f"the samples {path}", found="no such file", next="Check the path.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, AttributeError) as error:  # AttributeError: a lone array, which is no archive
+    except (ValueError, OSError, EOFError, BadZipFile, TypeError) as error:  # TypeError: a lone array is no archive
         raise CorruptFileError(
             asked=f"samples in {path}", found=str(error), next="Write it with numpy.savez(path, input=…, labels=…)."
         ) from error
