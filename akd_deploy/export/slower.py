@@ -13,6 +13,7 @@ NAMES_TOLD = 4
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear", "FakeQuantize", "Reorder", "Transpose", "Cast", "Convert")
 _WEIGHTED = ("Conv", "Gemm", "MatMul", "FullyConnected")
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
 _ACTIVATIONS = (
     "Relu", "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Sigmoid", "Silu",
     "Softplus", "Swish", "Tanh",
@@ -23,13 +24,14 @@ def explain_slower(before: Sequence[ExecutedKernel], after: Sequence[ExecutedKer
     """What the quantised network's kernels do that the float network's do not, as one line without a full stop.
 
     Looked for: more kernels that only convert (Q, DQ, reorders, transpositions, casts); convolutions and matrix
-    products that still compute in floating point; activations that were a part of another kernel and now stand
-    alone; the bytes that all kernels move. It tells what differs, which is not what each of them costs.
+    products that still compute in floating point, by another kernel perhaps, as where a layout is lost; activations
+    that were a part of another kernel and now stand alone; the bytes that all kernels move. It tells what differs,
+    which is not what each of them costs.
 
     Args:
         before, after: kernels of the float and of the quantised network, in order; nodes are named alike in both.
     """
-    told = [*_more_conversions(before, after), *_still_float(after), *_lost_activations(before, after)]
+    told = [*_more_conversions(before, after), *_still_float(before, after), *_lost_activations(before, after)]
     moved = [sum(k.kernel.traffic_bytes for k in kernels) for kernels in (before, after)]
     if moved[1] > moved[0]:
         told.append(f"{format_bytes(moved[0])} moved become {format_bytes(moved[1])}")
@@ -76,15 +78,21 @@ def _more_conversions(before: Sequence[ExecutedKernel], after: Sequence[Executed
     ]
 
 
-def _still_float(after: Sequence[ExecutedKernel]) -> list[str]:
-    left = [k for k in after if _is_weighted(k) and k.kernel.dtype.startswith(("float", "bfloat"))
-            and not k.kernel.dtype.startswith("float8")]  # fmt: skip
-    total = sum(map(_is_weighted, after))
+def _still_float(before: Sequence[ExecutedKernel], after: Sequence[ExecutedKernel]) -> list[str]:
+    weighted = [k for k in after if _is_weighted(k)]
+    left = [k for k in weighted if k.kernel.dtype in _FLOATS]
     if not left:
         return []
-    return [
-        f"{len(left)} of {total} products still in float: {_names([k.nodes[0] if k.nodes else k.name for k in left])}"
-    ]
+    told = [f"{len(left)} of {len(weighted)} products still in float: {_names([_node(k) for k in left])}"]
+    ran = {node: k.kernel.op for k in before if _is_weighted(k) for node in k.nodes}
+    others = Counter((ran[_node(k)], k.kernel.op) for k in left if ran.get(_node(k), k.kernel.op) != k.kernel.op)
+    told += [f"{count} of them by {new} instead of {old}" for (old, new), count in sorted(others.items())]
+    return told
+
+
+def _node(executed: ExecutedKernel) -> str:
+    """The first node of a kernel that is its own: what only converts comes along."""
+    return next((n for n in executed.nodes if not n.endswith(_CONVERSIONS)), executed.name)
 
 
 def _lost_activations(before: Sequence[ExecutedKernel], after: Sequence[ExecutedKernel]) -> list[str]:

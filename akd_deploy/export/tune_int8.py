@@ -45,7 +45,10 @@ def calibrations_of(text: str) -> tuple[str, ...]:
 
 
 def quantized_nodes(path: Path) -> tuple[str, ...]:
-    """Nodes of a quantised network that read or write int8, in order, Q and DQ themselves left out."""
+    """Nodes of a quantised network that read or write int8, in order, Q and DQ themselves left out.
+
+    A node that was excluded may be among them: where its neighbours are quantised, it reads what they have rounded.
+    """
     graph = onnx.load(path, format="protobuf").graph
     converters = ("QuantizeLinear", "DequantizeLinear")
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
