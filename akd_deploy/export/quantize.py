@@ -100,6 +100,8 @@ def quantize_onnx(
         typed, kept = result.model, result.kept_float32
         if kept:
             notes.append(f"{len(kept)} nodes stay in float32")
+        if mode == "bf16":
+            notes.append("bfloat16 has float32's range: no activation overflows, so none was looked for")
     else:
         typed = _int8_model(model, calibration, settings or Int8Settings(), ranges)
         if len(calibration) < FEW_SAMPLES:
