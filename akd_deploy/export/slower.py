@@ -92,7 +92,7 @@ def _still_float(before: Sequence[ExecutedKernel], after: Sequence[ExecutedKerne
 
 def _node(executed: ExecutedKernel) -> str:
     """The first node of a kernel that is its own: what only converts comes along."""
-    return next((n for n in executed.nodes if not n.endswith(_CONVERSIONS)), executed.name)
+    return next((n for n in executed.nodes if not n.endswith((*_CONVERSIONS, "__cast"))), executed.name)
 
 
 def _lost_activations(before: Sequence[ExecutedKernel], after: Sequence[ExecutedKernel]) -> list[str]:
