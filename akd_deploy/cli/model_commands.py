@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from rich.console import Console
 from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import GateError, MissingFileError, StorageError, UnknownNameError, UsageError
-from akd_deploy.units import format_bytes, format_seconds
+from akd_deploy.units import format_bytes, format_seconds, parse_fraction
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Model = Annotated[Path, typer.Option("--onnx", help="The network.")]
@@ -38,6 +38,10 @@ def export(
     target: TargetName,
     output: Output,
     config: Config = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="An .npz with an array of real inputs; without it and --config, noise compares."),
+    ] = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -46,6 +50,7 @@ def export(
     from akd_deploy.engines import load_engine
     from akd_deploy.models.student import load_student
     from akd_deploy.pipeline import shipping
+    from akd_deploy.pipeline.parity import student_parity
     from akd_deploy.target import load_target
 
     chosen, loaded = load_target(target), load_student(_existing(student, "the student"))
@@ -53,13 +58,14 @@ def export(
         plan = {"onnx": str(output / "student.onnx")}
         emit(Outcome(plan, lambda console: console.print(f"would write {plan['onnx']} and compare it")), as_json)
         return
-    images, source = _samples(config, (shipping.PARITY_SAMPLES, *loaded.input_shape), seed)
+    images, source = _samples(config, samples, (shipping.PARITY_SAMPLES, *loaded.input_shape), seed)
     path = shipping.export_student(loaded, chosen, output)
     models = shipping.typed_variants(
         path, [m for m in (chosen.precision,) if m in ("fp16", "int8")], images, chosen, output
     )
     reference = shipping.reference_target(chosen, load_engine(chosen))
-    parity = shipping.student_parity(loaded, load_engine(reference), shipping.model_for(reference, models), images)
+    model = shipping.model_for(reference, models)
+    parity = student_parity(loaded, load_engine(reference), model, images, source=path)
     data = {
         "onnx": str(path),
         "variants": {mode: str(p) for mode, p in models.items()},
@@ -72,8 +78,14 @@ def export(
     emit(Outcome(data, show), as_json)
 
 
-def _samples(config: Path | None, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, str]:
-    """Images of the run's tuning split, or normal noise; and which."""
+def _samples(config: Path | None, samples: Path | None, shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, str]:
+    """The user's samples, images of the run's tuning split, or normal noise; and which."""
+    if samples is not None:
+        from akd_deploy.pipeline.samples import images_from
+
+        if config is not None:
+            raise UsageError(asked="samples to compare on", found="both --config and --samples", next="Give one.")
+        return images_from(samples, shape), f"samples of {samples.name}"
     if config is None:
         return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32), "normal noise"
     from akd_deploy.configuration import read_configuration
@@ -138,17 +150,34 @@ def quantize(
         Path | None,
         typer.Option(help="An .npz of inputs by name (and labels, if it has an array of that name)."),
     ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="How int8 finds ranges: minmax, entropy, percentile[:99.99], or auto, which tries each and leaves "
+            "nodes in float whose quantisation costs too much. Left out: auto with --mode auto, else minmax."
+        ),
+    ] = None,
+    max_accuracy_loss: Annotated[
+        str, typer.Option(help="The most accuracy that a recommended variant may lose, in points.")
+    ] = "1%",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Write a typed variant of a network; `auto` measures every one and recommends what is proven faster."""
+    from akd_deploy.export.calibration import split_calibration
     from akd_deploy.export.quantize import MODES
+    from akd_deploy.export.tune_int8 import AUTO
     from akd_deploy.pipeline.quantizing import quantize_measured
     from akd_deploy.target import load_target
 
     if mode not in (*MODES, "auto"):
         raise UnknownNameError("mode", mode, (*MODES, "auto"))
+    if calibration is not None and mode not in ("int8", "auto"):
+        raise UsageError(asked=f"{mode} with --calibration", found=calibration, next="Only int8 is calibrated.")
+    if calibration not in (None, AUTO):
+        split_calibration(calibration)
+    limit = parse_fraction(max_accuracy_loss)
     chosen = load_target(target)
     _existing(onnx, "the model")
     if (config is None) == (samples is None) and mode != "fp16" and mode != "bf16":
@@ -160,22 +189,37 @@ def quantize(
         return
     with progress_bars(as_json) as on_progress:
         rng = np.random.default_rng(seed)
-        data = quantize_measured(onnx, chosen, mode, output, config, samples, rng, on_progress)
+        data = quantize_measured(
+            onnx, chosen, mode, output, config, samples, rng, on_progress, calibration, max_accuracy_loss=limit
+        )
 
     def show(console: Console) -> None:
-        rows = [
-            (
-                v["mode"],
-                "—" if v["accuracy"] is None else f"{v['accuracy']:.2%}",
-                format_seconds(v["latency_stats_s"]["median"]) if v["latency_stats_s"] else "—",
-                "yes" if v["recommended"] else "",
-                v["why"],
-            )
-            for v in data["variants"]
-        ]
-        console.print(table("Variants", ("mode", ">accuracy", ">median", "recommended", "why"), rows))
+        columns = ("mode", ">accuracy", ">cosine", ">top-1 alike", ">median", "recommended", "why")
+        console.print(table("Variants", columns, map(_variant_row, data["variants"])))
+        for v in data["variants"]:
+            if v.get("calibration"):
+                console.print(f"{v['mode']} is calibrated by {v['calibration']}", highlight=False)
+            for one in v.get("excluded", ()):
+                effect = "the error" if one["effect"] is None else f"{one['effect']:.3g} of error"
+                console.print(f"{v['mode']} leaves {one['node']} in float: {effect} less", markup=False)
+            if v.get("why_slower"):
+                console.print(f"{v['mode']} is slower: {v['why_slower']}", markup=False, highlight=False)
 
     emit(Outcome(data, show), as_json)
+
+
+def _variant_row(v: Mapping[str, Any]) -> tuple[str, ...]:
+    """A variant's accuracy, parity and latency; what was not measured is a dash."""
+    parity = v.get("parity") or {}
+    return (
+        v["mode"],
+        "—" if v["accuracy"] is None else f"{v['accuracy']:.2%}",
+        "—" if parity.get("cosine") is None else f"{parity['cosine']:.5f}",
+        "—" if parity.get("top1_agreement") is None else f"{parity['top1_agreement']:.1%}",
+        format_seconds(v["latency_stats_s"]["median"]) if v["latency_stats_s"] else "—",
+        "yes" if v["recommended"] else "",
+        v["why"],
+    )
 
 
 def lint(

@@ -1,4 +1,4 @@
-"""Calibration samples: checked against a network, handed out one by one."""
+"""Calibration: its methods by name; samples, checked against a network and handed out one by one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,42 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from akd_deploy.errors import UsageError
+from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.export.parity import Arrays
+
+CALIBRATIONS = ("minmax", "entropy", "percentile")
+"""Methods by which ranges are found: all that was seen, what loses least information, what all but few values keep."""
+
+DEFAULT_PERCENTILE = 99.99
+"""Of the values, which stay in range; among those compared in Wu et al. 2020, "Integer Quantization for Deep Learning
+Inference"."""
+
+
+def split_calibration(text: str) -> tuple[str, float | None]:
+    """`"percentile:99.9"` → ("percentile", 99.9); the others have no number.
+
+    Raises:
+        UnknownNameError: another method.
+        UsageError: a number that is no percentile, or one for a method that takes none.
+    """
+    method, colon, number = text.partition(":")
+    if method not in CALIBRATIONS:
+        raise UnknownNameError("calibration", method, CALIBRATIONS)
+    if method != "percentile":
+        if colon:
+            raise UsageError(asked=f"calibration by {text}", found="a number", next=f"Write {method} alone.")
+        return method, None
+    try:
+        percentile = float(number) if colon else DEFAULT_PERCENTILE
+    except ValueError:
+        percentile = float("nan")
+    if not 50 < percentile <= 100:
+        raise UsageError(
+            asked=f"calibration by {text}",
+            found=f"{number!r} for a percentile",
+            next=f"Choose one above 50 and up to 100, like percentile:{DEFAULT_PERCENTILE:g}.",
+        )
+    return method, percentile
 
 
 def check_calibration(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> None:

@@ -10,7 +10,7 @@ import onnx.version_converter
 from onnx import TensorProto, helper, inliner, shape_inference
 
 from akd_deploy.errors import BuildError, UnknownNameError, UsageError
-from akd_deploy.export.low_precision import LOW_PRECISIONS, LowPrecision, overflows, tensor_to_low
+from akd_deploy.export.low_precision import LOW_PRECISIONS, LowPrecision, overflows, tensor_to_low, vanishes
 from akd_deploy.export.onnx_file import name_nodes
 
 _LONG_SUM = "adds many terms, which overflows above 65504 or loses the small ones"
@@ -51,7 +51,9 @@ def cast_model(model: onnx.ModelProto, mode: str, keep_float32: Mapping[str, str
     """Cast every float32 tensor inside a network; names of tensors and nodes stay, inputs and outputs stay float32.
 
     A node stays in float32 where `KEEP_FLOAT32`, its schema, or a weight beyond the type's range says so,
-    or where `keep_float32` (node name → reason) names it. Casts are put where the two meet, once per tensor.
+    or where `keep_float32` (node name → reason) names it. A constant that the type would round to 0, like the
+    1e-12 that keeps a variance from it, keeps its node and those that read the result. Casts are put where the
+    two meet, once per tensor.
 
     Raises:
         UnknownNameError: a mode other than fp16 and bf16, or a node to keep that is not there.
@@ -150,6 +152,8 @@ class _Caster:
         self.low_weights: dict[str, TensorProto] = {}
         self.casts: dict[str, str] = {}
         self.kept: dict[str, str] = {}
+        self.guarded: dict[str, str] = {}
+        """Tensors that a constant too small for the type keeps from 0 → that constant."""
 
     def cast(self) -> onnx.ModelProto:
         for node in self.graph.node:
@@ -217,6 +221,13 @@ class _Caster:
             for name in sorted(castable & self.weights.keys()):
                 if overflows(self.weights[name], self.low.largest):
                     return f"weight {name!r} exceeds ±{self.low.largest:g}"
+            for name in sorted(castable & self.weights.keys()):
+                if vanishes(self.weights[name], self.low.smallest):
+                    self.guarded |= dict.fromkeys(node.output, name)
+                    return f"weight {name!r} would be 0 in {self.low.name}"
+        for name in node.input:
+            if name in self.guarded:
+                return f"reads {name!r}, which weight {self.guarded[name]!r} keeps from 0"
         return None
 
     def _given(self, name: str, low: bool, clamp: bool) -> str:

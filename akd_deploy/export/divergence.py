@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from akd_deploy.errors import MismatchError, UsageError
+from akd_deploy.errors import BuildError, MismatchError, UsageError
 from akd_deploy.export.parity import Arrays, output_parity
 
 Evaluate = Callable[[Path, Arrays], Arrays]
@@ -30,10 +31,28 @@ class Divergence:
     max_abs: float
     max_rel: float
     agreeing_tensors: int
+    cosine: float = 1.0
+
+    def as_dict(self) -> dict[str, object]:
+        """JSON types; what is not finite becomes None."""
+        return {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in asdict(self).items()}
+
+    def __str__(self) -> str:
+        return (
+            f"node {self.node!r} ({self.op}), whose {self.tensor!r} differs by {self.max_rel:.3g} of its largest "
+            f"value, cosine {self.cosine:.4f}"
+        )
 
 
 def first_divergence(
-    model_a: Path, model_b: Path, feeds: Arrays, max_rel: float, evaluate: Evaluate | None = None
+    model_a: Path,
+    model_b: Path,
+    feeds: Arrays,
+    max_rel: float | None,
+    evaluate: Evaluate | None = None,
+    *,
+    min_cosine: float | None = None,
+    evaluate_b: Evaluate | None = None,
 ) -> Divergence | None:
     """The first tensor, in the second network's order, that differs by more than `max_rel` of its largest value.
 
@@ -45,7 +64,10 @@ def first_divergence(
     Args:
         model_a, model_b: the source and its conversion.
         feeds: one batch.
+        max_rel: None where single values are not judged, as in int8.
         evaluate: what runs a file; the ONNX reference evaluator (slow, exact) by default.
+        min_cosine: of a sample's values in a tensor; below it, the tensor differs too.
+        evaluate_b: what runs the second network, where that is something else.
 
     Returns:
         None where every shared tensor agrees.
@@ -54,6 +76,7 @@ def first_divergence(
         MismatchError: the networks share no tensor, or a shared one has two shapes.
     """
     evaluate = evaluate or reference_evaluate
+    evaluate_b = evaluate_b or evaluate
     network_a, network_b = (onnx.load(path, format="protobuf") for path in (model_a, model_b))
     known_a = {name for node in network_a.graph.node for name in node.output}
     makers = {name: node for node in network_b.graph.node for name in node.output if name in known_a}
@@ -68,12 +91,16 @@ def first_divergence(
         for start in range(0, len(shared), TENSORS_PER_RUN):
             names = shared[start : start + TENSORS_PER_RUN]
             values_a = evaluate(_saved_exposed(network_a, names, Path(folder) / "a.onnx"), feeds)
-            values_b = evaluate(_saved_exposed(network_b, names, Path(folder) / "b.onnx"), feeds)
+            values_b = evaluate_b(_saved_exposed(network_b, names, Path(folder) / "b.onnx"), feeds)
             for i, name in enumerate(names):
                 parity = output_parity(name, [(values_a[name], values_b[name])])
-                if parity.max_rel > max_rel:
+                too_far = max_rel is not None and not parity.max_rel <= max_rel
+                turned = min_cosine is not None and not parity.cosine >= min_cosine
+                if too_far or turned or parity.non_finite:
                     node = makers[name]
-                    return Divergence(name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i)
+                    return Divergence(
+                        name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i, parity.cosine
+                    )
     return None
 
 
@@ -124,9 +151,14 @@ def reference_evaluate(path: Path, feeds: Arrays) -> Mapping[str, np.ndarray]:
     """
     from onnx.reference import ReferenceEvaluator
 
-    evaluator = ReferenceEvaluator(str(path))
-    with np.errstate(all="ignore"):  # an overflow is a result here: it is what is looked for
-        outputs = evaluator.run(None, dict(feeds))
+    try:
+        evaluator = ReferenceEvaluator(str(path))
+        with np.errstate(all="ignore"):  # an overflow is a result here: it is what is looked for
+            outputs = evaluator.run(None, dict(feeds))
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise BuildError(
+            asked="the network in plain numpy", found=f"{type(error).__name__}: {error}", next="Run it with an engine."
+        ) from error
     return dict(zip(evaluator.output_names, outputs, strict=True))
 
 

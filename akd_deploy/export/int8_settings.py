@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from akd_deploy.errors import UnknownNameError
+from akd_deploy.export.calibration import split_calibration
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,7 @@ class Int8Settings:
     """How activations and weights become int8. Weights are always signed and symmetric.
 
     `activation` is "uint8" or "int8"; `reduce_range` gives weights 7 bits; `exclude` names nodes that stay in
-    floating point.
+    floating point; `calibration` is how ranges of activations are found: "minmax", "entropy" or "percentile:99.99".
     """
 
     activation: str = "uint8"
@@ -22,10 +23,12 @@ class Int8Settings:
     reduce_range: bool = False
     quantize_bias: bool = True
     exclude: tuple[str, ...] = ()
+    calibration: str = "minmax"
 
     def __post_init__(self) -> None:
         if self.activation not in ("uint8", "int8"):
             raise UnknownNameError("activation type", self.activation, ("uint8", "int8"))
+        split_calibration(self.calibration)
 
 
 def int8_settings(engine: str, isa: Collection[str]) -> Int8Settings:

@@ -220,6 +220,11 @@ def tolerance_for(precision: str) -> Tolerance:
     return TOLERANCES[precision]
 
 
+def is_within(parity: Parity, tolerance: Tolerance) -> bool:
+    """Whether every output is within the tolerance."""
+    return not any(_complaints(output, tolerance) for output in parity.per_output)
+
+
 def check_parity(parity: Parity, tolerance: Tolerance) -> None:
     """Return where every output is within the tolerance.
 

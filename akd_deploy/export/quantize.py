@@ -19,9 +19,10 @@ from akd_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
-from akd_deploy.export.calibration import CalibrationReader, check_calibration
+from akd_deploy.export.calibration import check_calibration
 from akd_deploy.export.cast import cast_model
 from akd_deploy.export.divergence import activation_peaks
+from akd_deploy.export.int8_ranges import calibration_method, write_ranges
 from akd_deploy.export.int8_settings import Int8Settings, int8_settings
 from akd_deploy.export.low_precision import LOW_PRECISIONS
 from akd_deploy.export.onnx_file import name_nodes, read_onnx
@@ -62,6 +63,7 @@ def quantize_onnx(
     calibration: Sequence[Arrays],
     out: Path,
     settings: Int8Settings | None = None,
+    ranges: Path | None = None,
 ) -> QuantizedModel:
     """Write a typed variant of a float32 ONNX file; the same inputs give the same bytes.
 
@@ -74,6 +76,8 @@ def quantize_onnx(
         calibration: feeds of real samples, each input name → array.
         out: the file to write.
         settings: of int8; see `int8_settings`.
+        ranges: a file for what calibration finds: read where it is, else written, so that the same network
+            quantised again with other exclusions is not calibrated again.
 
     Raises:
         UnknownNameError: another mode.
@@ -96,8 +100,10 @@ def quantize_onnx(
         typed, kept = result.model, result.kept_float32
         if kept:
             notes.append(f"{len(kept)} nodes stay in float32")
+        if mode == "bf16":
+            notes.append("bfloat16 has float32's range: no activation overflows, so none was looked for")
     else:
-        typed = _int8_model(model, calibration, settings or Int8Settings())
+        typed = _int8_model(model, calibration, settings or Int8Settings(), ranges)
         if len(calibration) < FEW_SAMPLES:
             notes.append(f"calibrated on {len(calibration)} batches only; {FEW_SAMPLES} or more cover the range better")
     data = typed.SerializeToString(deterministic=True)
@@ -148,7 +154,9 @@ def _onnxruntime() -> ModuleType:
     return onnxruntime
 
 
-def _int8_model(model: onnx.ModelProto, calibration: Sequence[Arrays], settings: Int8Settings) -> onnx.ModelProto:
+def _int8_model(
+    model: onnx.ModelProto, calibration: Sequence[Arrays], settings: Int8Settings, ranges: Path | None
+) -> onnx.ModelProto:
     if not calibration:
         raise UsageError(
             asked="int8", found="no calibration samples", next="Give a few hundred real, preprocessed samples."
@@ -162,15 +170,15 @@ def _int8_model(model: onnx.ModelProto, calibration: Sequence[Arrays], settings:
             found=f"opset {opset}",
             next=f"Export with opset {PER_CHANNEL_OPSET} or later.",
         )
-    names = [node.name for node in model.graph.node]
-    for name in settings.exclude:
-        if name not in names:
-            raise UnknownNameError("node to exclude", name, names)
     onnxruntime = _onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         try:
             prepared = _prepared(onnxruntime, model, Path(folder))
-            result = _quantized(onnxruntime.quantization, prepared, calibration, settings, Path(folder))
+            _check_excluded(settings.exclude, model, prepared)
+            cache = ranges or Path(folder) / "ranges.json"
+            result = _quantized(onnxruntime.quantization, prepared, calibration, settings, Path(folder), cache)
+        except UnknownNameError:
+            raise
         except _runtime_errors(onnxruntime) as error:
             raise BuildError(
                 asked="the network in int8", found=f"{type(error).__name__}: {error}", next="Exclude the node it names."
@@ -204,33 +212,45 @@ def _prepared(onnxruntime: ModuleType, model: onnx.ModelProto, folder: Path) -> 
     return onnx.shape_inference.infer_shapes(onnx.load(optimised), data_prop=True)
 
 
+def _check_excluded(names: Sequence[str], model: onnx.ModelProto, prepared: onnx.ModelProto) -> None:
+    """Nodes may be named as in the network, or as what became of it when it was prepared."""
+    there, left = ({node.name for node in m.graph.node} for m in (model, prepared))
+    for name in names:
+        if name not in there | left:
+            raise UnknownNameError("node to exclude", name, there | left)
+    gone = [name for name in names if name not in left]
+    if gone:
+        raise ValueError(f"{', '.join(gone)}: fused into another node, which is not excluded")
+
+
 def _quantized(
     quantization: ModuleType,
     prepared: onnx.ModelProto,
     calibration: Sequence[Arrays],
     settings: Int8Settings,
     folder: Path,
+    ranges: Path,
 ) -> onnx.ModelProto:
-    names = {node.name for node in prepared.graph.node}
-    gone = [name for name in settings.exclude if name not in names]
-    if gone:
-        raise ValueError(f"{', '.join(gone)}: fused into another node, which is not excluded")
+    op_types = _op_types()
+    if not ranges.is_file():
+        network = folder / "to_calibrate.onnx"
+        network.write_bytes(prepared.SerializeToString(deterministic=True))
+        write_ranges(quantization, network, op_types, calibration, settings, ranges)
     mark = prepared.metadata_props.add()
     mark.key, mark.value = _PREPARED
     types = {"uint8": quantization.QuantType.QUInt8, "int8": quantization.QuantType.QInt8}
     quantization.quantize_static(
         prepared,
         folder / "int8.onnx",
-        CalibrationReader(calibration),
         quant_format=quantization.QuantFormat.QDQ,
-        op_types_to_quantize=_op_types(),
+        op_types_to_quantize=op_types,
         per_channel=settings.per_channel,
         reduce_range=settings.reduce_range,
         activation_type=types[settings.activation],
         weight_type=quantization.QuantType.QInt8,
         nodes_to_exclude=list(settings.exclude),
-        calibrate_method=quantization.CalibrationMethod.MinMax,
-        calibration_providers=["CPUExecutionProvider"],
+        calibrate_method=calibration_method(quantization, settings),
+        calibration_cache_path=ranges,
         extra_options={
             "ActivationSymmetric": settings.symmetric_activations,
             "WeightSymmetric": True,

@@ -7,31 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from akd_deploy.engines.base import Engine
-from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
-
-
-def read_samples(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-    """Inputs by name from an .npz, each (samples, …), and its `labels`, (samples,), where there are any.
-
-    Raises:
-        MissingFileError, CorruptFileError: it cannot be read.
-    """
-    if not path.is_file():
-        raise MissingFileError(asked=f"the samples {path}", found="no such file", next="Check the path.")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, AttributeError, TypeError, EOFError, BadZipFile) as error:
-        raise CorruptFileError(
-            asked=f"samples in {path}", found=str(error), next="Write it with numpy.savez(path, input=…, labels=…)."
-        ) from error
-    labels = arrays.pop("labels", None)
-    return arrays, labels
+from akd_deploy.errors import UsageError
+from akd_deploy.pipeline.samples import read_samples
 
 
 @dataclass(frozen=True)

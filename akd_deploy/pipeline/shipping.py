@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import akd_deploy
 from akd_deploy.certificate import Certificate, certify, ratio_interval
@@ -19,11 +18,10 @@ from akd_deploy.data import Split
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine, Engine
 from akd_deploy.errors import AkdError, BuildError, StorageError
-from akd_deploy.export.parity import Parity, check_parity, compare_outputs, tolerance_for
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.export.trusted import record_built
 from akd_deploy.measurement import Measurement
-from akd_deploy.models.onnx_from_student import INPUT, OUTPUT, onnx_from_student
+from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import mode_for
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
@@ -65,19 +63,6 @@ def accuracy_of(engine: Engine, path: Path, split: Split) -> float:
             right += int((answer == split.labels[i * batch : i * batch + len(answer)]).sum())
             total += len(answer)
     return right / total
-
-
-def student_parity(student: Student, engine: Engine, path: Path, images: np.ndarray) -> Parity:
-    """Compare what an engine computes with what torch computes, on real samples; raises ParityError when it differs."""
-
-    def reference(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            return {OUTPUT: student(torch.tensor(feed[INPUT])).numpy()}
-
-    with engine.load(path) as session:
-        parity = compare_outputs(reference, session.run, feeds_of(images, engine.target.batch))
-    check_parity(parity, tolerance_for(engine.target.precision))
-    return parity
 
 
 def reference_target(target: Target, engine: Engine) -> Target:

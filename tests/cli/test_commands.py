@@ -226,6 +226,63 @@ def test_quantize_writes_the_variant_asked_for(twin, tmp_path):
     assert all({"mode", "accuracy", "latency_stats_s", "recommended"} <= set(row) for row in data["variants"])
 
 
+def test_quantize_compares_a_variant_with_its_source_and_one_that_is_broken_exits_with_4(twin, tmp_path):
+    """int8 calibrated on images a thousand times too dark clips all others: the node where that shows is named."""
+    images = np.random.default_rng(0).standard_normal((160, 1, 12, 12), dtype=np.float32)
+    np.savez(tmp_path / "right.npz", input=images)
+    images[:128] *= 1e-3
+    np.savez(tmp_path / "wrong.npz", input=images)
+    arguments = ("quantize", "--onnx", twin.onnx, "--target", TARGET, "-o", tmp_path)
+    answer = twin.workshop.call(*arguments, "--mode", "fp16", "--samples", tmp_path / "right.npz", "--json")
+    assert answer.code == 0, answer
+    assert answer.data["variants"][0]["parity"]["cosine"] > 0.999
+    assert answer.data["compared_on"] == "samples that calibrated nothing"
+    answer = twin.workshop.call(*arguments, "--mode", "int8", "--samples", tmp_path / "wrong.npz", "--json")
+    assert answer.code == 4, answer
+    assert answer.error["kind"] == "parity"
+    first = answer.error["first_divergence"]
+    assert first["node"]
+    assert first["node"] in answer.error["found"]
+    assert answer.error["parity"]["cosine"] < 0.95
+    in_words = twin.workshop.call(*arguments, "--mode", "int8", "--samples", tmp_path / "wrong.npz")
+    assert in_words.code == 4
+    assert repr(first["node"]) in in_words.stderr
+
+
+def test_calibration_is_asked_for_by_name_and_only_of_int8(twin, tmp_path, refused):
+    few = np.random.default_rng(0).standard_normal((4, 1, 12, 12), dtype=np.float32)
+    np.savez(tmp_path / "few.npz", input=few)
+    arguments = (
+        "quantize",
+        "--onnx",
+        twin.onnx,
+        "--target",
+        TARGET,
+        "-o",
+        tmp_path / "o",
+        "--samples",
+        tmp_path / "few.npz",
+    )
+    data = twin.workshop.call(*arguments, "--mode", "int8", "--calibration", "percentile:99", "--json").data
+    (row,) = data["variants"]
+    assert (row["calibration"], row["excluded"], data["compared_on"]) == (
+        "percentile:99", [], "the samples that calibrated",
+    )  # fmt: skip
+    assert refused(2, *arguments, "--mode", "fp16", "--calibration", "entropy")["found"] == "entropy"
+    assert "Known: entropy" in refused(2, *arguments, "--mode", "int8", "--calibration", "kl")["next"]
+    assert refused(2, *arguments, "--mode", "int8", "--calibration", "auto")["kind"] == "usage"
+
+
+def test_export_compares_on_real_samples_where_they_are_given(twin, tmp_path, refused):
+    images = np.random.default_rng(0).standard_normal((20, 1, 12, 12), dtype=np.float32)
+    np.savez(tmp_path / "real.npz", pictures=images, labels=np.zeros(20, int))
+    arguments = ("export", "--student", twin.student, "--target", TARGET, "-o", tmp_path / "o")
+    parity = twin.workshop.call(*arguments, "--samples", tmp_path / "real.npz", "--json").data["parity"]
+    assert (parity["samples"], parity["samples_from"]) == (20, "samples of real.npz")
+    found = refused(2, *arguments, "--samples", tmp_path / "real.npz", "--config", "run.toml")
+    assert found["found"] == "both --config and --samples"
+
+
 @pytest.mark.slow
 def test_quantize_auto_measures_every_variant_and_recommends_one(twin, tmp_path, monkeypatch):
     from dataclasses import replace
@@ -248,6 +305,9 @@ def test_quantize_auto_measures_every_variant_and_recommends_one(twin, tmp_path,
         if row["latency_stats_s"] is not None:
             assert row["latency_stats_s"]["median"] > 0
             assert 0 <= row["accuracy"] <= 1
+            assert row["parity"]["cosine"] <= 1
+    assert rows["int8"]["calibration"] in ("minmax", "entropy", "percentile")
+    assert isinstance(rows["int8"]["excluded"], list)
 
 
 def test_lint_names_rule_node_and_message(twin):

@@ -7,23 +7,42 @@ from export_graphs import convnet, images, saved
 from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.export.advise import advise_precision, quantize_auto, runnable_modes
 from akd_deploy.export.int8_settings import Int8Settings
+from akd_deploy.export.parity import compare_outputs
+from akd_deploy.export.sensitivity import Score
+from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.measurement import Measurement
 from akd_deploy.target import Target
 
 
-def measurement(path: Path, center_s: float, rng: np.random.Generator, blocks: int = 6, scatter: float = 0.01):
-    centers = center_s * np.exp(scatter * rng.standard_normal(blocks))
-    samples = [float(c * (1 + 0.001 * i)) for c in centers for i in range(5)]
-    return Measurement(str(path), tuple(samples), tuple(i for i in range(blocks) for _ in range(5)))
+def measurer(latencies_s, rng, blocks=10, scatter=0.01, machine=0.0):
+    """Blocks of every file in turn; a block's machine is slower or faster for all of its files alike."""
+
+    def measure(paths):
+        common = np.exp(machine * rng.standard_normal(blocks))
+        found = {}
+        for mode, path in paths.items():
+            centers = latencies_s[path.stem] * common * np.exp(scatter * rng.standard_normal(blocks))
+            samples = [float(c * (1 + 0.001 * i)) for c in centers for i in range(5)]
+            found[mode] = Measurement(mode, tuple(samples), tuple(i for i in range(blocks) for _ in range(5)))
+        return found
+
+    return measure
 
 
-def advise(latencies, accuracies, rng=None, blocks=6, **kwargs):
+LOGITS = np.array([[1.0, 0.0], [0.0, 1.0]])
+ALIKE = compare_outputs([{"y": LOGITS}], lambda _: {"y": LOGITS}, [{}])
+TURNED = compare_outputs([{"y": LOGITS}], lambda _: {"y": LOGITS[:, ::-1]}, [{}])
+"""Every decision another one."""
+
+
+def advise(latencies, accuracies, rng=None, blocks=10, machine=0.0, **kwargs):
     rng = rng or np.random.default_rng(0)
     paths = {mode: Path(f"{mode}.onnx") for mode in latencies}
     variants = advise_precision(
         paths,
-        lambda path: measurement(path, latencies[path.stem], rng, blocks),
+        measurer(latencies, rng, blocks, machine=machine),
         lambda path: accuracies[path.stem],
+        kwargs.pop("compare", lambda path: ALIKE),
         **kwargs,
     )
     return {variant.mode: variant for variant in variants}
@@ -58,32 +77,62 @@ def test_a_variant_that_only_seems_faster_is_not_recommended_more_often_than_sta
     assert wrong <= 300 * 0.05 + 3 * np.sqrt(300 * 0.05 * 0.95)
 
 
+def test_a_variant_that_answers_differently_is_not_recommended_whatever_its_accuracy_and_speed():
+    latencies, accuracies = {"fp32": 2e-3, "int8": 1e-3}, {"fp32": 0.5, "int8": 0.5}
+    variants = advise(latencies, accuracies, compare=lambda path: TURNED if path.stem == "int8" else ALIKE)
+    assert recommended(variants) == "fp32"
+    assert "cosine" in variants["int8"].why
+    assert variants["int8"].as_dict()["parity"]["top1_agreement"] == 0
+    assert recommended(advise(latencies, accuracies)) == "int8"
+
+
+def test_only_what_is_proven_slower_has_its_kernels_explained():
+    asked = []
+
+    def kernels(path):
+        asked.append(path.stem)
+        conv = ExecutedKernel(Kernel("Conv", ((1, 8, 4, 4),), ((1, 8, 4, 4),)), "conv", ("conv",))
+        q = ExecutedKernel(Kernel("QuantizeLinear", ((1, 8, 4, 4),), ((1, 8, 4, 4),)), "q", ("q",))
+        return [conv] if path.stem == "fp32" else [q, conv]
+
+    latencies = {"fp32": 2e-3, "fp16": 1e-3, "int8": 4e-3}
+    variants = advise(latencies, dict.fromkeys(latencies, 0.9), kernels=kernels)
+    assert asked == ["fp32", "int8"]
+    assert "1 QuantizeLinear" in variants["int8"].why_slower
+    assert variants["fp16"].why_slower is None
+    assert variants["int8"].as_dict()["why_slower"] == variants["int8"].why_slower
+
+
 def test_too_few_blocks_to_prove_anything_are_refused():
     with pytest.raises(UsageError, match="too few blocks"):
         advise({"fp32": 2e-3, "int8": 1e-3}, {"fp32": 0.9, "int8": 0.9}, blocks=3)
 
 
-def test_rounds_interleave_the_variants_and_their_blocks_are_merged():
-    asked = []
-
-    def measure(path):
-        asked.append(path.stem)
-        return measurement(path, 1e-3, np.random.default_rng(len(asked)), blocks=2)
-
-    modes = {mode: Path(f"{mode}.onnx") for mode in ("fp32", "fp16")}
-    variants = advise_precision(modes, measure, lambda _: 0.5, rounds=3)
-    assert asked == ["fp32", "fp16", "fp16", "fp32", "fp32", "fp16"]
-    assert all(variant.latency_stats_s["median"] > 0 for variant in variants)
+def test_what_slows_a_whole_block_down_hides_no_difference_between_its_variants():
+    """Blocks differ by 20 %, variants by 4 %: only ratios within a block can tell."""
+    variants = advise({"fp32": 1e-3, "int8": 0.96e-3}, {"fp32": 0.9, "int8": 0.9}, machine=0.2)
+    assert recommended(variants) == "int8"
+    assert variants["int8"].interval.paired
+    assert variants["int8"].interval.ratio == pytest.approx(0.96, abs=0.01)
 
 
-def test_no_baseline_no_fraction_or_no_round_is_refused():
+def test_only_blocks_that_both_have_are_compared():
+    def measure(paths):
+        fp32 = Measurement("fp32", tuple(1e-3 * (i + 1) for i in range(9)), tuple(range(9)))
+        int8 = Measurement("int8", tuple(0.5e-3 * (i + 1) for i in range(1, 12)), tuple(range(1, 12)))
+        return {"fp32": fp32, "int8": int8}
+
+    paths = {mode: Path(f"{mode}.onnx") for mode in ("fp32", "int8")}
+    _, int8 = advise_precision(paths, measure, lambda _: 0.5, lambda _: ALIKE)
+    assert (int8.interval.low, int8.interval.high) == pytest.approx((0.5, 0.5))
+
+
+def test_no_baseline_or_no_fraction_is_refused():
     with pytest.raises(UsageError, match="fp32"):
         advise({"fp16": 1e-3}, {"fp16": 0.9})
     for accuracy in (np.nan, 92.0, -0.1):
         with pytest.raises(UsageError, match="accuracy of int8"):
             advise({"fp32": 1e-3, "int8": 1e-3}, {"fp32": 0.9, "int8": accuracy})
-    with pytest.raises(UsageError, match="rounds"):
-        advise({"fp32": 1e-3}, {"fp32": 0.9}, rounds=0)
 
 
 def test_modes_an_engine_does_not_run_have_a_reason():
@@ -105,9 +154,12 @@ def test_auto_writes_each_variant_the_target_runs_and_lists_the_others(tmp_path)
         Target("t", "cpu", "onnxruntime"),
         images(4),
         tmp_path / "out",
-        lambda path: measurement(path, speeds[path.stem], rng),
+        measurer(speeds, rng),
         lambda _: 0.9,
+        lambda _: ALIKE,
         Int8Settings(),
+        judge=lambda path: Score(0.01, within=True),
+        calibrations=("minmax",),
     )
     assert [variant.mode for variant in variants] == ["fp32", "fp16", "bf16", "int8"]
     assert recommended({variant.mode: variant for variant in variants}) == "int8"

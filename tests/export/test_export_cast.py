@@ -9,7 +9,8 @@ from onnx.reference import ReferenceEvaluator
 from akd_deploy.errors import BuildError, UnknownNameError, UsageError
 from akd_deploy.export.cast import cast_model
 from akd_deploy.export.low_precision import LOW_PRECISIONS, tensor_to_low
-from akd_deploy.export.parity import check_parity, compare_outputs, tolerance_for
+from akd_deploy.export.parity import check_parity, compare_outputs, is_within, tolerance_for
+from akd_deploy.export.quantize import quantize_onnx
 
 
 def runner(model):
@@ -79,6 +80,84 @@ def test_a_weight_beyond_float16_keeps_its_node_in_float32_and_says_so():
     types = types_of(cast.model)
     assert types["c2"] == TensorProto.FLOAT
     assert types["a2"] == TensorProto.FLOAT16
+    assert cast_model(model, "bf16").kept_float32 == {}
+
+
+def layer_norm_of_large_values(eps: float = 1e-5, scale: float = 3e3) -> onnx.ModelProto:
+    """LayerNormalization taken apart, of values in the thousands: their squares are beyond 65504, the result is not."""
+    nodes = [
+        helper.make_node("Mul", ["x", "scale"], ["big"], "scale_up"),
+        helper.make_node("ReduceMean", ["big"], ["mean"], "mean", axes=[3], keepdims=1),
+        helper.make_node("Sub", ["big", "mean"], ["d"], "center"),
+        helper.make_node("Mul", ["d", "d"], ["square"], "square"),
+        helper.make_node("ReduceMean", ["square"], ["var"], "variance", axes=[3], keepdims=1),
+        helper.make_node("Add", ["var", "eps"], ["guarded"], "guard"),
+        helper.make_node("Sqrt", ["guarded"], ["std"], "root"),
+        helper.make_node("Div", ["d", "std"], ["logits"], "divide"),
+    ]
+    weights = [weight("scale", np.array(scale)), weight("eps", np.array(eps))]
+    return network(nodes, weights, output_shape=(1, 3, 8, 8))
+
+
+def test_the_island_of_a_layer_norm_is_what_overflows_and_no_node_more(tmp_path):
+    """Each node of it is needed: with any one of them in float16 the result is another."""
+    pytest.importorskip("onnxruntime")
+    model = layer_norm_of_large_values()
+    source = saved(model, tmp_path / "m.onnx")
+    kept = quantize_onnx(source, "fp16", images(4), tmp_path / "v.onnx").kept_float32
+    assert set(kept) == {"square", "variance", "guard", "root"}
+    reference, samples = runner(model), images(4, seed=3)
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = compare_outputs(reference, runner(cast_model(model, "fp16", kept).model), samples)
+        check_parity(whole, tolerance_for("fp16"))
+        for name in kept:
+            without = {other: reason for other, reason in kept.items() if other != name}
+            parity = compare_outputs(reference, runner(cast_model(model, "fp16", without).model), samples)
+            assert not is_within(parity, tolerance_for("fp16")), name
+
+
+def test_bfloat16_needs_no_island_and_says_so(tmp_path):
+    model = layer_norm_of_large_values()
+    written = quantize_onnx(saved(model, tmp_path / "m.onnx"), "bf16", [], tmp_path / "v.onnx")
+    assert written.kept_float32 == {}
+    assert any("float32's range" in note for note in written.notes)
+    parity = compare_outputs(runner(model), runner(onnx.load(written.path)), images(4))
+    check_parity(parity, tolerance_for("bf16"))
+
+
+def test_a_mask_of_the_lowest_float_reaches_softmax_as_it_is():
+    """Cast to float16 it is −∞, and a row that is masked as a whole would be NaN."""
+    lowest = float(np.finfo(np.float32).min)
+    nodes = [
+        helper.make_node("Relu", ["x"], ["scores"], "scores"),
+        helper.make_node("Add", ["scores", "mask"], ["masked"], "mask"),
+        helper.make_node("Softmax", ["masked"], ["p"], "softmax", axis=3),
+        helper.make_node("Mul", ["p", "two"], ["logits"], "after"),
+    ]
+    mask = np.zeros((1, 1, 8, 8))
+    mask[..., 0, :] = lowest
+    weights = [weight("mask", mask), weight("two", np.array(2.0))]
+    model = network(nodes, weights, output_shape=(1, 3, 8, 8))
+    cast = cast_model(model, "fp16")
+    assert set(cast.kept_float32) == {"mask", "softmax"}
+    assert [n.name for n in cast.model.graph.node if n.op_type == "Cast"] == [
+        "x__float16__cast",
+        "scores__float32__cast",
+        "p__float16__cast",
+        "logits__cast",
+    ]
+    check_parity(compare_outputs(runner(model), runner(cast.model), images(2)), tolerance_for("fp16"))
+
+
+def test_a_constant_that_keeps_a_variance_from_zero_is_not_rounded_to_it():
+    """Where all values of a row are equal the variance is 0: 1e-12 is 0 in float16, and 0 / 0 is no number."""
+    model = layer_norm_of_large_values(eps=1e-12, scale=1.0)
+    cast = cast_model(model, "fp16")
+    assert set(cast.kept_float32) == {"guard", "root"}
+    assert "'eps' would be 0" in cast.kept_float32["guard"]
+    flat = [{"x": np.ones((1, 3, 8, 8), np.float32)}]
+    check_parity(compare_outputs(runner(model), runner(cast.model), flat), tolerance_for("fp16"))
+    assert cast_model(layer_norm_of_large_values(eps=1e-5, scale=1.0), "fp16").kept_float32 == {}
     assert cast_model(model, "bf16").kept_float32 == {}
 
 

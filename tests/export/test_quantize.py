@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import BuildError, CorruptFileError, MissingFileError, UnknownNameError, UsageError
+from akd_deploy.export.calibration import split_calibration
 from akd_deploy.export.divergence import reference_evaluate
 from akd_deploy.export.int8_settings import Int8Settings, int8_settings
 from akd_deploy.export.parity import check_parity, compare_outputs, tolerance_for
@@ -80,6 +81,62 @@ def test_excluded_nodes_stay_in_floating_point(source, tmp_path):
     assert "w2" in {t.name for t in onnx.load(written.path).graph.initializer}
     with pytest.raises(UnknownNameError, match="pointwise"):
         quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(exclude=("pointwice",)))
+
+
+def ranges_of(path: Path) -> dict[str, float]:
+    """Tensor → the width of its int8 range: 255 steps of its scale."""
+    scales = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    return {name.removesuffix("_scale"): 255 * float(scales[name]) for name in ("x_scale", "r0_scale", "k1_scale")}
+
+
+def outliers(count: int, size: float) -> list[dict[str, np.ndarray]]:
+    """Noise, of which one value in 768 is far away from all others."""
+    batches = images(count)
+    for batch in batches[::4]:
+        batch["x"][0, 0, 0, 0] = size
+    return batches
+
+
+def test_percentile_and_entropy_cut_an_outlier_off_where_minmax_keeps_it(source, tmp_path, capsys):
+    """One value in 768 is 40, all others are normal: a range of 8 or so is what all but 0.13 % need."""
+    widths = {}
+    for name in ("minmax", "percentile:99", "percentile:100", "entropy"):
+        path = quantize_onnx(
+            source, "int8", outliers(32, 40.0), tmp_path / "v.onnx", Int8Settings(calibration=name)
+        ).path
+        widths[name] = ranges_of(path)["x"]
+        assert list({t.name: t for t in onnx.load(path).graph.initializer}["w0_scale"].dims) == [
+            16
+        ]  # per channel still
+    assert widths["minmax"] == pytest.approx(43.5, abs=1)  # from the smallest of 6,136 normal values, about −3.5
+    assert widths["percentile:100"] == pytest.approx(widths["minmax"], rel=0.01)
+    assert widths["percentile:99"] == pytest.approx(2 * 2.576, rel=0.05)  # ± of the 99.5th percentile of a normal
+    assert widths["entropy"] < widths["minmax"] / 2
+    assert capsys.readouterr().out == ""  # the calibrators print
+
+
+def test_kept_ranges_give_the_same_file_without_calibrating_again(source, tmp_path):
+    """Nodes excluded later do not change them."""
+    for name in ("minmax", "percentile"):
+        ranges = tmp_path / f"{name}.json"
+        settings = Int8Settings(calibration=name)
+        excluding = Int8Settings(calibration=name, exclude=("pointwise",))
+        first = quantize_onnx(source, "int8", images(8), tmp_path / "a.onnx", settings, ranges)
+        again = quantize_onnx(source, "int8", images(1, seed=9), tmp_path / "b.onnx", settings, ranges)
+        assert first.sha256 == again.sha256
+        kept = quantize_onnx(source, "int8", images(1, seed=9), tmp_path / "b.onnx", excluding, ranges)
+        assert kept.sha256 == quantize_onnx(source, "int8", images(8), tmp_path / "c.onnx", excluding).sha256
+
+
+def test_calibrations_are_named_and_refused():
+    assert split_calibration("percentile") == ("percentile", 99.99)
+    assert split_calibration("percentile:99.5") == ("percentile", 99.5)
+    assert split_calibration("entropy") == ("entropy", None)
+    for wrong in ("percentile:", "percentile:x", "percentile:0", "percentile:101", "percentile:nan", "minmax:3"):
+        with pytest.raises(UsageError):
+            Int8Settings(calibration=wrong)
+    with pytest.raises(UnknownNameError, match="entropy"):
+        Int8Settings(calibration="entropi")
 
 
 def test_few_calibration_samples_are_noted(source, tmp_path):
