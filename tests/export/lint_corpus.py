@@ -1,0 +1,495 @@
+"""Networks with seeded defects, each beside everything that lint must find in it; and networks without any.
+
+The defects are those that exporters, quantisers and hands make. Which of them an engine minds was tried with ONNX Runtime
+1.31, OpenVINO 2026.4 and TensorRT-RTX 1.7, before the rules were written; `SECOND` was written after them, from what
+vendors' documents and users' questions name, and shows what the rules do on cases they were not made for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from export_graphs import convnet, network, weight
+from onnx import TensorProto, helper, numpy_helper
+
+from akd_deploy.export.cast import cast_model
+from akd_deploy.target import Target
+
+Expected = set[tuple[str, str]]
+CHANNELS, SIDE = 16, 8
+
+
+@dataclass
+class Bad:
+    """A defective network, the engine and precision it is meant for, and (rule, node) of every finding."""
+
+    make: Callable[[], onnx.ModelProto]
+    engine: str
+    precision: str
+    expected: Expected
+
+    @property
+    def target(self) -> Target:
+        return Target("t", "cpu" if self.engine in ("onnxruntime", "openvino") else "rtx", self.engine, self.precision)
+
+
+@dataclass
+class Int8:
+    """An int8 network as it is built, one operator after the other."""
+
+    unsigned: bool = True
+    zero: int = 0
+    seed: int = 0
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    weights: list[onnx.TensorProto] = field(default_factory=list)
+
+    def constant(self, name: str, values: object, dtype: type) -> str:
+        self.weights.append(numpy_helper.from_array(np.asarray(values, dtype), name))
+        return name
+
+    def pair(self, tensor: str, scale: object = 0.05, zero: int | None = None, name: str = "", **attributes) -> str:
+        """Q and DQ after a tensor; returns what to read."""
+        name = name or tensor
+        kind = np.uint8 if self.unsigned else np.int8
+        zeros = np.full(np.shape(scale), self.zero if zero is None else zero)
+        s, z = self.constant(f"{name}_s", scale, np.float32), self.constant(f"{name}_z", zeros, kind)
+        self.nodes.append(helper.make_node("QuantizeLinear", [tensor, s, z], [f"{name}_q"], f"{name}_q", **attributes))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [f"{name}_q", s, z], [f"{name}_dq"], f"{name}_dq", **attributes)
+        )
+        return f"{name}_dq"
+
+    def conv(
+        self,
+        tensor: str,
+        name: str,
+        inside: int = CHANNELS,
+        outside: int = CHANNELS,
+        axis: int = 0,
+        weight_zero: int = 0,
+        quantised: bool = True,
+        bias: str = "",
+        bias_scale: float = 0.05 * 0.01,
+    ) -> str:
+        rng = np.random.default_rng(self.seed + len(self.nodes))
+        values = rng.integers(-127, 128, (outside, inside, 3, 3))
+        if quantised:
+            count = values.shape[axis]
+            inputs = [
+                self.constant(f"{name}_w", values, np.int8),
+                self.constant(f"{name}_ws", np.full(count, 0.01), np.float32),
+                self.constant(f"{name}_wz", np.full(count, weight_zero), np.int8),
+            ]
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_wdq"], f"{name}_wdq", axis=axis))
+            read = [tensor, f"{name}_wdq"]
+        else:
+            read = [tensor, self.constant(f"{name}_w", values * 0.01, np.float32)]
+        if bias == "float":
+            read.append(self.constant(f"{name}_b", rng.standard_normal(outside), np.float32))
+        elif bias:
+            inputs = [
+                self.constant(f"{name}_b", rng.integers(-99, 99, outside), np.int32),
+                self.constant(f"{name}_bs", np.full(outside, bias_scale), np.float32),
+                self.constant(f"{name}_bz", np.zeros(outside), np.int32),
+            ]
+            self.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_bdq"], f"{name}_bdq", axis=0))
+            read.append(f"{name}_bdq")
+        self.nodes.append(helper.make_node("Conv", read, [f"{name}_y"], name, kernel_shape=[3, 3], pads=[1] * 4))
+        return f"{name}_y"
+
+    def op(self, op: str, inputs: list[str], name: str, **attributes) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [f"{name}_y"], name, **attributes))
+        return f"{name}_y"
+
+    def done(self, tensor: str, shape=(1, CHANNELS, SIDE, SIDE), opset: int = 17, size=(1, CHANNELS, SIDE, SIDE)):
+        """The network whose output is `tensor`."""
+        for node in self.nodes:
+            node.output[:] = ["logits" if name == tensor else name for name in node.output]
+            node.input[:] = ["logits" if name == tensor else name for name in node.input]
+        return network(self.nodes, self.weights, size, shape, opset)
+
+
+def int8_chain(net: Int8, *, relu: str = "Relu", scale: float = 0.05, last: bool = True, **first) -> onnx.ModelProto:
+    """conv → activation → Q/DQ → conv, with `first` of the first convolution."""
+    tensor = net.conv(net.pair("x"), "first", **first)
+    if relu:
+        inputs = [tensor]
+        if relu == "Clip":
+            inputs += [net.constant("low", 0.0, np.float32), net.constant("high", 6.0, np.float32)]
+        tensor = net.op(relu, inputs, "act")
+    tensor = net.conv(net.pair(tensor, scale, name="mid"), "second")
+    return net.done(net.pair(tensor, name="end") if last else tensor)
+
+
+def int8_residual(net: Int8, *, skip: bool = True, branch: bool = True, op: str = "Add", scales=(0.05, 0.05)):
+    """A block whose branches meet in `op`, then one convolution more."""
+    first = net.op("Relu", [net.conv(net.pair("x"), "first")], "act")
+    read = net.pair(first, scales[0], name="mid")
+    tensor = net.conv(read, "second")
+    if branch:
+        tensor = net.pair(tensor, scales[1], name="branch")
+    attributes = {"axis": 1} if op == "Concat" else {}
+    joined = net.op(op, [tensor, read if skip else first], "join", **attributes)
+    width = 2 * CHANNELS if op == "Concat" else CHANNELS
+    tensor = net.conv(net.pair(joined, name="joined"), "third", width)
+    return net.done(net.pair(tensor, name="end"))
+
+
+def int8_around(op: str, net: Int8, **attributes) -> onnx.ModelProto:
+    """conv → Q/DQ → `op` → Q/DQ → conv."""
+    tensor = net.pair(net.conv(net.pair("x"), "first"), name="mid")
+    tensor = net.pair(net.op(op, [tensor], "odd", **attributes), name="after")
+    return net.done(net.pair(net.conv(tensor, "second"), name="end"))
+
+
+def int8_transposed(net: Int8) -> onnx.ModelProto:
+    """A decoder's upsampling, quantised as the convolution before it."""
+    tensor = net.pair(net.conv(net.pair("x"), "first"), name="mid")
+    values = np.random.default_rng(1).integers(-127, 128, (CHANNELS, CHANNELS, 2, 2))
+    inputs = [
+        net.constant("up_w", values, np.int8),
+        net.constant("up_ws", np.full(CHANNELS, 0.01), np.float32),
+        net.constant("up_wz", np.zeros(CHANNELS), np.int8),
+    ]
+    net.nodes.append(helper.make_node("DequantizeLinear", inputs, ["up_wdq"], "up_wdq", axis=1))
+    tensor = net.op("ConvTranspose", [tensor, "up_wdq"], "up", strides=[2, 2])
+    return net.done(net.pair(tensor, name="end"), (1, CHANNELS, 2 * SIDE, 2 * SIDE))
+
+
+def without(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The network without some nodes, whose readers read what they read."""
+    kept = [node for node in model.graph.node if node.name not in names]
+    instead = {node.output[0]: node.input[0] for node in model.graph.node if node.name in names}
+    for node in kept:
+        node.input[:] = [instead.get(name, name) for name in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    return model
+
+
+def inserted(op: str, *, domain: str = "", opset: int = 17, after: str = "r0", imported: bool = True, **attributes):
+    """The clean network with one more operator of the same shape in it."""
+    model = convnet(CHANNELS, opset=opset)
+    place = next(i for i, node in enumerate(model.graph.node) if after in node.output) + 1
+    for node in model.graph.node:
+        node.input[:] = ["odd_y" if name == after else name for name in node.input]
+    model.graph.node.insert(place, helper.make_node(op, [after], ["odd_y"], "odd", domain=domain, **attributes))
+    if domain and imported:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    return model
+
+
+def detector(op: str) -> onnx.ModelProto:
+    """The clean network with a second output that depends on its values: which logits are not zero, or which boxes stay."""
+    model = convnet(CHANNELS)
+    if op == "NonZero":
+        model.graph.node.append(helper.make_node("NonZero", ["logits"], ["found"], "odd"))
+    else:
+        box, score = np.random.default_rng(0).random((1, 10, 4)), np.random.default_rng(1).random((1, 1, 10))
+        model.graph.initializer.extend([weight("boxes", box), weight("ones", score)])
+        model.graph.node.append(helper.make_node("Unsqueeze", ["logits", "axis"], ["scores"], "scores"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+        model.graph.node.append(helper.make_node("NonMaxSuppression", ["boxes", "scores"], ["found"], "odd"))
+    columns = ["n", 3] if op == "NonMaxSuppression" else [2, "n"]
+    model.graph.output.append(helper.make_tensor_value_info("found", TensorProto.INT64, columns))
+    return model
+
+
+def dynamically_quantised(op: str = "ConvInteger") -> onnx.ModelProto:
+    """What dynamic quantisation writes: integers multiplied, scales applied afterwards."""
+    rng = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8), "w"),
+        weight("ws", np.array(0.01)),
+    ]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "dynamic"),
+        helper.make_node(op, ["q", "w", "z"], ["i"], "product", pads=[1] * 4),
+        helper.make_node("Cast", ["i"], ["f"], "cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["s", "ws"], ["both"], "scales"),
+        helper.make_node("Mul", ["f", "both"], ["logits"], "scaled"),
+    ]
+    return network(nodes, weights, (1, CHANNELS, SIDE, SIDE), (1, CHANNELS, SIDE, SIDE))
+
+
+def q_operators() -> onnx.ModelProto:
+    """The other way to write int8: operators on integers instead of Q/DQ."""
+    rng = np.random.default_rng(0)
+    weights = [
+        weight("s", np.array(0.05)), numpy_helper.from_array(np.array(0, np.uint8), "z"),
+        numpy_helper.from_array(rng.integers(-127, 128, (CHANNELS, CHANNELS, 3, 3)).astype(np.int8), "w"),
+        weight("ws", np.array(0.01)), numpy_helper.from_array(np.array(0, np.int8), "wz"),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantise"),
+        helper.make_node("QLinearConv", ["q", "s", "z", "w", "ws", "wz", "s", "z"], ["y"], "product", pads=[1] * 4),
+        helper.make_node("DequantizeLinear", ["y", "s", "z"], ["logits"], "dequantise"),
+    ]
+    return network(nodes, weights, (1, CHANNELS, SIDE, SIDE), (1, CHANNELS, SIDE, SIDE))
+
+
+def in_type(element: int, opset: int = 22, weights_too: bool = True) -> onnx.ModelProto:
+    """Two convolutions in another floating type; with `weights_too` false the second one's weight is left in float32."""
+    rng = np.random.default_rng(0)
+    kind = helper.tensor_dtype_to_np_dtype(element)
+    tensors = []
+    for i in range(2):
+        values = rng.standard_normal((CHANNELS, CHANNELS, 3, 3)) * 0.05
+        if i == 0 or weights_too:
+            tensors.append(numpy_helper.from_array(values.astype(kind), f"w{i}"))
+        else:
+            tensors.append(weight(f"w{i}", values))
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], "first", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], "act"),
+        helper.make_node("Conv", ["b", "w1"], ["logits"], "second", pads=[1] * 4),
+    ]
+    shape = [1, CHANNELS, SIDE, SIDE]
+    values = [helper.make_tensor_value_info(name, element, shape) for name in ("x", "logits")]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def eight_bits(element: int, opset: int) -> onnx.ModelProto:
+    """conv with Q/DQ in an 8- or 16-bit type around it."""
+    zero = helper.make_tensor("z", element, [], bytes(helper.tensor_dtype_to_np_dtype(element).itemsize), raw=True)
+    width = zero.raw_data.__len__()
+    shape = [CHANNELS, CHANNELS, 1, 1]
+    stored = helper.make_tensor("w", element, shape, bytes(width * CHANNELS * CHANNELS), raw=True)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "q0"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "d0"),
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], "wd"),
+        helper.make_node("Conv", ["d", "wd"], ["logits"], "conv", kernel_shape=[1, 1]),
+    ]
+    return network(nodes, [weight("s", np.array(0.05)), zero, stored], *[(1, CHANNELS, SIDE, SIDE)] * 2, opset)
+
+
+def changed(name: str, change: Callable[[np.ndarray], np.ndarray], model: onnx.ModelProto | None = None):
+    """The clean network with other values in one weight."""
+    model = model or convnet(CHANNELS)
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    values = np.array(numpy_helper.to_array(tensor))
+    tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), name))
+    return model
+
+
+def with_casts(*types: int) -> onnx.ModelProto:
+    """The clean network with casts in a row after its first activation."""
+    model = convnet(CHANNELS)
+    for node in model.graph.node:
+        node.input[:] = [f"cast{len(types) - 1}" if name == "r0" else name for name in node.input]
+    names = ["r0", *(f"cast{i}" for i in range(len(types)))]
+    for i, to in enumerate(types):
+        model.graph.node.insert(2 + i, helper.make_node("Cast", [names[i]], [names[i + 1]], f"cast{i}", to=to))
+    return model
+
+
+def with_versions(opset: int | None = None, ir: int | None = None, op: str = "Relu") -> onnx.ModelProto:
+    """An activation of another opset or file format."""
+    shape = (1, CHANNELS, SIDE, SIDE)
+    model = network([helper.make_node(op, ["x"], ["logits"], "act")], [], shape, shape, opset or 17)
+    if ir is not None:
+        model.ir_version = ir
+    return model
+
+
+def without_imports() -> onnx.ModelProto:
+    model = convnet(CHANNELS)
+    del model.opset_import[:]
+    return model
+
+
+def with_extra_weight() -> onnx.ModelProto:
+    model = convnet(CHANNELS)
+    model.graph.initializer.append(weight("teacher_head", np.zeros((10, 512))))
+    return model
+
+
+def sized(shape: tuple[int | str, ...]) -> onnx.ModelProto:
+    """The clean network for other sizes of its input."""
+    model = convnet(CHANNELS)
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape)))
+    if isinstance(shape[0], str):
+        model.graph.output[0].CopyFrom(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [shape[0], 10]))
+    return model
+
+
+def wrong_output() -> onnx.ModelProto:
+    model = convnet(CHANNELS)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 11
+    return model
+
+
+FLOAT, HALF, BRAIN, DOUBLE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE
+E4M3, E5M2, INT16 = TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2, TensorProto.INT16
+ORT, OV, TRT, RTX = "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"
+
+
+def unfused(*nodes: str) -> Expected:
+    return {("unfused-qdq", node) for node in nodes}
+
+
+def refused(*nodes: str) -> Expected:
+    return {("refused-qdq", node) for node in nodes}
+
+
+def unsupported(*nodes: str) -> Expected:
+    return {("unsupported-operator", node) for node in nodes}
+
+
+LIE: Expected = {("precision-lie", "")}
+
+
+def signed(**kwargs) -> Int8:
+    """As TensorRT wants them: int8, zero point 0."""
+    return Int8(unsigned=False, **kwargs)
+
+
+BAD: Mapping[str, Bad] = {
+    # Operators
+    "an operator nobody has": Bad(lambda: inserted("SiLU"), ORT, "fp32", unsupported("odd")),
+    "a framework's own domain": Bad(lambda: inserted("Warp", domain="mmdeploy"), ORT, "fp32", unsupported("odd")),
+    "a fused contrib operator": Bad(
+        lambda: inserted("QuickGelu", domain="com.microsoft"), TRT, "fp32", unsupported("odd")
+    ),
+    "non-zero on RTX": Bad(lambda: detector("NonZero"), RTX, "fp32", unsupported("odd")),
+    "suppression on RTX": Bad(lambda: detector("NonMaxSuppression"), RTX, "fp32", unsupported("odd")),
+    "dynamic quantisation": Bad(dynamically_quantised, TRT, "int8", unsupported("dynamic", "product")),
+    "integer operators": Bad(q_operators, TRT, "int8", unsupported("product") | unfused("quantise")),
+    "bfloat16 on the CPU provider": Bad(lambda: in_type(BRAIN), ORT, "bf16", unsupported("first", "second")),
+    "float64 on the CPU provider": Bad(lambda: in_type(DOUBLE), ORT, "fp32", unsupported("first", "second") | LIE),
+    "int16 for TensorRT": Bad(lambda: eight_bits(INT16, 21), TRT, "int8", unsupported("q0", "d0", "wd")),
+    "float8 of the other kind": Bad(lambda: eight_bits(E5M2, 19), RTX, "fp8", unsupported("q0", "d0", "wd")),
+    # Q/DQ that an engine refuses
+    "a zero point for TensorRT": Bad(
+        lambda: int8_chain(Int8(zero=128)), TRT, "int8", refused("x_q", "mid_q", "end_q")
+    ),
+    "a quantised bias for TensorRT": Bad(
+        lambda: int8_chain(signed(), bias="int32"), RTX, "int8", refused("first_bdq")
+    ),
+    "a weight with a zero point for TensorRT": Bad(
+        lambda: int8_chain(signed(), weight_zero=3), RTX, "int8", refused("first_wdq")
+    ),
+    "signed activations with a zero point for OpenVINO": Bad(
+        lambda: int8_chain(signed(zero=-128)), OV, "int8", refused("x_dq", "mid_dq")
+    ),
+    "a dead channel's scale": Bad(lambda: int8_chain(Int8(), scale=0.0), ORT, "int8", refused("mid_q")),
+    # Q/DQ that does not become int8 kernels
+    "scales along the summed axis": Bad(lambda: int8_chain(signed(), axis=1), RTX, "int8", unfused("first")),
+    "scales along the summed axis, OpenVINO": Bad(lambda: int8_chain(Int8(), axis=1), OV, "int8", unfused("first")),
+    "a weight with a zero point for OpenVINO": Bad(
+        lambda: int8_chain(Int8(), weight_zero=3), OV, "int8", unfused("first")
+    ),
+    "ReLU before a signed Q": Bad(lambda: int8_chain(signed()), ORT, "int8", unfused("first")),
+    "ReLU before a Q with zero point 128": Bad(lambda: int8_chain(Int8(zero=128)), ORT, "int8", unfused("first")),
+    "ReLU6 before a wider Q": Bad(
+        lambda: int8_chain(Int8(), relu="Clip", scale=8 / 255), ORT, "int8", unfused("first")
+    ),
+    "another activation before Q": Bad(
+        lambda: int8_chain(Int8(), relu="LeakyRelu"), ORT, "int8", unfused("first")
+    ),
+    "a last convolution without Q": Bad(lambda: int8_chain(Int8(), last=False), ORT, "int8", unfused("second")),
+    "a bias of another scale": Bad(
+        lambda: int8_chain(Int8(), bias="int32", bias_scale=0.01), ORT, "int8", unfused("first")
+    ),
+    "a weight forgotten": Bad(
+        lambda: int8_chain(Int8(), quantised=False), OV, "int8", unfused("first") | {("precision-lie", "first")}
+    ),
+    "a float skip, ONNX Runtime": Bad(lambda: int8_residual(Int8(), skip=False), ORT, "int8", unfused("first", "join")),
+    "a float skip, OpenVINO": Bad(lambda: int8_residual(Int8(), skip=False), OV, "int8", unfused("join")),
+    "a float skip, TensorRT": Bad(lambda: int8_residual(signed(), skip=False), TRT, "int8", unfused("join")),
+    "a float branch": Bad(lambda: int8_residual(Int8(), branch=False), ORT, "int8", unfused("second", "join")),
+    "a concatenation of two scales": Bad(
+        lambda: int8_residual(signed(), op="Concat", scales=(0.05, 0.2)), TRT, "int8", unfused("join")
+    ),
+    "Q/DQ around what has no int8 kernel": Bad(lambda: int8_around("Erf", Int8()), OV, "int8", unfused("odd")),
+    "Q/DQ around HardSwish on ONNX Runtime": Bad(
+        lambda: int8_around("HardSwish", Int8()), ORT, "int8", unfused("odd")
+    ),
+    "a quantised transposed convolution": Bad(lambda: int8_transposed(signed()), RTX, "int8", unfused("up")),
+    "two pairs in a row": Bad(
+        lambda: without(int8_around("Relu", Int8()), {"odd"}), ORT, "int8", unfused("mid_dq")
+    ),
+    # Channels and sizes
+    "channels off the CPU's blocks": Bad(
+        lambda: convnet(18), ORT, "fp32", {("odd-channels", n) for n in ("conv0", "depthwise", "pointwise", "classifier")}
+    ),
+    "channels off half-precision tensor cores": Bad(
+        lambda: cast_model(convnet(20), "fp16").model,
+        TRT, "fp16", {("odd-channels", n) for n in ("conv0", "depthwise", "pointwise", "classifier")},
+    ),
+    "a dynamic image": Bad(lambda: sized((1, 3, "height", "width")), RTX, "fp32", {("dynamic-dimension", "")}),
+    "a dynamic batch": Bad(lambda: sized(("batch", 3, SIDE, SIDE)), OV, "fp32", {("dynamic-dimension", "")}),
+    "a weight for other channels": Bad(
+        lambda: changed("w2", lambda w: np.repeat(w, 2, axis=1)), ORT, "fp32", {("channel-mismatch", "pointwise")}
+    ),
+    # Precision
+    "float32 for float16": Bad(lambda: convnet(CHANNELS), RTX, "fp16", LIE),
+    "float32 for int8": Bad(lambda: convnet(CHANNELS), OV, "int8", LIE),
+    "an island in float32": Bad(
+        lambda: cast_model(convnet(CHANNELS), "fp16", {"pointwise": "of the test"}).model,
+        RTX, "fp16", {("precision-lie", "pointwise")},
+    ),
+    "float16 with a float32 weight": Bad(
+        lambda: in_type(HALF, weights_too=False), RTX, "fp16", {("mixed-types", "second")}
+    ),
+    "a weight beyond float16": Bad(
+        lambda: changed("b0", lambda b: np.where(np.arange(len(b)) == 3, 7e4, b)),
+        TRT, "fp16", {("float16-overflow", "conv0")} | LIE,
+    ),
+    "sums beyond float16": Bad(
+        lambda: cast_model(changed("w2", lambda w: np.full_like(w, 500.0)), "fp16").model,
+        RTX, "fp16", {("float16-overflow", "pointwise")},
+    ),
+    "weights below float16": Bad(
+        lambda: cast_model(changed("w2", lambda w: w * 1e-5), "fp16").model,
+        RTX, "fp16", {("float16-underflow", "pointwise")},
+    ),
+    "a cast there and back": Bad(lambda: with_casts(HALF, FLOAT), OV, "fp32", {("double-cast", "cast1")}),
+    "a cast to the same": Bad(lambda: with_casts(FLOAT), RTX, "fp32", {("double-cast", "cast0")}),
+    # Operator sets and files
+    "scales per channel in opset 12": Bad(
+        lambda: without(int8_one_weight(12), set()), OV, "int8", {("old-opset", "w_dq")}
+    ),
+    "float8 in opset 18": Bad(
+        lambda: eight_bits(E4M3, 18), RTX, "fp8", {("old-opset", n) for n in ("q0", "d0", "wd")}
+    ),
+    "bfloat16 in opset 17": Bad(
+        lambda: in_type(BRAIN, 17), RTX, "bf16", {("old-opset", "first"), ("old-opset", "second")}
+    ),
+    "no opset": Bad(without_imports, OV, "fp32", {("missing-opset", "")}),
+    "a domain without a version": Bad(
+        lambda: inserted("QuickGelu", domain="com.microsoft", imported=False), ORT, "fp32", {("missing-opset", "")}
+    ),
+    "a newer opset": Bad(lambda: with_versions(opset=27), ORT, "fp32", {("new-opset", "")}),
+    "a newer file format": Bad(lambda: with_versions(ir=14), ORT, "fp32", {("new-ir-version", "")}),
+    "an operator of a later opset": Bad(
+        lambda: inserted("Gelu", opset=17), OV, "fp32", unsupported("odd")
+    ),
+    "a shape that is not so": Bad(wrong_output, OV, "fp32", {("corrupt-graph", "")}),
+    "a weight nobody reads": Bad(with_extra_weight, OV, "fp32", {("unused-weight", "")}),
+}  # fmt: skip
+"""Name → a network with seeded defects."""
+
+
+def int8_one_weight(opset: int) -> onnx.ModelProto:
+    """A convolution with scales per channel as quantisers of an older opset write them."""
+    weights = [
+        weight("s", np.array(0.05)), numpy_helper.from_array(np.array(0, np.uint8), "z"),
+        numpy_helper.from_array(np.ones((CHANNELS, CHANNELS, 1, 1), np.int8), "w"),
+        weight("ws", np.full(CHANNELS, 0.01)), numpy_helper.from_array(np.zeros(CHANNELS, np.int8), "wz"),
+    ]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "x_q"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "x_dq"),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], "w_dq"),
+        helper.make_node("Conv", ["d", "wd"], ["c"], "conv", kernel_shape=[1, 1]),
+        helper.make_node("QuantizeLinear", ["c", "s", "z"], ["cq"], "y_q"),
+        helper.make_node("DequantizeLinear", ["cq", "s", "z"], ["logits"], "y_dq"),
+    ]
+    nodes[2].attribute.append(helper.make_attribute("axis", 0))
+    return network(nodes, weights, *[(1, CHANNELS, SIDE, SIDE)] * 2, opset)
