@@ -54,15 +54,20 @@ class LintGraph:
     @cached_property
     def read_inside(self) -> set[str]:
         """Tensors of the graph that the bodies of its loops and branches may read."""
-        found: set[str] = set()
-        inner = [g for node in self.nodes for a in node.attribute for g in (a.g, *a.graphs)]
-        while inner:
-            graph = inner.pop()
-            found.update(value.name for value in graph.output)
-            for node in graph.node:
-                found.update(node.input)
-                inner += [g for a in node.attribute for g in (a.g, *a.graphs)]
-        return found
+        bodies = [body for node in self.nodes for body in _bodies(node)]
+        return {value.name for body in bodies for value in body.output} | {
+            name for body in bodies for node in body.node for name in node.input
+        }
+
+    def nodes_within(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The nodes in a node's branches and loops, and in the function of the file that it calls; not itself."""
+        inner = [n for body in _bodies(node) for n in body.node]
+        called = [f for f in self.model.functions if (f.domain, f.name) == (node.domain, node.op_type)]
+        inner += [n for f in called for n in f.node]
+        for one in inner:
+            yield one
+            if called:
+                yield from self.nodes_within(one)
 
     @cached_property
     def has_float16(self) -> bool:
@@ -115,11 +120,21 @@ class LintGraph:
         node = self.maker.get(name)
         return None if node is None else node.op_type
 
+    @cached_property
+    def tensors(self) -> Mapping[str, onnx.TensorProto]:
+        """Weights, and what Constant nodes hold as tensors."""
+        held = {
+            node.output[0]: a.t
+            for node in self.nodes
+            if node.op_type == "Constant"
+            for a in node.attribute
+            if a.name == "value"
+        }
+        return held | dict(self.weights)
+
     def constant(self, name: str) -> np.ndarray | None:
         """The values of a weight or of a Constant; None for what is computed."""
-        tensor = self.weights.get(name)
-        if tensor is None and self.maker_op(name) == "Constant":
-            tensor = next((a.t for a in self.maker[name].attribute if a.name == "value"), None)
+        tensor = self.tensors.get(name)
         return None if tensor is None else np.asarray(numpy_helper.to_array(tensor)).astype(np.float64)
 
     def clip_bounds(self, node: onnx.NodeProto) -> tuple[float, float] | None:
@@ -150,9 +165,7 @@ class LintGraph:
         name = node.input[1]
         while name in self.maker and self.maker[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Cast"):
             name = self.maker[name].input[0]
-        if self.maker_op(name) == "Constant":
-            return next((a.t for a in self.maker[name].attribute if a.name == "value"), None)
-        return self.weights.get(name)
+        return self.tensors.get(name)
 
     def weighted(self) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
         """Every weighted node that has a constant weight."""
@@ -179,6 +192,15 @@ class LintGraph:
             if node.op_type in WEIGHTED or found.intersection(node.output):
                 found.update(node.input)
         return found
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node, and inside theirs."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            found += [body, *(deeper for inner in body.node for deeper in _bodies(inner))]
+    return found
 
 
 def channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> tuple[int, int]:

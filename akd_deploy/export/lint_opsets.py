@@ -34,6 +34,9 @@ def unsupported_operator(graph: LintGraph) -> Iterator[Finding]:
             problem = type_problem(node, graph.read_types(node), graph.target)
         elif domain in missing and not domain:
             problem = None  # without an opset nobody can tell
+        if problem is None:
+            inner = (operator_problem(n, graph.target.engine, graph.opset, functions) for n in graph.nodes_within(node))
+            problem = next((f"inside it: {found}" for found in inner if found is not None and graph.opset), None)
         if problem is not None:
             fix = "Export it as standard operators, or choose a target whose engine has it."
             yield Finding("unsupported-operator", "error", node.name, problem, fix)

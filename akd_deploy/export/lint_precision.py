@@ -23,7 +23,7 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
         return
     largest = LOW_PRECISIONS["fp16"].largest
     rule = "float16-overflow"
-    for name, tensor in graph.weights.items():
+    for name, tensor in graph.tensors.items():
         readers = graph.readers.get(name, [])
         if _stays_float32(graph, tensor) or all(
             reader.op_type == "Clip" for reader in readers
@@ -35,7 +35,7 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
         peak = _peak(values)
         if not peak <= largest:
             found = "infinite or NaN" if not np.isfinite(peak) else f"{peak:.3g}"
-            message = f"weight {name!r} reaches {found}, float16 ends at {largest:g}"
+            message = f"{name!r} reaches {found}, float16 ends at {largest:g}"
             node = readers[0].name if readers else ""
             yield Finding(rule, "error", node, message, "Rescale it, or keep its node in float32.")
     for node, tensor in graph.weighted():
@@ -59,7 +59,7 @@ def float16_underflow(graph: LintGraph) -> Iterator[Finding]:
     """Weights most of which float16 holds with a few bits or none; a scalar (an epsilon) that becomes 0."""
     if graph.target.precision != "fp16":
         return
-    for name, tensor in graph.weights.items():
+    for name, tensor in graph.tensors.items():
         values = None if _stays_float32(graph, tensor) else float_values(tensor)
         if values is None or values.size == 0:
             continue
@@ -69,7 +69,7 @@ def float16_underflow(graph: LintGraph) -> Iterator[Finding]:
         if 2 * small > int(np.count_nonzero(sizes)):
             readers = graph.readers.get(name, [])
             share = f"{small} of {values.size} values" if values.size > 1 else f"{float(sizes.max()):.2g}"
-            message = f"weight {name!r}: {share} below {limit:.2g}, where float16 keeps a few bits or none"
+            message = f"{name!r}: {share} below {limit:.2g}, where float16 keeps a few bits or none"
             fix = "Scale it up and its output down, or keep its node in float32."
             yield Finding("float16-underflow", "warning", readers[0].name if readers else "", message, fix)
 

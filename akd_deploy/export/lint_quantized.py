@@ -30,13 +30,16 @@ _RANGES: Mapping[int, tuple[int, int]] = {
 }
 
 
+_FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
+
+
 def refused_qdq(graph: LintGraph) -> Iterator[Finding]:
     """Pairs that the engine will not build, or that compute nothing sensible."""
     for node in graph.nodes:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         if node.op_type == "DequantizeLinear" and graph.maker_op(node.input[0]) == "QuantizeLinear":
-            told = _refused_dequantize(graph, node)
+            told = _other_scale(graph, node) or _refused_dequantize(graph, node)
         else:
             told = _bad_scale(graph, node) or _refused_in_tensorrt(graph, node)
         if told is not None:
@@ -49,6 +52,14 @@ def _bad_scale(graph: LintGraph, node: onnx.NodeProto) -> tuple[str, str] | None
         return None
     wrong = scale.ravel()[~(np.isfinite(scale) & (scale > 0)).ravel()][0]
     return f"a scale of {wrong:g}: scales are positive and finite", "Calibrate again, on samples that are not constant."
+
+
+def _other_scale(graph: LintGraph, node: onnx.NodeProto) -> tuple[str, str] | None:
+    """A pair whose halves disagree multiplies what goes through it."""
+    made, read = _scale_key(graph, graph.maker[node.input[0]]), _scale_key(graph, node)
+    if made is None or read is None or made == read:
+        return None
+    return "another scale or zero point than its QuantizeLinear: it changes what goes through", "Give both one scale."
 
 
 def _refused_in_tensorrt(graph: LintGraph, node: onnx.NodeProto) -> tuple[str, str] | None:
@@ -118,6 +129,8 @@ def _weighted(graph: LintGraph, node: onnx.NodeProto) -> tuple[str, tuple[str, s
     if not any(dequantized):
         return "warning", None  # a quantised bias alone
     if not all(dequantized):
+        if not dequantized[0] and graph.types.get(graph.maker[node.input[1]].input[0]) in _FOUR_BITS:
+            return "warning", None  # weights alone are meant to be small, not to compute in 4 bits
         if dequantized[0] and engine == "onnxruntime" and op in ("Conv", "Gemm"):
             message = (
                 f"{op} whose weight is not quantised: the runtime quantises it while loading, other versions do not"

@@ -1,8 +1,8 @@
 """Networks with seeded defects, each beside everything that lint must find in it; and networks without any.
 
-The defects are those that exporters, quantisers and hands make. Which of them an engine minds was tried with ONNX Runtime
-1.31, OpenVINO 2026.4 and TensorRT-RTX 1.7, before the rules were written; `SECOND` was written after them, from what
-vendors' documents and users' questions name, and shows what the rules do on cases they were not made for.
+The defects are those that exporters, quantisers and hands make. Which of them an engine minds was tried with ONNX
+Runtime 1.31, OpenVINO 2026.4 and TensorRT-RTX 1.7, before the rules were written; `SECOND` was written after them, from
+what vendors' documents and users' questions name.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def inserted(op: str, *, domain: str = "", opset: int = 17, after: str = "r0", i
 
 
 def detector(op: str) -> onnx.ModelProto:
-    """The clean network with a second output that depends on its values: which logits are not zero, or which boxes stay."""
+    """The clean network with an output whose size depends on values: which logits are not 0, or which boxes stay."""
     model = convnet(CHANNELS)
     if op == "NonZero":
         model.graph.node.append(helper.make_node("NonZero", ["logits"], ["found"], "odd"))
@@ -232,7 +232,7 @@ def q_operators() -> onnx.ModelProto:
 
 
 def in_type(element: int, opset: int = 22, weights_too: bool = True) -> onnx.ModelProto:
-    """Two convolutions in another floating type; with `weights_too` false the second one's weight is left in float32."""
+    """Two convolutions in another floating type; without `weights_too` the second one's weight stays in float32."""
     rng = np.random.default_rng(0)
     kind = helper.tensor_dtype_to_np_dtype(element)
     tensors = []
@@ -416,7 +416,8 @@ BAD: Mapping[str, Bad] = {
     ),
     # Channels and sizes
     "channels off the CPU's blocks": Bad(
-        lambda: convnet(18), ORT, "fp32", {("odd-channels", n) for n in ("conv0", "depthwise", "pointwise", "classifier")}
+        lambda: convnet(18),
+        ORT, "fp32", {("odd-channels", n) for n in ("conv0", "depthwise", "pointwise", "classifier")},
     ),
     "channels off half-precision tensor cores": Bad(
         lambda: cast_model(convnet(20), "fp16").model,
@@ -493,3 +494,183 @@ def int8_one_weight(opset: int) -> onnx.ModelProto:
     ]
     nodes[2].attribute.append(helper.make_attribute("axis", 0))
     return network(nodes, weights, *[(1, CHANNELS, SIDE, SIDE)] * 2, opset)
+
+
+# --- written after the rules ---
+
+
+def with_constant(values: float, op: str = "Add") -> onnx.ModelProto:
+    """The clean network with a number in a Constant node, as tracing exporters write masks and epsilons."""
+    model = convnet(CHANNELS)
+    value = helper.make_tensor("value", TensorProto.FLOAT, [1], [values])
+    model.graph.node.insert(2, helper.make_node("Constant", [], ["number"], "number", value=value))
+    model.graph.node.insert(3, helper.make_node(op, ["r0", "number"], ["masked"], "odd"))
+    for node in list(model.graph.node)[4:]:
+        node.input[:] = ["masked" if name == "r0" else name for name in node.input]
+    return model
+
+
+def normalised(variance: float) -> onnx.ModelProto:
+    """The clean network with a BatchNormalization that nobody folded."""
+    model = inserted("BatchNormalization")
+    values = {"gamma": 1.0, "beta": 0.0, "mean": 0.0, "variance": variance}
+    next(n for n in model.graph.node if n.name == "odd").input.extend(values)
+    model.graph.initializer.extend(weight(name, np.full(CHANNELS, value)) for name, value in values.items())
+    return model
+
+
+def gated(op: str) -> onnx.ModelProto:
+    """An operator inside a branch."""
+    shape = [1, CHANNELS, SIDE, SIDE]
+    output = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, shape)]
+    then = helper.make_graph([helper.make_node(op, ["x"], ["inner"], "odd")], "then", [], output)
+    otherwise = helper.make_graph([helper.make_node("Relu", ["x"], ["inner"], "act")], "otherwise", [], output)
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["top"], "top", keepdims=0),
+        helper.make_node("Greater", ["top", "zero"], ["is_lit"], "is_lit"),
+        helper.make_node("If", ["is_lit"], ["logits"], "gate", then_branch=then, else_branch=otherwise),
+    ]
+    return network(nodes, [weight("zero", np.array(0.0))], tuple(shape), tuple(shape))
+
+
+def sequence() -> onnx.ModelProto:
+    """What tracing writes for `unbind`."""
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["parts"], "split", axis=1, keepdims=1),
+        helper.make_node("SequenceAt", ["parts", "first"], ["logits"], "pick"),
+    ]
+    first = numpy_helper.from_array(np.array(0, np.int64), "first")
+    return network(nodes, [first], (1, CHANNELS, SIDE, SIDE), (1, 1, SIDE, SIDE))
+
+
+def own_function(op: str) -> onnx.ModelProto:
+    """An operator in a function that the file brings along."""
+    body = [helper.make_node(op, ["a"], ["b"])]
+    function = helper.make_function("local", "Block", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    model = inserted("Block", domain="local")
+    model.functions.append(function)
+    return model
+
+
+def product(net: Int8, op: str, *, axis: int | None = None, quantised: bool = True, transposed: int = 0):
+    """A quantised classifier."""
+    values = np.random.default_rng(0).integers(-127, 128, (10, CHANNELS) if transposed else (CHANNELS, 10))
+    read = net.pair("x")
+    if quantised:
+        count = () if axis is None else values.shape[axis]
+        inputs = [
+            net.constant("w", values, np.int8),
+            net.constant("ws", np.full(count, 0.01), np.float32),
+            net.constant("wz", np.zeros(count), np.int8),
+        ]
+        attributes = {} if axis is None else {"axis": axis}
+        net.nodes.append(helper.make_node("DequantizeLinear", inputs, ["wdq"], "wdq", **attributes))
+    else:
+        net.constant("wdq", values * 0.01, np.float32)
+    attributes = {"transB": transposed} if transposed else {}
+    tensor = net.op(op, [read, "wdq"], "product", **attributes)
+    return net.done(net.pair(tensor, name="end"), (4, 10), 17, (4, CHANNELS))
+
+
+def four_bits() -> onnx.ModelProto:
+    """Weights of 4 bits with a scale for each block of 16, activations in floating point: as language models ship."""
+    values = helper.make_tensor("w", TensorProto.INT4, [32, 16], bytes(256), raw=True)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], "wd", axis=0, block_size=16),
+        helper.make_node("MatMul", ["x", "wd"], ["logits"], "product"),
+    ]
+    return network(nodes, [values, weight("ws", np.full((2, 16), 0.01))], (4, 32), (4, 16), 21)
+
+
+def pooled_before_q() -> onnx.ModelProto:
+    net = Int8()
+    tensor = net.op("MaxPool", [net.conv(net.pair("x"), "first")], "pool", kernel_shape=[1, 1])
+    return net.done(net.pair(net.conv(net.pair(tensor, name="mid"), "second"), name="end"))
+
+
+def unfolded_norm() -> onnx.ModelProto:
+    net = Int8()
+    numbers = zip("gbmv", (1, 0, 0, 1), strict=True)
+    values = [net.constant(name, np.full(CHANNELS, value), np.float32) for name, value in numbers]
+    tensor = net.op("BatchNormalization", [net.conv(net.pair("x"), "first"), *values], "norm")
+    return net.done(net.pair(net.conv(net.pair(tensor, name="mid"), "second"), name="end"))
+
+
+def two_scales() -> onnx.ModelProto:
+    """A pair whose halves disagree."""
+    model = int8_chain(Int8())
+    model.graph.initializer.append(weight("other", np.array(0.2)))
+    next(n for n in model.graph.node if n.name == "mid_dq").input[1] = "other"
+    return model
+
+
+def constant_scales(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with zero points in Constant nodes."""
+    moved = [t for t in model.graph.initializer if t.name.endswith("_z")]
+    kept = [t for t in model.graph.initializer if not t.name.endswith("_z")]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    for tensor in moved:
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], f"{tensor.name}_node", value=tensor))
+    return model
+
+
+def unnamed(model: onnx.ModelProto) -> onnx.ModelProto:
+    for node in model.graph.node:
+        node.name = ""
+    return model
+
+
+SECOND: Mapping[str, Bad] = {
+    "a mask beyond float16 in a Constant": Bad(
+        lambda: with_constant(-1e9), RTX, "fp16", {("float16-overflow", "odd")} | LIE
+    ),
+    "an epsilon that float16 makes 0": Bad(
+        lambda: with_constant(1e-12), RTX, "fp16", {("float16-underflow", "odd")} | LIE
+    ),
+    "a variance beyond float16": Bad(lambda: normalised(1e5), TRT, "fp16", {("float16-overflow", "odd")} | LIE),
+    "an infinite weight in float16": Bad(
+        lambda: cast_model(changed("b0", lambda b: np.where(np.arange(len(b)) == 3, np.inf, b)), "fp16").model,
+        RTX, "fp16", {("float16-overflow", "conv0")},
+    ),
+    "an operator inside a branch": Bad(lambda: gated("Bernoulli"), TRT, "fp32", unsupported("gate")),
+    "sequences": Bad(sequence, RTX, "fp32", unsupported("split", "pick")),
+    "sequences for OpenVINO": Bad(sequence, OV, "fp32", unsupported("split")),
+    "an operator inside a function": Bad(lambda: own_function("Bernoulli"), TRT, "fp32", unsupported("odd")),
+    "Gemm with scales along the summed axis": Bad(
+        lambda: product(Int8(), "Gemm", axis=1, transposed=1), ORT, "int8", unfused("product")
+    ),
+    "MatMul with scales along the summed axis": Bad(
+        lambda: product(Int8(), "MatMul", axis=0), OV, "int8", unfused("product")
+    ),
+    "MatMul with a float weight": Bad(
+        lambda: product(Int8(), "MatMul", quantised=False), ORT, "int8", unfused("product") | LIE
+    ),
+    "pooling between convolution and Q": Bad(pooled_before_q, ORT, "int8", unfused("first")),
+    "a norm between convolution and Q": Bad(unfolded_norm, ORT, "int8", unfused("first")),
+    "a pair of two scales": Bad(two_scales, TRT, "int8", refused("mid_dq")),
+    "a zero point in a Constant": Bad(
+        lambda: constant_scales(int8_chain(Int8(zero=7))), RTX, "int8", refused("x_q", "mid_q", "end_q")
+    ),
+    "nodes without names": Bad(
+        lambda: unnamed(int8_chain(signed())), ORT, "int8", unfused("Conv_3")
+    ),
+    "a negative scale": Bad(lambda: int8_chain(signed(), scale=-0.05), RTX, "int8", refused("mid_q")),
+    "channels off int8 tensor cores": Bad(
+        lambda: int8_odd(), TRT, "int8", {("odd-channels", "first"), ("odd-channels", "second")}
+    ),
+    "three casts": Bad(
+        lambda: with_casts(HALF, BRAIN, FLOAT), OV, "fp32", {("double-cast", "cast1"), ("double-cast", "cast2")}
+    ),
+    "a graph that shares a weight in float32": Bad(
+        lambda: in_type(BRAIN, weights_too=False), OV, "fp32", {("mixed-types", "second")}
+    ),
+    "four bits alone": Bad(four_bits, ORT, "fp32", set()),
+}  # fmt: skip
+"""Name → a network with seeded defects (the last one with none) that no rule was written for."""
+
+
+def int8_odd() -> onnx.ModelProto:
+    net = signed()
+    tensor = net.pair(net.conv(net.pair("x"), "first", outside=24), name="mid")
+    return net.done(net.pair(net.conv(tensor, "second", inside=24), name="end"))

@@ -2,7 +2,7 @@
 
 import pytest
 from export_graphs import saved
-from lint_corpus import BAD, Bad
+from lint_corpus import BAD, SECOND, Bad
 
 from akd_deploy.export.lint import lint_onnx
 
@@ -14,3 +14,8 @@ def found(bad: Bad, tmp_path) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("name", BAD)
 def test_every_seeded_defect_is_found_and_nothing_else(tmp_path, name):
     assert found(BAD[name], tmp_path) == BAD[name].expected
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_defects_that_no_rule_was_written_for_are_found_too(tmp_path, name):
+    assert found(SECOND[name], tmp_path) == SECOND[name].expected
