@@ -270,6 +270,12 @@ def _join(graph: LintGraph, node: onnx.NodeProto) -> tuple[str, tuple[str, str] 
             message = f"{node.op_type} of which only one side is quantised: {floating[0]!r} comes in floating point"
             return "warning", (message, f"Quantise {floating[0]!r} too.")
         return "warning", None
+    signed = any(graph.types.get(graph.maker[n].input[0]) == TensorProto.INT8 for n in tensors if n not in floating)
+    if engine == "onnxruntime" and node.op_type in ("Add", "Mul") and signed:
+        message = (
+            f"{node.op_type} of signed activations: on x86 it, and convolutions that share a side, compute in float"
+        )
+        return "warning", (message, "Quantise activations unsigned (`akd-deploy quantize` does for this target).")
     scales = {_scale_key(graph, graph.maker[name]) for name in tensors if graph.maker_op(name) == "DequantizeLinear"}
     if node.op_type == "Concat" and len(scales - {None}) > 1 and engine != "openvino":
         message = f"Concat of {len(tensors)} branches with {len(scales)} scales: requantised rather than copied"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,6 +17,12 @@ from export_graphs import convnet, network, weight
 from onnx import TensorProto, helper, numpy_helper
 
 from akd_deploy.export.cast import cast_model
+from akd_deploy.export.int8_settings import int8_settings
+from akd_deploy.export.quantize import quantize_onnx
+from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.models.onnx_skeleton import filled, read_skeleton
+from akd_deploy.models.published import skeleton_path
+from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
 
 Expected = set[tuple[str, str]]
@@ -124,9 +131,13 @@ def int8_chain(net: Int8, *, relu: str = "Relu", scale: float = 0.05, last: bool
     return net.done(net.pair(tensor, name="end") if last else tensor)
 
 
-def int8_residual(net: Int8, *, skip: bool = True, branch: bool = True, op: str = "Add", scales=(0.05, 0.05)):
+def int8_residual(
+    net: Int8, *, skip: bool = True, branch: bool = True, op: str = "Add", scales=(0.05, 0.05), relu=True
+):
     """A block whose branches meet in `op`, then one convolution more."""
-    first = net.op("Relu", [net.conv(net.pair("x"), "first")], "act")
+    first = net.conv(net.pair("x"), "first")
+    if relu:
+        first = net.op("Relu", [first], "act")
     read = net.pair(first, scales[0], name="mid")
     tensor = net.conv(read, "second")
     if branch:
@@ -403,6 +414,9 @@ BAD: Mapping[str, Bad] = {
     "a float skip, OpenVINO": Bad(lambda: int8_residual(Int8(), skip=False), OV, "int8", unfused("join")),
     "a float skip, TensorRT": Bad(lambda: int8_residual(signed(), skip=False), TRT, "int8", unfused("join")),
     "a float branch": Bad(lambda: int8_residual(Int8(), branch=False), ORT, "int8", unfused("second", "join")),
+    "signed branches on ONNX Runtime": Bad(
+        lambda: int8_residual(signed(), relu=False), ORT, "int8", unfused("join")
+    ),
     "a concatenation of two scales": Bad(
         lambda: int8_residual(signed(), op="Concat", scales=(0.05, 0.2)), TRT, "int8", unfused("join")
     ),
@@ -674,3 +688,96 @@ def int8_odd() -> onnx.ModelProto:
     net = signed()
     tensor = net.pair(net.conv(net.pair("x"), "first", outside=24), name="mid")
     return net.done(net.pair(net.conv(tensor, "second", inside=24), name="end"))
+
+
+# --- without defects ---
+
+
+@dataclass
+class Clean:
+    """A network in which nothing is to be found for an engine and precision; int8 ones are quantised by ourselves."""
+
+    make: Callable[[], onnx.ModelProto]
+    engine: str
+    precision: str
+
+    @property
+    def target(self) -> Target:
+        return Bad(self.make, self.engine, self.precision, set()).target
+
+    def write(self, folder: Path) -> Path:
+        """The network in the precision, as a file."""
+        model, path = self.make(), folder / "float32.onnx"
+        if self.precision in ("fp16", "bf16") and self.engine != OV:
+            model = cast_model(model, self.precision).model
+        path.write_bytes(model.SerializeToString())
+        if self.precision != "int8" or any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+            return path
+        rng = np.random.default_rng(1)
+        shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+        feeds = [{model.graph.input[0].name: rng.standard_normal(shape, dtype=np.float32)} for _ in range(2)]
+        settings = int8_settings(self.engine, ["avx512_vnni"])
+        return quantize_onnx(path, "int8", feeds, folder / "int8.onnx", settings).path
+
+
+def published(name: str) -> Callable[[], onnx.ModelProto]:
+    return lambda: filled(read_skeleton(skeleton_path(name)), np.random.default_rng(0))
+
+
+def student(seed: int, **settings: object) -> Callable[[], onnx.ModelProto]:
+    """A network of a space whose widths are multiples of 16."""
+    rng = np.random.default_rng(seed)
+    space = load_space("mobile", {**_WIDE, **settings})
+    return lambda: onnx_from_architecture(space.sample(rng), rng)
+
+
+_WIDE = {
+    "stem_width": 16, "widths": [16, 32, 48], "strides": [2, 1, 2], "operators": ["conv", "dw_separable"],
+    "resolution": 16, "in_channels": 3, "se_ratios": [0.0], "width_multipliers": [1.0],
+}  # fmt: skip
+
+CLEAN: Mapping[str, Clean] = {
+    "mobilenet_v2": Clean(published("mobilenet_v2"), ORT, "fp32"),
+    "mobilenet_v3_small": Clean(published("mobilenet_v3_small"), RTX, "fp16"),
+    "mnasnet_b1": Clean(published("mnasnet_b1"), OV, "fp32"),
+    "densenet121": Clean(published("densenet121"), ORT, "fp32"),
+    "squeezenet1_1": Clean(published("squeezenet1_1"), OV, "int8"),
+    "unet_small": Clean(published("unet_small"), OV, "bf16"),
+    "convnext_atto": Clean(published("convnext_atto"), RTX, "bf16"),
+    "vit_tiny_16": Clean(published("vit_tiny_16"), TRT, "fp16"),
+    "bert_tiny": Clean(published("bert_tiny"), ORT, "fp32"),
+    "espcn_x3": Clean(published("espcn_x3"), RTX, "int8"),
+    "nasbench201_0": Clean(published("nasbench201_0"), TRT, "tf32"),
+    "shufflenet_v2_x0_5": Clean(published("shufflenet_v2_x0_5"), OV, "fp32"),
+    "a student": Clean(student(0), ORT, "fp32"),
+    "a student with hard swish": Clean(student(1, activation="hardswish"), RTX, "fp16"),
+    "a student in int8": Clean(student(2), ORT, "int8"),
+    "another student in int8": Clean(student(3, resolution=32), RTX, "int8"),
+    "a network by hand in int8": Clean(lambda: convnet(32, size=16), OV, "int8"),
+    "a residual block in int8": Clean(lambda: int8_residual(Int8()), ORT, "int8"),
+}
+"""Name → a network without defects."""
+
+
+def of_random_pairs(rng: np.random.Generator) -> onnx.ModelProto:
+    """Convolutions, activations and (unsigned) joins, with Q/DQ of some zero point between some of them."""
+    net = Int8(bool(rng.random() < 0.6), seed=int(rng.integers(1000)))
+    net.zero = int(rng.choice([0, 0, 128] if net.unsigned else [0, -128]))
+    tensor = net.pair("x")
+    seen: list[str] = []
+    for i in range(int(rng.integers(2, 6))):
+        bias = str(rng.choice(["", "float", "int32"]))
+        tensor = net.conv(tensor, f"conv{i}", bias=bias, bias_scale=float(rng.choice([0.05 * 0.01, 0.01])))
+        kind = str(rng.choice(["", "Relu", "Relu", "Clip", "LeakyRelu", "Sigmoid"]))
+        if kind:
+            bounds = [net.constant(f"low{i}", 0.0, np.float32), net.constant(f"high{i}", 6.0, np.float32)]
+            tensor = net.op(kind, [tensor, *(bounds if kind == "Clip" else [])], f"act{i}")
+        if rng.random() < 0.8 or not i:
+            tensor = net.pair(
+                tensor, float(rng.choice([0.05, 6 / 255, 0.02])) if kind == "Clip" else 0.05, name=f"t{i}"
+            )
+        if net.unsigned and seen and rng.random() < 0.4:
+            tensor = net.op("Add", [tensor, str(rng.choice(seen))], f"join{i}")
+        tensor = net.pair(tensor, name=f"j{i}") if not tensor.endswith("_dq") else tensor
+        seen.append(tensor)
+    return net.done(tensor)
