@@ -171,16 +171,34 @@ def quantize(
 
 
 def lint(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")], target: TargetName, as_json: Json = False
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    target: TargetName,
+    table_folder: Annotated[
+        Path | None, typer.Option("--table", help="Folder of the target's latency table; found by itself if there.")
+    ] = None,
+    dimension: Annotated[
+        list[str] | None, typer.Option(help="Sizes of a dynamic dimension, like height=128,224,512.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Look a network over for a target without running it; exit code 3 where something will not work."""
-    from akd_deploy.export.lint import lint_onnx
+    from akd_deploy.pipeline.linting import lint_for, parse_dimensions
     from akd_deploy.target import load_target
 
-    findings = lint_onnx(model, load_target(target))
-    data = {"model": str(model), "target": target, "findings": [asdict(finding) for finding in findings]}
+    linted = lint_for(model, load_target(target), table_folder, parse_dimensions(dimension or []))
+    findings = linted.findings
+    data = {
+        "model": str(model),
+        "target": target,
+        "findings": [asdict(finding) for finding in findings],
+        "granularity": asdict(linted.granularity),
+        "table": str(linted.table) if linted.table else None,
+        "notes": list(linted.notes),
+    }
 
     def show(console: Console) -> None:
+        for note in linted.notes:
+            console.print(note, markup=False, highlight=False)
         for f in findings:
             console.print(f"{f.severity:8}{f.rule}: {f.node}: {f.message} {f.fix}", markup=False, highlight=False)
         console.print(f"{len(findings)} findings")

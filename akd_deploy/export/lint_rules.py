@@ -39,8 +39,10 @@ def _cost_of_sizes(graph: LintGraph, name: str) -> str:
     if sizes is None or predict is None:
         return "what that costs is not known" + (" without its sizes" if sizes is None else " without a latency table")
     usual = {other: told[1] for other, told in graph.costs.dimensions.items()}
-    seconds = [format_seconds(predict(usual | {name: size})) for size in sizes]
-    told = ", ".join(f"{text} at {size}" for text, size in zip(seconds, sizes, strict=True))
+    seconds = [predict(usual | {name: size}) for size in sizes]
+    if any(cost is None for cost in seconds):
+        return "what that costs is not known: the latency table does not cover it"
+    told = ", ".join(f"{format_seconds(cost or 0.0)} at {size}" for cost, size in zip(seconds, sizes, strict=True))
     return f"predicted of static exports: {told}; a dynamic one is no faster than these"
 
 
@@ -60,17 +62,19 @@ def odd_channels(graph: LintGraph) -> Iterator[Finding]:
     multiple = graph.granularity.multiple
     for node, weight in graph.weighted():
         inside, outside = channels(node, weight)
-        sides = []
+        sides: dict[str, int] = {}
         if inside % multiple and node.input[0] in graph.after_weights:
-            sides.append((inside, "input"))
+            sides["input"] = inside
         if outside % multiple and node.output[0] in graph.before_weights:
-            sides.append((outside, "output"))
+            sides["output"] = outside
         if sides:
-            told = " and ".join(f"{count} {side}" for count, side in sides)
+            told = " and ".join(f"{count} {side}" for side, count in sides.items())
             message = f"{node.op_type} with {told} channels, not a multiple of {multiple} ({graph.granularity.source})"
-            cost = graph.costs.padding_s(node.name, multiple) if graph.costs.padding_s else None
+            padded = {side: multiple * ceil(count / multiple) for side, count in sides.items()}
+            predict = graph.costs.padding_s
+            cost = predict(node.name, padded.get("input"), padded.get("output")) if predict else None
             if cost is not None:
-                wider = " and ".join(str(multiple * ceil(count / multiple)) for count, _ in sides)
+                wider = " and ".join(map(str, padded.values()))
                 message += f"; predicted {format_seconds(cost[0])}, with {wider} {format_seconds(cost[1])}"
             fix = f"Use multiples of {multiple}: the rest of a block is computed and thrown away."
             yield Finding("odd-channels", "warning", node.name, message, fix)
