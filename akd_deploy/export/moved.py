@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from akd_deploy.export.tensor_types import KernelTypes, traffic_bytes, unknown_types
-from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.kernel import ExecutedKernel, Kernel
 
 CONVERSIONS = (
     "Cast", "Convert", "CopyNode", "DequantizeLinear", "FakeQuantize", "QuantizeLinear", "Quantize", "Reformat",
@@ -96,11 +96,16 @@ def moved_nodes(
     found = []
     for in_a, in_b in members.values():
         before, after = tuple(a[i] for i in in_a), tuple(b[i] for i in in_b)
-        if Counter(k.kernel for k in before) == Counter(k.kernel for k in after):
+        if _places(before) == _places(after):
             continue
         nodes = tuple(dict.fromkeys(node for k in (*before, *after) for node in k.nodes))
         found.append(Moved(nodes, before, after, sum(traffic[0][i] for i in in_a), sum(traffic[1][i] for i in in_b)))
     return tuple(sorted(found, key=lambda m: -abs(m.traffic_bytes_b - m.traffic_bytes_a)))
+
+
+def _places(kernels: Sequence[ExecutedKernel]) -> Counter[tuple[Kernel, frozenset[str]]]:
+    """Which kernels there are and which nodes each runs; their order is not compared."""
+    return Counter((k.kernel, frozenset(k.nodes)) for k in kernels)
 
 
 def conversions(a: Sequence[ExecutedKernel], b: Sequence[ExecutedKernel]) -> dict[str, tuple[int, int]]:
