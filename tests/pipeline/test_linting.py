@@ -1,15 +1,20 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from synthetic_device import SyntheticDevice, table_of
 
+from akd_deploy.engines import load_engine
 from akd_deploy.errors import AkdError, UsageError
 from akd_deploy.export.lint import lint_onnx
 from akd_deploy.export.lint_costs import LintCosts
+from akd_deploy.latency_table import LatencyTable, write_table
 from akd_deploy.pipeline import linting
 from akd_deploy.pipeline.linting import lint_for, parse_dimensions, with_sizes
+from akd_deploy.search_space import load_space
 from akd_deploy.target import Target, load_target
 
 
@@ -92,3 +97,42 @@ def test_sizes_are_set_wherever_the_dimension_stands(tmp_path):
     assert [d.dim_value for v in (*model.graph.input, *model.graph.output) for d in v.type.tensor_type.shape.dim][
         2
     ] == 12
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """The table of a device that computes 16 channels at once, as one of this CPU."""
+    pytest.importorskip("onnxruntime")
+    target = load_target("cpu_onnxruntime_extended_fp32")
+    engine = load_engine(target)
+    measured = table_of(SyntheticDevice(), load_space("mobile"), probes=120, networks=10, seed=0)
+    header = replace(measured.header, target=target, device=engine.fingerprint(), engine_version=engine.version())
+    folder = tmp_path_factory.mktemp("tables") / "of_16"
+    write_table(LatencyTable(header, measured.rows), folder)
+    return folder
+
+
+def test_the_tile_is_learnt_from_the_table_which_is_named_beside_predicted_costs(tmp_path, table):
+    target = load_target("cpu_onnxruntime_extended_fp32")
+    dynamic = dynamic_network(tmp_path / "m.onnx", channels=24)
+    linted = lint_for(with_sizes(dynamic, {"height": 8}, tmp_path), target, table)
+    assert linted.granularity.multiple == 16
+    assert linted.notes == ()
+    for message in messages(linted.findings, "odd-channels"):
+        assert f"not a multiple of 16 (120 measurements in {table})" in message
+        assert "; predicted " in message
+        assert ", with 32 " in message
+    assert {f.node for f in linted.findings} == {"first", "second"}, "24 is a multiple of 8 alone"
+
+
+def test_sizes_of_a_dynamic_dimension_are_predicted_by_the_table(tmp_path, table):
+    target = load_target("cpu_onnxruntime_extended_fp32")
+    linted = lint_for(dynamic_network(tmp_path / "m.onnx"), target, table, {"height": (8, 16, 32)})
+    (message,) = messages(linted.findings, "dynamic-dimension")
+    told = message.partition("static exports: ")[2].partition(";")[0].split(", ")
+    assert [text.rpartition(" at ")[2] for text in told] == ["8", "16", "32"]
+
+
+def test_a_table_of_another_target_is_refused(tmp_path, table):
+    with pytest.raises(AkdError, match="cpu_onnxruntime_fp32"):
+        lint_for(dynamic_network(tmp_path / "m.onnx"), load_target("cpu_onnxruntime_fp32"), table)
