@@ -44,6 +44,7 @@ def test_conversions_that_came_or_went_are_counted():
         "ReorderInput": (0, 1),
     }
     assert conversions(FUSED, APART) == {}, "these compute something"
+    assert conversions([ran("Cast", "a")], [ran("Cast", "b")]) == {}, "as many"
 
 
 groups = st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True)

@@ -49,6 +49,11 @@ def test_a_quantise_kernel_reads_four_bytes_and_writes_one():
     assert quantise.kernel.traffic_bytes != 5 * SIZE + 5
 
 
+def test_what_stays_inside_a_kernel_is_none_of_its_inputs():
+    fused = ran("DequantizeLinear", (SHAPE,), (SHAPE,), "relu", "dequantise", dtype="int8")
+    assert types_from_graph([fused], pair()) == (KernelTypes(("int8",), ("float32",)),)
+
+
 def test_tensors_of_another_layout_are_found_by_their_sizes_and_others_are_not_known():
     moved = ran("QuantizeLinear", ((1, 8, 8, 4), (2, 2)), ((1, 8, 8, 4),), "quantise")
     (types,) = types_from_graph([moved], pair())
