@@ -13,7 +13,8 @@ CONVERSIONS = (
     "Cast", "Convert", "CopyNode", "DequantizeLinear", "FakeQuantize", "QuantizeLinear", "Quantize", "Reformat",
     "Reorder", "ReorderInput", "ReorderOutput", "Transpose",
 )  # fmt: skip
-"""Operators, as engines call them, that compute nothing: they change types or layouts."""
+"""Operators, as engines call them (ONNX Runtime's with their domain before a point), that compute nothing: they change
+types or layouts."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def _places(kernels: Sequence[ExecutedKernel]) -> Counter[tuple[Kernel, frozense
 
 def conversions(a: Sequence[ExecutedKernel], b: Sequence[ExecutedKernel]) -> dict[str, tuple[int, int]]:
     """Operators that change types or layouts alone → how many of them each engine runs, where those differ."""
-    counts = [Counter(k.kernel.op for k in kernels if k.kernel.op in CONVERSIONS) for kernels in (a, b)]
+    counts = [
+        Counter(k.kernel.op for k in kernels if k.kernel.op.rpartition(".")[2] in CONVERSIONS) for kernels in (a, b)
+    ]
     return {
         op: (counts[0][op], counts[1][op]) for op in sorted(counts[0] | counts[1]) if counts[0][op] != counts[1][op]
     }

@@ -18,6 +18,10 @@ _NAMES = {
 """ONNX's names of types where ours are not the same in lower case."""
 
 
+LAYOUT_ALONE = frozenset({"nchwc.ReorderInput", "nchwc.ReorderOutput", "Transpose"})
+"""Kernels that runtimes put in for another layout: they write the type they read, whatever node they stand at."""
+
+
 @dataclass(frozen=True)
 class KernelTypes:
     """The element type of each input and output, in the kernel's order; None where it is not known."""
@@ -68,6 +72,10 @@ def types_from_graph(executed: Sequence[ExecutedKernel], model: onnx.ModelProto)
     typed |= {t.name: (tuple(t.dims), _name(t.data_type)) for t in graph.initializer}
     result = []
     for one in executed:
+        if one.kernel.op in LAYOUT_ALONE:
+            dtype = one.kernel.dtype
+            result.append(KernelTypes((dtype,) * len(one.kernel.inputs), (dtype,) * len(one.kernel.outputs)))
+            continue
         inside = [nodes[name] for name in one.nodes if name in nodes]
         made = [name for node in inside for name in node.output if name]
         read = [name for node in inside for name in node.input if name]

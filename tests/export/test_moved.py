@@ -39,9 +39,9 @@ def test_nodes_that_only_one_of_the_two_runs_are_told_too():
 
 
 def test_conversions_that_came_or_went_are_counted():
-    assert conversions(FUSED, [*FUSED, ran("ReorderInput"), ran("QuantizeLinear", "q")]) == {
+    assert conversions(FUSED, [*FUSED, ran("nchwc.ReorderInput"), ran("QuantizeLinear", "q")]) == {
         "QuantizeLinear": (0, 1),
-        "ReorderInput": (0, 1),
+        "nchwc.ReorderInput": (0, 1),
     }
     assert conversions(FUSED, APART) == {}, "these compute something"
     assert conversions([ran("Cast", "a")], [ran("Cast", "b")]) == {}, "as many"
