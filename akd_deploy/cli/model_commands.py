@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -15,6 +15,12 @@ from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import GateError, MissingFileError, StorageError, UnknownNameError, UsageError
 from akd_deploy.units import format_bytes, format_seconds, parse_fraction
+
+if TYPE_CHECKING:
+    from akd_deploy.pipeline.inspecting import Inspected
+
+MOVED_SHOWN, NODES_SHOWN = 20, 4
+"""So many groups of nodes that moved are printed, and nodes of each; --json has them all."""
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")]
 Model = Annotated[Path, typer.Option("--onnx", help="The network.")]
@@ -223,16 +229,34 @@ def _variant_row(v: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def lint(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")], target: TargetName, as_json: Json = False
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    target: TargetName,
+    table_folder: Annotated[
+        Path | None, typer.Option("--table", help="Folder of the target's latency table; found by itself if there.")
+    ] = None,
+    dimension: Annotated[
+        list[str] | None, typer.Option(help="Sizes of a dynamic dimension, like height=128,224,512.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Look a network over for a target without running it; exit code 3 where something will not work."""
-    from akd_deploy.export.lint import lint_onnx
+    from akd_deploy.pipeline.linting import lint_for, parse_dimensions
     from akd_deploy.target import load_target
 
-    findings = lint_onnx(model, load_target(target))
-    data = {"model": str(model), "target": target, "findings": [asdict(finding) for finding in findings]}
+    linted = lint_for(model, load_target(target), table_folder, parse_dimensions(dimension or []))
+    findings = linted.findings
+    data = {
+        "model": str(model),
+        "target": target,
+        "findings": [asdict(finding) for finding in findings],
+        "granularity": asdict(linted.granularity),
+        "table": str(linted.table) if linted.table else None,
+        "notes": list(linted.notes),
+    }
 
     def show(console: Console) -> None:
+        for note in linted.notes:
+            console.print(note, markup=False, highlight=False)
         for f in findings:
             console.print(f"{f.severity:8}{f.rule}: {f.node}: {f.message} {f.fix}", markup=False, highlight=False)
         console.print(f"{len(findings)} findings")
@@ -241,24 +265,45 @@ def lint(
     emit(Outcome(data, show, GateError.exit_code if wrong else 0), as_json)
 
 
-def _kernels(path: Path, target: str) -> Sequence[Any]:
-    from akd_deploy.engines import load_engine
+def _inspected(path: Path, target: str | None) -> Inspected:
+    from akd_deploy.pipeline.inspecting import inspect_file
     from akd_deploy.target import load_target
 
-    engine = load_engine(load_target(target))
-    engine.require(engine.why_not_build())
-    return engine.executed_kernels(_existing(path, "the model"))
+    return inspect_file(path, load_target(target) if target else None)
+
+
+AnyTarget = Annotated[
+    str | None, typer.Option("--target", help="A target's name or TOML file; a layers.json needs none.")
+]
 
 
 def inspect(
-    engine: Annotated[Path, typer.Argument(help="A model file.")], target: TargetName, as_json: Json = False
+    engine: Annotated[Path, typer.Argument(help="A model file, a plan, or what trtexec --exportLayerInfo wrote.")],
+    target: AnyTarget = None,
+    trtexec: Annotated[
+        Path | None, typer.Option(help="Also write layers_*.json into this folder, as trtexec does.")
+    ] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="With --trtexec: profile_*.json too, of times by the latency table.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """List the kernels a target's engine really runs for a model: shapes, types, traffic."""
     from akd_deploy.export.inspect import kernel_table, precision_counts
 
-    kernels = _kernels(engine, target)
-    rows = kernel_table(kernels)
-    data = {"model": str(engine), "target": target, "kernels": rows, "precision": precision_counts(kernels)}
+    if predict and (trtexec is None or target is None):
+        raise UsageError(asked="predicted times", found="no --trtexec or no --target", next="Give both.")
+    found = _inspected(engine, target)
+    rows = kernel_table(found.kernels, found.types)
+    written = _written_for_trtexec(engine, target, found, trtexec, predict) if trtexec else ()
+    data = {
+        "model": str(engine),
+        "target": target,
+        "kernels": rows,
+        "precision": precision_counts(found.kernels),
+        "source": found.source,
+        "written": [str(path) for path in written],
+    }
 
     def show(console: Console) -> None:
         cells = [
@@ -267,25 +312,58 @@ def inspect(
             for r in rows
         ]  # fmt: skip
         console.print(table(f"{len(rows)} kernels", ("name", "operator", "output", "type", ">traffic"), cells))
+        for path in written:
+            console.print(f"wrote {path}", markup=False, highlight=False)
 
     emit(Outcome(data, show), as_json)
 
 
+def _written_for_trtexec(
+    engine: Path, target: str | None, found: Inspected, folder: Path, predict: bool
+) -> tuple[Path, ...]:
+    from akd_deploy.export.trtexec_json import write_trtexec
+    from akd_deploy.pipeline.inspecting import predicted_times_s
+    from akd_deploy.target import load_target
+
+    times_s = predicted_times_s(found.kernels, load_target(target)) if predict and target else None
+    return write_trtexec(folder, engine.stem, found.kernels, found.types, times_s)
+
+
 def diff(
-    a: Annotated[Path, typer.Argument(help="A model file.")],
+    a: Annotated[Path, typer.Argument(help="A model file, a plan, or a layers.json of trtexec.")],
     b: Annotated[Path, typer.Argument(help="Another one.")],
-    target: TargetName,
+    target: AnyTarget = None,
     other_target: Annotated[str | None, typer.Option(help="Target of the second, where it differs.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say which kernels differ between two models."""
+    """Say which kernels differ between two models, and which nodes run in other ones."""
     from akd_deploy.export.diff import diff_kernels
+    from akd_deploy.export.moved import conversions, moved_nodes
+    from akd_deploy.export.tensor_types import total_traffic_bytes
 
-    found = diff_kernels(_kernels(a, target), _kernels(b, other_target or target))
+    one, other = _inspected(a, target), _inspected(b, other_target or target)
+    found = diff_kernels(one.kernels, other.kernels)
+    moved = moved_nodes(one.kernels, other.kernels, one.types, other.types)
+    converted = conversions(one.kernels, other.kernels)
+    traffic_a, traffic_b = total_traffic_bytes(one.kernels, one.types), total_traffic_bytes(other.kernels, other.types)
+    data = found.as_dict() | {
+        "traffic_bytes_a": traffic_a,
+        "traffic_bytes_b": traffic_b,
+        "traffic_delta_bytes": traffic_b - traffic_a,
+        "moved": [each.as_dict() for each in moved],
+        "conversions": {op: list(counts) for op, counts in converted.items()},
+    }
 
     def show(console: Console) -> None:
         rows = [(c.kernel.op, "×".join(map(str, c.kernel.outputs[0])), c.in_a, c.in_b) for c in found.differing]
         console.print(table(f"{found.shared} kernels shared", ("operator", "output", f">{a.name}", f">{b.name}"), rows))
-        console.print(f"traffic {format_bytes(found.traffic_bytes_a)} → {format_bytes(found.traffic_bytes_b)}")
+        for each in moved[:MOVED_SHOWN]:
+            nodes = ", ".join(each.nodes[:NODES_SHOWN]) + (" …" if len(each.nodes) > NODES_SHOWN else "")
+            console.print(f"{nodes}: {each.text}", markup=False, highlight=False)
+        if len(moved) > MOVED_SHOWN:
+            console.print(f"… and {len(moved) - MOVED_SHOWN} groups of nodes more; --json has all")
+        for op, counts in converted.items():
+            console.print(f"{op}: {counts[0]} → {counts[1]}")
+        console.print(f"traffic {format_bytes(traffic_a)} → {format_bytes(traffic_b)}")
 
-    emit(Outcome(found.as_dict(), show), as_json)
+    emit(Outcome(data, show), as_json)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from akd_deploy.export.tensor_types import KernelTypes, traffic_bytes, unknown_types
 from akd_deploy.kernel import ExecutedKernel
 
 
-def kernel_table(kernels: Iterable[ExecutedKernel]) -> list[dict[str, object]]:
-    """One row per executed kernel in order, as JSON types; `traffic_bytes` is read and written once each."""
+def kernel_table(
+    kernels: Sequence[ExecutedKernel], types: Sequence[KernelTypes] | None = None
+) -> list[dict[str, object]]:
+    """One row per executed kernel in order, as JSON types; `traffic_bytes` is read and written once each.
+
+    `input_types` and `output_types` are null where they are not known; traffic then counts the kernel's own type.
+    """
+    types = [unknown_types(executed.kernel) for executed in kernels] if types is None else types
     return [
         {
             "name": executed.name,
@@ -16,13 +23,15 @@ def kernel_table(kernels: Iterable[ExecutedKernel]) -> list[dict[str, object]]:
             "dtype": executed.kernel.dtype,
             "inputs": [list(shape) for shape in executed.kernel.inputs],
             "outputs": [list(shape) for shape in executed.kernel.outputs],
+            "input_types": list(known.inputs),
+            "output_types": list(known.outputs),
             "attributes": {
                 name: list(value) if isinstance(value, tuple) else value for name, value in executed.kernel.attributes
             },
-            "traffic_bytes": executed.kernel.traffic_bytes,
+            "traffic_bytes": traffic_bytes(executed.kernel, known),
             "nodes": list(executed.nodes),
         }
-        for executed in kernels
+        for executed, known in zip(kernels, types, strict=True)
     ]
 
 

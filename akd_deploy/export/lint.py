@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 from onnx.shape_inference import InferenceError, infer_shapes
 
 from akd_deploy.errors import CorruptFileError, UnknownNameError, UsageError
+from akd_deploy.export.finding import SEVERITIES, Finding
+from akd_deploy.export.granularity import Granularity, documented_granularity
+from akd_deploy.export.lint_costs import LintCosts
 from akd_deploy.export.lint_graph import LintGraph
-from akd_deploy.export.lint_rules import RULES, Finding, unsupported_operator
+from akd_deploy.export.lint_opsets import FILE_RULES
+from akd_deploy.export.lint_rules import NETWORK_RULES
 from akd_deploy.export.onnx_file import name_nodes, parse_onnx
 from akd_deploy.export.operators import UNSUPPORTED
 from akd_deploy.target import Target
 
-SEVERITIES = ("error", "warning", "info")
-
-CPU_BLOCK = 8
-"""CPU engines lay channels out in blocks of 8 (AVX2) or 16 (AVX-512); what 8 does not divide fits neither."""
-
-TENSOR_CORE_MULTIPLES: Mapping[str, int] = {"fp32": 1, "tf32": 4, "fp16": 8, "bf16": 8, "int8": 16, "fp8": 16}
-"""Channels that fill the 16 bytes a tensor core is fed at once; plain float32 cores take any number."""
+LARGE_BYTES = 1024
+"""Weights larger than this have no part in shapes and types; inference copies what it is given, several times."""
 
 
-def channel_multiple(target: Target) -> int:
-    """The number of channels that a target's kernels compute at once."""
-    return TENSOR_CORE_MULTIPLES[target.precision] if target.engine.startswith("tensorrt") else CPU_BLOCK
-
-
-def lint_onnx(path: Path, target: Target, *, multiple: int | None = None) -> tuple[Finding, ...]:
+def lint_onnx(
+    path: Path,
+    target: Target,
+    *,
+    multiple: int | None = None,
+    granularity: Granularity | None = None,
+    costs: LintCosts | None = None,
+) -> tuple[Finding, ...]:
     """Every finding, errors first.
 
     Args:
-        multiple: channels per block, where the latency table of the target has taught another than
-            `channel_multiple`; 1 switches the rule off.
+        multiple: channels per block, said by the caller; 1 switches the rule off.
+        granularity: the same with its source, where the latency table of the target has taught it; by default
+            what the engine documents.
+        costs: predictions to put beside findings; none by default.
 
     Raises:
         MissingFileError: no such file.
@@ -50,22 +52,61 @@ def lint_onnx(path: Path, target: Target, *, multiple: int | None = None) -> tup
         raise UnknownNameError("engine", target.engine, UNSUPPORTED, where=f"target {target.name}")
     if multiple is not None and multiple < 1:
         raise UsageError(asked="channels per block", found=f"{multiple}", next="Write a whole number ≥ 1.")
-    multiple = channel_multiple(target) if multiple is None else multiple
+    if multiple is not None:
+        granularity = Granularity(multiple, "as asked")
+    granularity, costs = granularity or documented_granularity(target), costs or LintCosts()
     try:
         model = parse_onnx(path)
     except CorruptFileError as error:
         return (_corrupt_graph(error.found),)
     name_nodes(model)
-    unknown = tuple(unsupported_operator(LintGraph(model, target, multiple)))
+    typed = _loosely_inferred(model)
+    before = [f for rule in FILE_RULES.values() for f in rule(LintGraph(typed, target, granularity, costs))]
     try:
         onnx.checker.check_model(model)
-        inferred = infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        inferred = _with_weights(
+            infer_shapes(_without_weights(model), check_type=True, strict_mode=True, data_prop=True), model
+        )
     except (onnx.checker.ValidationError, InferenceError) as error:
-        # An operator that does not exist fails the checker as well; the rule says it better.
-        return unknown or (_corrupt_graph(str(error)),)
-    graph = LintGraph(inferred, target, multiple)
-    findings = [finding for rule in RULES.values() for finding in rule(graph)]
+        # What the rules found fails the checker as well; they say it better.
+        return _sorted(before) or (_corrupt_graph(str(error)),)
+    graph = LintGraph(inferred, target, granularity, costs)
+    return _sorted([*before, *(finding for rule in NETWORK_RULES.values() for finding in rule(graph))])
+
+
+def _sorted(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
+
+
+def _loosely_inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """With the types that can be told of a network that may be wrong; as it is where none can."""
+    try:
+        return _with_weights(infer_shapes(_without_weights(model)), model)
+    except (InferenceError, ValueError, RuntimeError):
+        return model
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The network with its large weights as inputs."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.initializer[:]
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= LARGE_BYTES:
+            bare.graph.initializer.add().CopyFrom(tensor)
+        elif tensor.name not in given:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            bare.graph.input.append(info)
+    return bare
+
+
+def _with_weights(inferred: onnx.ModelProto, model: onnx.ModelProto) -> onnx.ModelProto:
+    """What was inferred, with the weights and inputs that the network has."""
+    for field in ("initializer", "input"):
+        inferred.graph.ClearField(field)
+        getattr(inferred.graph, field).extend(getattr(model.graph, field))
+    return inferred
 
 
 def _corrupt_graph(found: str) -> Finding:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from akd_deploy.export.granularity import Granularity
+from akd_deploy.export.lint_costs import LintCosts
+from akd_deploy.export.operators import is_onnx
 from akd_deploy.target import Target
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that nearly all the time of a network goes into."""
+
+ACTIVATIONS = ("Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Relu", "Sigmoid", "Tanh")
+"""Operators that work on each value alone."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,8 @@ class LintGraph:
 
     model: onnx.ModelProto
     target: Target
-    channel_multiple: int
+    granularity: Granularity
+    costs: LintCosts = field(default_factory=LintCosts)
 
     @property
     def nodes(self) -> list[onnx.NodeProto]:
@@ -31,11 +38,41 @@ class LintGraph:
     @property
     def opset(self) -> int:
         """Of ONNX's own operators, 0 where the network uses none."""
-        return next((o.version for o in self.model.opset_import if o.domain in ("", "ai.onnx")), 0)
+        return next((o.version for o in self.model.opset_import if is_onnx(o.domain)), 0)
+
+    @cached_property
+    def missing_domains(self) -> list[str]:
+        """Domains of operators that the file uses and does not import, ONNX's own as ""."""
+        imported = {"" if is_onnx(o.domain) else o.domain for o in self.model.opset_import}
+        used = {"" if is_onnx(node.domain) else node.domain for node in self.nodes}
+        return sorted(used - imported)
 
     @cached_property
     def weights(self) -> Mapping[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    @cached_property
+    def read_inside(self) -> set[str]:
+        """Tensors of the graph that the bodies of its loops and branches may read."""
+        bodies = [body for node in self.nodes for body in _bodies(node)]
+        return {value.name for body in bodies for value in body.output} | {
+            name for body in bodies for node in body.node for name in node.input
+        }
+
+    def nodes_within(self, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+        """The nodes in a node's branches and loops, and in the function of the file that it calls; not itself."""
+        inner = [n for body in _bodies(node) for n in body.node]
+        called = [f for f in self.model.functions if (f.domain, f.name) == (node.domain, node.op_type)]
+        inner += [n for f in called for n in f.node]
+        for one in inner:
+            yield one
+            if called:
+                yield from self.nodes_within(one)
+
+    @cached_property
+    def has_float16(self) -> bool:
+        """Whether any weight is stored in float16."""
+        return any(tensor.data_type == TensorProto.FLOAT16 for tensor in self.weights.values())
 
     @cached_property
     def inputs(self) -> list[onnx.ValueInfoProto]:
@@ -74,19 +111,61 @@ class LintGraph:
             if v.type.tensor_type.HasField("shape")
         }
 
+    def read_types(self, node: onnx.NodeProto) -> list[int]:
+        """Element types of what a node reads, in order; 0 where inference could not tell."""
+        return [self.types.get(name, 0) for name in node.input if name]
+
     def maker_op(self, name: str) -> str | None:
         """The operator that makes a tensor, None for inputs and weights."""
         node = self.maker.get(name)
         return None if node is None else node.op_type
+
+    @cached_property
+    def tensors(self) -> Mapping[str, onnx.TensorProto]:
+        """Weights, and what Constant nodes hold as tensors."""
+        held = {
+            node.output[0]: a.t
+            for node in self.nodes
+            if node.op_type == "Constant"
+            for a in node.attribute
+            if a.name == "value"
+        }
+        return held | dict(self.weights)
+
+    def constant(self, name: str) -> np.ndarray | None:
+        """The values of a weight or of a Constant; None for what is computed."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor)).astype(np.float64)
+
+    def clip_bounds(self, node: onnx.NodeProto) -> tuple[float, float] | None:
+        """What a Clip lets through; None where it is computed."""
+        attributes = {a.name: a.f for a in node.attribute}
+        bounds = [attributes.get("min", -np.inf), attributes.get("max", np.inf)]
+        for i, name in enumerate(node.input[1:3]):
+            value = self.constant(name) if name else np.array(bounds[i])
+            if value is None or value.size != 1:
+                return None
+            bounds[i] = float(value.item())
+        return bounds[0], bounds[1]
+
+    def leads_to(self, node: onnx.NodeProto, op: str) -> bool:
+        """Whether all that a node makes goes into `op`, directly or through activations that nobody else reads."""
+        name = node.output[0]
+        while name not in self.outputs:
+            readers = self.readers.get(name, [])
+            if readers and all(reader.op_type == op for reader in readers):
+                return True
+            if len(readers) != 1 or readers[0].op_type not in ACTIVATIONS:
+                return False
+            name = readers[0].output[0]
+        return False
 
     def weight_of(self, node: onnx.NodeProto) -> onnx.TensorProto | None:
         """The constant weight of a weighted node, looked for behind a DequantizeLinear or Cast; None without one."""
         name = node.input[1]
         while name in self.maker and self.maker[name].op_type in ("DequantizeLinear", "QuantizeLinear", "Cast"):
             name = self.maker[name].input[0]
-        if self.maker_op(name) == "Constant":
-            return next((a.t for a in self.maker[name].attribute if a.name == "value"), None)
-        return self.weights.get(name)
+        return self.tensors.get(name)
 
     def weighted(self) -> Iterator[tuple[onnx.NodeProto, onnx.TensorProto]]:
         """Every weighted node that has a constant weight."""
@@ -115,6 +194,15 @@ class LintGraph:
         return found
 
 
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs inside a node, and inside theirs."""
+    found: list[onnx.GraphProto] = []
+    for attribute in node.attribute:
+        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            found += [body, *(deeper for inner in body.node for deeper in _bodies(inner))]
+    return found
+
+
 def channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> tuple[int, int]:
     """Input and output channels of a weighted node, from its weight's shape."""
     dims = tuple(weight.dims)
@@ -129,7 +217,9 @@ def channels(node: onnx.NodeProto, weight: onnx.TensorProto) -> tuple[int, int]:
 
 
 def float_values(tensor: onnx.TensorProto) -> np.ndarray | None:
-    """The values of a floating tensor as float64, None for other types."""
-    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
-        return None
-    return np.asarray(numpy_helper.to_array(tensor)).astype(np.float64)
+    """The values of a floating tensor, as float32 where they are of 16 bits; None for other types."""
+    if tensor.data_type in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return np.asarray(numpy_helper.to_array(tensor))
+    if tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+        return np.asarray(numpy_helper.to_array(tensor)).astype(np.float32)
+    return None

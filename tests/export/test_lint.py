@@ -30,6 +30,8 @@ def rules(findings):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_clean_network_has_no_finding(tmp_path, engine, precision):
+    if (engine, precision) == ("onnxruntime", "bf16"):
+        pytest.skip("its CPU provider has no bfloat16 kernels")
     model = convnet() if precision == "fp32" else cast_model(convnet(), precision).model
     assert lint(model, tmp_path, engine, precision) == ()
 
@@ -145,7 +147,9 @@ def test_a_quantise_without_its_dequantise_is_found(tmp_path):
 def test_a_convolution_with_only_its_input_quantised_is_found(tmp_path):
     model = quantised([helper.make_node("Conv", ["d0", "w"], ["y"], "conv", kernel_shape=[1, 1])])
     model.graph.initializer.append(weight("w", np.ones((3, 3, 1, 1))))
-    findings = lint(model, tmp_path, precision="int8")
+    (at_runtime,) = [f for f in lint(model, tmp_path, precision="int8") if f.rule == "unfused-qdq"]
+    assert (at_runtime.severity, at_runtime.node) == ("info", "conv"), "ONNX Runtime quantises it itself"
+    findings = lint(model, tmp_path, "openvino", "int8")
     assert ("unfused-qdq", "warning", "conv") in rules(findings)
     assert "weight is not quantised" in next(f.message for f in findings if f.rule == "unfused-qdq")
     assert ("precision-lie", "error", "") in rules(findings)
@@ -238,7 +242,8 @@ def test_truncated_networks_are_found_or_have_an_honest_error(tmp_path):
 
 
 def test_every_rule_is_exercised_and_errors_come_first(tmp_path):
-    source = Path(__file__).read_text(encoding="utf-8")
+    files = [Path(__file__), Path(__file__).with_name("lint_corpus.py")]
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
     assert all(f'"{rule}"' in source for rule in RULES)
     findings = lint(convnet(channels=18), tmp_path, precision="int8")
     assert findings[0].severity == "error"

@@ -1,0 +1,393 @@
+"""Students shipped to every target: built, compared with torch, predicted, measured, certified; and certified again.
+
+    python -m benchmarks.shipping run runs/shipping.json
+    python -m benchmarks.shipping recertify runs/shipping.json
+    python -m benchmarks.shipping figures
+
+`run` draws students of a space (untrained: neither time nor parity depends on what they have learnt), profiles targets
+that have no latency table yet (a small one, beside the file), builds an engine for each target, and writes budgets into
+the file before anything is measured: the upper end of the predicted interval times the tail factor of the table. Then
+all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built alone
+(TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in processes of
+its own, and adds the result to the file. A block that was disturbed is measured again as the protocol says, and
+counted. `figures` prints what lint finds in its corpus, the CPU seconds it takes for a ResNet-50, and what other
+benchmarks give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from akd_deploy.configuration import CertificateTable
+from akd_deploy.data import load_dataset
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import AkdError, MissingFileError
+from akd_deploy.latency_table import table_directory
+from akd_deploy.models.student import student_from_architecture
+from akd_deploy.pipeline import shipping
+from akd_deploy.pipeline.latency import TargetLatency, profile_target, target_latency
+from akd_deploy.pipeline.spaces import named_space
+from akd_deploy.pipeline.typed import mode_for
+from akd_deploy.profiling.blocks import Measured
+from akd_deploy.profiling.profile import PROFILE, ProfilePlan
+from akd_deploy.storage import write_atomically
+from akd_deploy.target import Target, load_target
+from akd_deploy.units import format_seconds
+
+CPU_TARGETS = (
+    "cpu_onnxruntime_fp32", "cpu_onnxruntime_extended_fp32", "cpu_onnxruntime_int8", "cpu_openvino_fp32",
+    "cpu_openvino_bf16",
+)  # fmt: skip
+RTX, RTX_PRECISIONS = "rtx_tensorrt-rtx_fp16", ("fp16", "bf16", "int8")
+BUDGET_RULE = "upper end of the predicted interval × tail factor of the target's table, written before measuring"
+REQUIRED_PASSES, REQUIRED_SLACK = 0.95, 0.25
+"""Of certificates taken again, and of the median of budget / p90 − 1."""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is done."""
+
+    students: int
+    targets: tuple[str, ...]
+    rtx: tuple[str, ...]
+    probes: int
+    networks: int
+    profile_blocks: int
+    certificate: CertificateTable
+
+
+FULL = Size(5, CPU_TARGETS, RTX_PRECISIONS, 120, 30, 3, CertificateTable(blocks=10, samples_per_block=100))
+QUICK = Size(1, CPU_TARGETS[:2], (), 24, 8, 2, CertificateTable(blocks=10, samples_per_block=30))
+
+
+def rtx_targets(precisions: Sequence[str]) -> list[Target]:
+    """The plans built for RTX cards, one target for each precision."""
+    base = load_target(RTX)
+    return [replace(base, name=f"rtx_tensorrt-rtx_{precision}", precision=precision) for precision in precisions]
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def latency_of(target: Target, size: Size, space_name: str, tables: Path, seed: int) -> tuple[TargetLatency, float]:
+    """The target's predictor, and the seconds its table took; profiled in `tables` unless there is one.
+
+    Raises:
+        AkdError: the target cannot run here.
+    """
+    engine = load_engine(target)
+    engine.require(engine.why_not())
+    directory = table_directory(tables, target, engine.fingerprint())
+    try:
+        return target_latency(target, directory), 0.0
+    except MissingFileError:
+        plan = ProfilePlan(size.probes, size.networks, replace(PROFILE, blocks=size.profile_blocks), seed)
+        say(f"{target.name}: profiling {size.probes} probes and {size.networks} networks")
+        space = named_space(space_name)
+        _, seconds = profile_target(target, space, plan, directory, resume=False, on_model=lambda done, total: None)
+        return target_latency(target, directory), seconds
+
+
+def run(
+    out: Path, size: Size, space_name: str, seed: int, *, measure: Callable[..., Any] | None = None
+) -> dict[str, Any]:
+    """Build, predict, state budgets, measure, certify; the record, which is in `out` too."""
+    began = time.monotonic()
+    folder, rng = out.with_suffix(""), np.random.default_rng(seed)
+    space, images = named_space(space_name), load_dataset("digits").tuning_val.images[: shipping.PARITY_SAMPLES]
+    architectures = [space.sample(rng) for _ in range(size.students)]
+    students = [student_from_architecture(one, seed + i).eval() for i, one in enumerate(architectures)]
+    record: dict[str, Any] = {
+        "format": FORMAT,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "space": space_name,
+        "seed": seed,
+        "students": [one.as_dict() for one in architectures],
+        "budget_rule": BUDGET_RULE,
+        "certificate": size.certificate.model_dump(),
+        "targets": {},
+        "rows": [],
+        "recertified": [],
+    }
+    for target in [*map(load_target, size.targets), *rtx_targets(size.rtx)]:
+        told: dict[str, Any] = {"target": target.as_dict(), "why_not": None, "profile_seconds": None}
+        record["targets"][target.name] = told
+        latency = None
+        try:
+            latency, told["profile_seconds"] = latency_of(target, size, space_name, folder / "tables", seed)
+            told["device"] = dict(latency.table.header.device.facts)
+        except AkdError as error:
+            told["why_not"] = error.found
+        for i, student in enumerate(students):
+            place = folder / f"student{i}" / target.name
+            place.mkdir(parents=True, exist_ok=True)
+            record["rows"].append(
+                {"student": i, "target": target.name, **shipped(student, target, latency, images, place)}
+            )
+        say(f"{target.name}: {told['why_not'] or 'built, compared, budgets stated'}")
+    record["stated"] = datetime.now(UTC).isoformat(timespec="seconds")
+    write(out, record)
+
+    measured = (measure or shipping.measure_together)(
+        subjects_of(record), shipping.certificate_protocol(size.certificate), np.random.default_rng(seed)
+    )
+    for row in record["rows"]:
+        if key_of(row) in measured:
+            row.update(judged(row, measured[key_of(row)], size.certificate))
+    record["seconds"] = time.monotonic() - began
+    write(out, record)
+    return record
+
+
+def shipped(
+    student: Any, target: Target, latency: TargetLatency | None, images: np.ndarray, place: Path
+) -> dict[str, Any]:
+    """One student on one target: its engine, what it computes beside torch, its prediction and budget."""
+    row: dict[str, Any] = dict.fromkeys(
+        (
+            "engine",
+            "model",
+            "build_s",
+            "size_bytes",
+            "precision",
+            "parity",
+            "predicted_s",
+            "interval_s",
+            "budget_s",
+            "why_not",
+        )
+    )
+    onnx_path = shipping.export_student(student, target, place)
+    mode = mode_for(target)
+    try:
+        models = shipping.typed_variants(onnx_path, [] if mode == "fp32" else [mode], images, target, place)
+    except AkdError as error:
+        return row | {"why_not": str(error)}
+    build = shipping.build_for(target, models, place)
+    if build.built is None:
+        return row | {"why_not": build.why_not}
+    row |= {
+        "engine": str(build.built.path),
+        "model": str(models[mode]),
+        "build_s": build.built.seconds,
+        "size_bytes": build.built.size_bytes,
+        "precision": dict(build.built.precision),
+        "why_not": build.why_not_measured,
+    }
+    if build.why_not_measured is None:
+        try:
+            row["parity"] = shipping.student_parity(student, load_engine(target), build.built.path, images).as_dict()
+        except AkdError as error:
+            row["parity"] = {"failed": error.found}
+    if latency is not None:
+        try:
+            prediction = latency.predict_model(models[mode])
+            tail = latency.predictor.tail_factor(CertificateTable().percentile)
+        except AkdError as error:
+            return row | {"why_not": f"no budget: {error.found}"}
+        row |= {
+            "predicted_s": prediction.latency_s,
+            "interval_s": list(prediction.interval_s),
+            "in_domain": prediction.in_domain,
+            "tail_factor": tail,
+            "budget_s": prediction.upper_s * tail,
+        }
+    return row
+
+
+def key_of(row: dict[str, Any]) -> str:
+    return f"student {row['student']} on {row['target']}"
+
+
+def subjects_of(record: dict[str, Any]) -> dict[str, tuple[Target, Path]]:
+    """What there is to measure: every engine that runs here and has a budget."""
+    named = {target.name: target for target in [*map(load_target, CPU_TARGETS), *rtx_targets(RTX_PRECISIONS)]}
+    return {
+        key_of(row): (named[row["target"]], Path(row["engine"]))
+        for row in record["rows"]
+        if row["engine"] and row["budget_s"] and not row["why_not"]
+    }
+
+
+def judged(row: dict[str, Any], measured: Measured, table: CertificateTable) -> dict[str, Any]:
+    """A measurement beside its prediction and budget."""
+    found = measured.measurement
+    statistics = found.statistics_s()
+    low, high = row["interval_s"]
+    return {
+        "measured_s": statistics,
+        "error": row["predicted_s"] / statistics["median"] - 1,
+        "in_interval": low <= statistics["median"] <= high,
+        "certificate": shipping.certificate_of(found, row["budget_s"], table).as_dict(),
+        "slack": row["budget_s"] / statistics["p90"] - 1,
+        "remeasured": measured.remeasured,
+        "disturbed": measured.disturbed,
+    }
+
+
+def recertify(out: Path, *, measure: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Measure the engines of a record again, against its budgets; the new entry, which is added to the file."""
+    record = read(out)
+    table = CertificateTable(**record["certificate"])
+    seed = record["seed"] + 1 + len(record["recertified"])
+    measured = (measure or shipping.measure_together)(
+        subjects_of(record), shipping.certificate_protocol(table), np.random.default_rng(seed)
+    )
+    rows = [
+        {"student": row["student"], "target": row["target"], **judged(row, measured[key_of(row)], table)}
+        for row in record["rows"]
+        if key_of(row) in measured
+    ]
+    entry = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **summary(rows), "rows": rows}
+    record["recertified"].append(entry)
+    write(out, record)
+    return entry
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Passes, median slack, errors of the predictions; None where nothing was measured."""
+    done = [row for row in rows if row.get("certificate")]
+    return {
+        "certificates": len(done),
+        "pass_rate": sum(row["certificate"]["ok"] for row in done) / len(done) if done else None,
+        "median_slack": median(row["slack"] for row in done) if done else None,
+        "median_error": median(abs(row["error"]) for row in done) if done else None,
+        "in_interval": sum(row["in_interval"] for row in done) / len(done) if done else None,
+        "remeasured": sum(row["remeasured"] for row in done),
+        "disturbed": sum(row["disturbed"] for row in done),
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """The rows and their summary, with the limits beside it."""
+    print(title)
+    for row in rows:
+        measured = row.get("measured_s")
+        if measured is None:
+            parts = [
+                f"built in {row['build_s']:.2f} s, {row['size_bytes']} bytes" if row.get("build_s") else "not built"
+            ]
+            parts.append(str(row.get("why_not") or "not measured"))
+        else:
+            parts = [
+                f"median {format_seconds(measured['median'])}, p90 {format_seconds(measured['p90'])}",
+                f"error {row['error']:+.1%}",
+                f"slack {row['slack']:.1%}",
+                "certified" if row["certificate"]["ok"] else "NOT certified",
+            ]
+        print(f"  {key_of(row)}: {'; '.join(parts)}")
+    found = summary(rows)
+    if found["certificates"]:
+        print(
+            f"{found['certificates']} certificates: {found['pass_rate']:.1%} hold (wanted ≥ {REQUIRED_PASSES:.0%}), "
+            f"median slack {found['median_slack']:.1%} (wanted ≤ {REQUIRED_SLACK:.0%}); predictions off by "
+            f"{found['median_error']:.1%} in the median, {found['in_interval']:.0%} in their interval; "
+            f"{found['remeasured']} blocks measured again, {found['disturbed']} stayed disturbed"
+        )
+    else:
+        print("nothing was measured")
+
+
+def figures() -> dict[str, Any]:
+    """What lint finds in its corpus and takes for a ResNet-50, and what other benchmarks give as `figures()`."""
+    from akd_deploy.export.lint import lint_onnx
+    from akd_deploy.models.onnx_skeleton import filled, read_skeleton
+    from akd_deploy.models.published import skeleton_path
+
+    found: dict[str, Any] = {}
+    tests = Path(__file__).parents[1] / "tests" / "export"
+    sys.path.insert(0, str(tests))
+    corpus = importlib.import_module("lint_corpus")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch, "m.onnx")
+        for name in ("BAD", "SECOND"):
+            right = 0
+            for bad in getattr(corpus, name).values():
+                path.write_bytes(bad.make().SerializeToString())
+                right += {(f.rule, f.node) for f in lint_onnx(path, bad.target)} == bad.expected
+            found[f"lint_{name.lower()}"] = {"networks": len(getattr(corpus, name)), "found_completely": right}
+        silent = sum(not lint_onnx(clean.write(Path(scratch)), clean.target) for clean in corpus.CLEAN.values())
+        found["lint_clean"] = {"networks": len(corpus.CLEAN), "without_finding": silent}
+        path.write_bytes(filled(read_skeleton(skeleton_path("resnet50")), np.random.default_rng(0)).SerializeToString())
+        began = time.process_time()
+        lint_onnx(path, load_target("cpu_onnxruntime_fp32"))
+        found["lint_resnet50_s"] = time.process_time() - began
+    for other in ("simulations", "fuzz"):
+        try:
+            module = importlib.import_module(f"benchmarks.{other}")
+        except ModuleNotFoundError:
+            found[other] = None
+            continue
+        found[other] = module.figures() if hasattr(module, "figures") else None
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record that `run` wrote.
+
+    Raises:
+        MissingFileError: no such file.
+        SystemExit: one of another format.
+    """
+    if not path.is_file():
+        raise MissingFileError(asked=f"the record {path}", found="no such file", next="Run `run` first.")
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if record.get("format") != FORMAT:
+        raise SystemExit(f"{path} is of format {record.get('format')}, not {FORMAT}")
+    return record
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("run")
+    first.add_argument("out", type=Path, help="the record, .json; engines and tables lie beside it")
+    first.add_argument("--space", default="mobile", help="a space's name, or a run.toml that has one")
+    first.add_argument("--students", type=int)
+    first.add_argument("--seed", type=int, default=7)
+    first.add_argument("--quick", action="store_true", help="one student, two targets, small tables")
+    again = commands.add_parser("recertify")
+    again.add_argument("out", type=Path)
+    commands.add_parser("figures")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "run":
+            size = QUICK if given.quick else FULL
+            if given.students:
+                size = replace(size, students=given.students)
+            record = run(given.out, size, given.space, given.seed)
+            show(record["rows"], f"{record['budget_rule']}; {record['seconds']:.0f} s")
+        elif given.command == "recertify":
+            entry = recertify(given.out)
+            show(entry["rows"], f"measured again on {entry['date']}")
+        else:
+            print(json.dumps(figures(), indent=1))
+    except AkdError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
