@@ -44,8 +44,10 @@ def export(
 ) -> None:
     """Write a student as ONNX for a target and compare it with torch."""
     from akd_deploy.engines import load_engine
+    from akd_deploy.export.quantize import MODES
     from akd_deploy.models.student import load_student
     from akd_deploy.pipeline import shipping
+    from akd_deploy.pipeline.typed import mode_for
     from akd_deploy.target import load_target
 
     chosen, loaded = load_target(target), load_student(_existing(student, "the student"))
@@ -55,9 +57,7 @@ def export(
         return
     images, source = _samples(config, (shipping.PARITY_SAMPLES, *loaded.input_shape), seed)
     path = shipping.export_student(loaded, chosen, output)
-    models = shipping.typed_variants(
-        path, [m for m in (chosen.precision,) if m in ("fp16", "int8")], images, chosen, output
-    )
+    models = shipping.typed_variants(path, [m for m in (mode_for(chosen),) if m in MODES], images, chosen, output)
     reference = shipping.reference_target(chosen, load_engine(chosen))
     parity = shipping.student_parity(loaded, load_engine(reference), shipping.model_for(reference, models), images)
     data = {

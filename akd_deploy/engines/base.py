@@ -79,6 +79,8 @@ class Engine(ABC):
     options: Mapping[str, OptionValue]
     extra: str
     suffix: str
+    loads_models = True
+    """Whether `load` takes a model file as well as what `build` wrote."""
 
     def __init__(self, target: Target) -> None:
         for key, value in target.engine_options.items():

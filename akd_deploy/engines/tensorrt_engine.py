@@ -52,6 +52,7 @@ class TensorRtEngine(Engine):
     options: Mapping[str, OptionValue] = {**_COMMON_OPTIONS, "compute_capabilities": (), "timing_cache": ""}
     extra = "tensorrt"
     suffix = ".plan"
+    loads_models = False
     module = "tensorrt"
     oldest = (10, 12)
 

@@ -163,13 +163,15 @@ def quantize_auto(
     accuracy: Accuracy,
     settings: Int8Settings,
     *,
+    build: Callable[[Path], object] = lambda path: None,
     max_accuracy_loss: float = 0.01,
     confidence: float = 0.95,
     rounds: int = 1,
 ) -> tuple[Variant, ...]:
     """Write `<stem>.<mode>.onnx` for each mode the target's engine runs, measure them all, and recommend one.
 
-    Arguments and errors as of `quantize_onnx` and `advise_precision`. A mode that the engine does not run, or
+    Arguments and errors as of `quantize_onnx` and `advise_precision`; `build` is called with each variant, and
+    raises BuildError where the target's engine cannot be made of it. A mode that the engine does not run, or
     in which the network cannot be built, is a row of the table with its reason.
     """
     candidates = {BASELINE: model_path}
@@ -178,7 +180,9 @@ def quantize_auto(
         if reason is None:
             try:
                 out = out_dir / f"{model_path.stem}.{mode}.onnx"
-                candidates[mode] = quantize_onnx(model_path, mode, calibration, out, settings).path
+                quantize_onnx(model_path, mode, calibration, out, settings)
+                build(out)
+                candidates[mode] = out
             except BuildError as error:
                 reason = str(error)
         if reason is not None:

@@ -13,7 +13,8 @@ from akd_deploy.certificate import MIN_BLOCKS, certify, ratio_interval, samples_
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import GateError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
-from akd_deploy.profiling.blocks import Protocol, measure_blocks
+from akd_deploy.pipeline.building import measure_built
+from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.target import Target
 
 MIN_SAMPLES_PER_BLOCK = 100
@@ -73,7 +74,7 @@ def bench_models(
         max_samples=MAX_SAMPLES_PER_BLOCK,
     )
     models = {"model": model.absolute()} | ({"other": other.absolute()} if other else {})
-    measured = measure_blocks(target, models, protocol, rng, on_model)
+    measured = measure_built(target, models, protocol, rng, on_model)
     main = measured["model"]
     certificate = None
     if budget_s is not None:

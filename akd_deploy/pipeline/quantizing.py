@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from akd_deploy.export.advise import quantize_auto
 from akd_deploy.export.onnx_file import parse_onnx
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline.building import built_as_typed
 from akd_deploy.pipeline.shipping import CALIBRATION_SAMPLES
+from akd_deploy.pipeline.typed import isa_of
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.storage import make_folder
 from akd_deploy.target import Target
@@ -82,7 +85,7 @@ def quantize_measured(
     calibration = feeds[: max(1, CALIBRATION_SAMPLES // batch)] if feeds else []
     make_folder(output)
     engine = load_engine(target)
-    settings = int8_settings(target.engine, engine.fingerprint().facts.get("isa", "").split())
+    settings = int8_settings(target.engine, isa_of(target))
     if mode != "auto":
         made = quantize_onnx(onnx, mode, calibration, output / f"{onnx.stem}.{mode}.onnx", settings)
         row = {"mode": mode, "accuracy": None, "latency_stats_s": None, "recommended": False}
@@ -105,18 +108,22 @@ def quantize_measured(
     engine.require(engine.why_not())
     held_out = labels[len(calibration) * batch :]
 
+    @cache
+    def built(path: Path) -> Path:
+        return built_as_typed(target, path, output)
+
     def measure(path: Path) -> Measurement:
         on_progress(f"measuring {path.name}", 0, 0)
-        return measure_blocks(target, {"model": path}, ADVICE, rng)["model"].measurement
+        return measure_blocks(target, {"model": built(path)}, ADVICE, rng)["model"].measurement
 
     def accuracy(path: Path) -> float:
         right = 0
-        with engine.load(path) as session:
+        with engine.load(built(path)) as session:
             for i, feed in enumerate(scored):
                 answer = next(iter(session.run(feed).values())).argmax(-1)
                 right += int((answer == held_out[i * batch : (i + 1) * batch]).sum())
         return right / (len(scored) * batch)
 
-    variants = quantize_auto(onnx, target, calibration, output, measure, accuracy, settings)
+    variants = quantize_auto(onnx, target, calibration, output, measure, accuracy, settings, build=built)
     best = next(variant for variant in variants if variant.recommended)
     return {"onnx": str(best.path), "variants": [variant.as_dict() for variant in variants]}

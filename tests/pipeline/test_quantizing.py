@@ -42,7 +42,7 @@ def test_auto_scores_on_samples_that_did_not_calibrate(tmp_path, monkeypatch):
         load=lambda path: Session(),
     )  # fmt: skip
 
-    def advised(onnx, target, calibration, output, measure, accuracy, settings):
+    def advised(onnx, target, calibration, output, measure, accuracy, settings, build):
         calibrated.extend(np.concatenate([feed["input"].ravel() for feed in calibration]))
         measure(onnx)
         assert accuracy(onnx) == 1
