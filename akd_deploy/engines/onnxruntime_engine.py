@@ -17,6 +17,7 @@ import onnx
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
 from akd_deploy.engines.base import BuiltEngine, Engine, random_feeds
+from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, external_files, node_names, nodes_using, read_onnx
 from akd_deploy.engines.onnxruntime_kernels import MATRIX_OPS, ProfileEvent, kernels_from_profile, read_profile
@@ -106,8 +107,9 @@ class OnnxRuntimeEngine(Engine):
         kernels, events = self._profiled(model, model_path)
         precision, notes = audited_precision(
             self.target.precision,
-            [Layer(", ".join(k.nodes) or k.name, k.kernel.dtype, k.kernel.op in MATRIX_OPS) for k in kernels],
+            [Layer(", ".join(k.nodes) or k.name, k.kernel.dtype, k.kernel.op in MATRIX_OPS, k.nodes) for k in kernels],
             asked=f"{model_path.name} in {self.target.precision} for target {self.target.name}",
+            allowed=declared_float32(model, model_path.name),
         )
         providers = Counter(event.provider for event in events)
         elsewhere = sum(n for provider, n in providers.items() if provider != _PROVIDERS[self._provider])

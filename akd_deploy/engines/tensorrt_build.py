@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.precision_audit import audited_precision
@@ -89,10 +92,11 @@ def _build_once(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progres
     log = message_log(trt)
     log.records.clear()
     builder = trt.Builder(log)
-    network = _parsed(trt, builder, model_path, recipe)
-    asked = f"precision {recipe.precision} for {recipe.what}"
+    model = read_onnx(model_path, recipe.batch)
+    network = _parsed(trt, builder, model, model_path, recipe)
+    asked, allowed = f"precision {recipe.precision} for {recipe.what}", declared_float32(model, model_path.name)
     layers = network_layers(trt, network)
-    audited_precision(recipe.precision, layers, asked)
+    audited_precision(recipe.precision, layers, asked, allowed)
     config = builder.create_builder_config()
     _configure(trt, config, recipe)
     _SPOILED.add(trt.__name__)
@@ -106,13 +110,13 @@ def _build_once(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progres
     _SPOILED.discard(trt.__name__)
     messages = tuple(text for _, text in log.records)
     log.records.clear()
-    precision, notes = audited_precision(recipe.precision, as_built(layers, layers_from_log(messages)), asked)
+    precision, notes = audited_precision(recipe.precision, as_built(layers, layers_from_log(messages)), asked, allowed)
     if recipe.timing_cache is not None:
         write_atomically(recipe.timing_cache, bytes(config.get_timing_cache().serialize()))
     return Plan(bytes(data), messages, precision, notes, time.perf_counter() - start)
 
 
-def _parsed(trt: Any, builder: Any, model_path: Path, recipe: Recipe) -> Any:
+def _parsed(trt: Any, builder: Any, model: onnx.ModelProto, model_path: Path, recipe: Recipe) -> Any:
     flags = 0
     for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
         flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
@@ -120,7 +124,6 @@ def _parsed(trt: Any, builder: Any, model_path: Path, recipe: Recipe) -> Any:
             flags |= 1 << int(flag)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, message_log(trt))
-    model = read_onnx(model_path, recipe.batch)
     # Parsed from memory with its batch fixed and its nodes named; the path says where other weights files are.
     if parser.parse(model.SerializeToString(), path=str(model_path.resolve())):
         return network
@@ -145,8 +148,6 @@ def _parsed(trt: Any, builder: Any, model_path: Path, recipe: Recipe) -> Any:
 
 def node_settings(model_path: Path, batch: int) -> dict[str, NodeSettings]:
     """ONNX node name → its operator, and the settings of its window where it has one."""
-    import onnx
-
     model = onnx.shape_inference.infer_shapes(read_onnx(model_path, batch))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     shapes: dict[str, Shape] = {

@@ -55,11 +55,12 @@ def network_layers(trt: Any, network: Any) -> list[Layer]:
     computing = [layer for layer in layers if layer.type.name not in _MOVES] or layers
     return [
         Layer(
-            name=" + ".join(onnx_nodes(layer.metadata or "")) or layer.name,
+            name=" + ".join(nodes) or layer.name,
             dtype=_compute_dtype(trt, layer, producers),
             is_matrix=layer.type.name in _MATRIX,
+            nodes=nodes,
         )
-        for layer in computing
+        for layer, nodes in ((layer, onnx_nodes(layer.metadata or "")) for layer in computing)
     ]
 
 
@@ -84,13 +85,17 @@ def _dequantised_from(trt: Any, tensor: Any, producers: Mapping[str, Any]) -> st
 def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Layer]:
     """The same layers, corrected by the kernels that were built where those are known.
 
-    TensorRT honours floating types as written, but a Q/DQ pair that does not fuse leaves its layer
-    computing in floating point: an 8-bit layer whose kernel reads no 8-bit tensor.
+    A Q/DQ pair that does not fuse leaves its layer computing in floating point: an 8-bit layer whose kernels read no
+    8-bit tensor. A floating layer whose kernels neither read, hold nor write a tensor of its type computes in the
+    floating type that they read. A kernel that hides a stretch of the network says nothing about its layers.
     """
     corrected = []
     for layer in layers:
-        reads = [tensor.dtype for kernel in built if layer.name in kernel.nodes for tensor in kernel.inputs]
+        kernels = [k for k in built if not k.is_opaque and not set(layer.nodes or (layer.name,)).isdisjoint(k.nodes)]
+        reads = [tensor.dtype for kernel in kernels for tensor in kernel.inputs]
+        touched = {t.dtype for kernel in kernels for t in (*kernel.inputs, *kernel.constants, *kernel.outputs)}
         floating = [read for read in reads if read in _FLOATING]
-        unfused = layer.dtype in _QUANTISED and layer.dtype not in reads and floating
-        corrected.append(replace(layer, dtype=floating[0]) if unfused else layer)
+        seen = reads if layer.dtype in _QUANTISED else touched
+        is_other = layer.dtype in (*_QUANTISED, *_FLOATING) and layer.dtype not in seen and floating
+        corrected.append(replace(layer, dtype=floating[0]) if is_other else layer)
     return corrected

@@ -156,7 +156,8 @@ class TorchEngine(Engine):
         with self._session(program, model_path.name) as session:
             kernels = recorded_kernels(session.module, session.example_leaves(), keep_views=True)
         asked = f"precision {self.target.precision} for {model_path.name} on target {self.target.name}"
-        precision, notes = audited_precision(self.target.precision, layers(kernels), asked)
+        # An archive declares nothing: what its author left in float32 is meant, and noted.
+        precision, notes = audited_precision(self.target.precision, layers(kernels), asked, allowed=None)
         path = out_dir / f"{model_path.stem}{self.suffix}"
         write_atomically(path, content)
         return BuiltEngine(

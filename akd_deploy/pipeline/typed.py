@@ -34,7 +34,7 @@ def mode_for(target: Target) -> str:
 
 
 def isa_of(target: Target) -> list[str]:
-    """The instruction sets of the CPU a target computes on; none for a GPU, which need not be here to type a network."""
+    """The instruction sets of the CPU a target computes on; none for a GPU, which need not be here for this."""
     try:
         return load_engine(target).fingerprint().facts.get("isa", "").split()
     except MissingRuntimeError:

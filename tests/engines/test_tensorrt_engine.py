@@ -42,6 +42,7 @@ from akd_deploy.errors import (
     UnknownNameError,
     UsageError,
 )
+from akd_deploy.export.cast import cast_model
 from akd_deploy.kernel import Kernel
 from akd_deploy.target import Target, read_target
 
@@ -244,6 +245,32 @@ def test_convolution_kernels_carry_window_activation_and_residual(tmp_path):
 def test_fp16_asked_of_an_fp32_network_is_an_error_that_names_its_layers(tmp_path):
     with pytest.raises(BuildError, match=r"float32 \(Conv_0, Conv_2, Conv_4, Gemm_"):
         rtx("fp16").build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def with_float32_island(kind: str = "fp16") -> onnx.ModelProto:
+    """A 16-bit network whose second convolution stays in float32, as it declares."""
+    model = residual()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return cast_model(model, kind, {"Conv_2": "overflows"}).model
+
+
+@needs_rtx
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_a_declared_float32_island_is_built_and_noted(tmp_path, precision, dtype):
+    built = rtx(precision).build(saved(with_float32_island(precision), tmp_path / "m.onnx"), tmp_path / "out")
+    assert built.precision["float32"] >= 1
+    assert built.precision[dtype] >= 3
+    assert "1 computing in float32 (Conv_2)" in built.notes[0]
+
+
+@needs_rtx
+def test_an_undeclared_float32_island_is_an_error_that_names_it(tmp_path):
+    model = with_float32_island()
+    del model.metadata_props[:]
+    with pytest.raises(BuildError, match=r"found 1 computing in float32 \(Conv_2\)") as caught:
+        rtx("fp16").build(saved(model, tmp_path / "m.onnx"), tmp_path / "out")
+    assert caught.value.details["layers"] == ["Conv_2"]
     assert not (tmp_path / "out").exists()
 
 
@@ -483,6 +510,28 @@ def test_int8_layer_whose_kernel_reads_no_int8_counts_as_the_float_it_reads():
     assert as_built(layers, [kernel("float16")])[0].dtype == "float16"
     assert as_built(layers, [kernel("int8")])[0].dtype == "int8"
     assert as_built(layers, [])[0].dtype == "int8"
+
+
+@pytest.mark.parametrize(
+    ("read", "held", "written", "judged"),
+    [
+        ("float16", "float16", "float16", "float16"),
+        ("float32", "float16", "float32", "float16"),  # the cast is fused into it
+        ("float32", "float32", "float16", "float16"),
+        ("float32", "float32", "float32", "float32"),
+        ("bfloat16", "float32", "float32", "bfloat16"),
+    ],
+)
+def test_a_floating_layer_whose_kernel_touches_no_tensor_of_its_type_counts_as_what_it_reads(
+    read, held, written, judged
+):
+    r, h, w = (EngineTensor((1,), dtype) for dtype in (read, held, written))
+    layer = Layer("conv + cast", "float16", True, ("conv", "cast"))
+    other = EngineLayer("other", "correlation", (EngineTensor((1,), "float32"),), (), (), ("elsewhere",))
+    kernel = EngineLayer("k", "correlation", (r,), (h,), (w,), ("conv", "relu"))
+    assert as_built([layer], [other, kernel])[0].dtype == judged
+    hidden = EngineLayer("{ForeignNode[conv...fc]}", "Myelin", (r,), (), (w,), ("conv",))
+    assert as_built([layer], [hidden])[0].dtype == "float16"
 
 
 # --- running, on a fake runtime -----------------------------------------------------------------------------------
