@@ -9,7 +9,7 @@ import onnx
 
 from akd_deploy.errors import CorruptFileError
 
-KEY = "akd_deploy.kept_float32"
+KEY = "akd-deploy.kept_float32"
 """The entry of a model's `metadata_props`: a JSON object, node name → why it stays in float32."""
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine, random_feeds
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress, random_feeds
 from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, external_files, node_names, nodes_using, read_onnx
@@ -100,7 +100,12 @@ class OnnxRuntimeEngine(Engine):
 
     # --- build, load ----------------------------------------------------------------------------------------
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         runtime = self._runtime()
         start = time.perf_counter()
         model = read_onnx(model_path, self.target.batch)

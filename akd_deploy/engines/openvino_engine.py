@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress
 from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.onnx_file import external_locations, nodes_using, read_onnx
 from akd_deploy.engines.openvino_kernels import MATRIX_LAYERS, ExecutedLayer, executed_layers, kernels_from_layers
@@ -75,7 +75,12 @@ class OpenVinoEngine(Engine):
 
     # --- build, load ----------------------------------------------------------------------------------------
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         runtime = self._runtime()
         start = time.perf_counter()
         proto = read_onnx(model_path, self.target.batch)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from akd_deploy.engines.precision_audit import Layer
+from akd_deploy.engines.tensorrt_api import TensorRt
 from akd_deploy.engines.tensorrt_inspect import EngineLayer, onnx_nodes
 from akd_deploy.errors import BuildError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as api
 
 _MATRIX = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 # Layers that move or convert data: they say nothing about what a network computes in.
@@ -27,7 +31,7 @@ _QUANTISED = ("int8", "float8e4m3")
 _FLOATING = ("float32", "float16", "bfloat16")
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: api.DataType) -> str:
     """numpy's name of a `trt.DataType`.
 
     Raises:
@@ -42,7 +46,7 @@ def dtype_name(dtype: Any) -> str:
     return _DTYPES[dtype.name]
 
 
-def network_layers(trt: Any, network: Any) -> list[Layer]:
+def network_layers(trt: TensorRt, network: api.INetworkDefinition) -> list[Layer]:
     """The layers of a strongly typed network that compute, under the names of their ONNX nodes.
 
     A convolution or matrix product whose two operands are dequantised from the same 8-bit type computes
@@ -64,7 +68,7 @@ def network_layers(trt: Any, network: Any) -> list[Layer]:
     ]
 
 
-def _compute_dtype(trt: Any, layer: Any, producers: Mapping[str, Any]) -> str:
+def _compute_dtype(trt: TensorRt, layer: api.ILayer, producers: Mapping[str, api.ILayer]) -> str:
     if layer.type.name in _MATRIX and layer.num_inputs > 1:
         read = {_dequantised_from(trt, layer.get_input(i), producers) for i in (0, 1)}
         if len(read) == 1 and read <= set(_QUANTISED):
@@ -72,7 +76,7 @@ def _compute_dtype(trt: Any, layer: Any, producers: Mapping[str, Any]) -> str:
     return dtype_name(layer.get_output(0).dtype)
 
 
-def _dequantised_from(trt: Any, tensor: Any, producers: Mapping[str, Any]) -> str | None:
+def _dequantised_from(trt: TensorRt, tensor: api.ITensor | None, producers: Mapping[str, api.ILayer]) -> str | None:
     """The element type a tensor was dequantised from, seen through reshapes and transposes; None if it was not."""
     layer = producers.get(tensor.name) if tensor is not None else None
     while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine, Session
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress, Session
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.precision_audit import audited_precision
 from akd_deploy.errors import BuildError, MissingRuntimeError, UnknownNameError, UsageError
@@ -139,7 +139,12 @@ class TorchEngine(Engine):
             where=where,
         )
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         """Prove that an archive runs here, audit its precision and keep a copy without sample inputs.
 
         Raises:

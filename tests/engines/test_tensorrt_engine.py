@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import math
 import os
 import signal
-from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,12 +29,9 @@ from akd_deploy.engines.tensorrt_inspect import (
     memory_from_log,
 )
 from akd_deploy.engines.tensorrt_precision import as_built
-from akd_deploy.engines.tensorrt_session import TensorRtSession
 from akd_deploy.errors import (
     AkdError,
     BuildError,
-    CorruptFileError,
-    MismatchError,
     MissingRuntimeError,
     UnknownNameError,
     UsageError,
@@ -143,8 +137,8 @@ def test_build_tells_its_capabilities_kernels_and_memory(tmp_path):
     assert built.path.name == "m.plan"
     assert built.details["compute_capabilities"] == ["sm89", "sm120"]
     assert any("Conv_0" in kernel["nodes"] for kernel in built.details["kernels"])
-    assert built.details["weights_bytes"] > 4 * (16 * 27 + 2 * 16 * 144)  # at least the convolutions' weights
-    assert built.details["activation_bytes"] > 0
+    assert built.details["memory"]["weights_bytes"] > 4 * (16 * 27 + 2 * 16 * 144)  # at least the convolutions'
+    assert built.details["memory"]["activation_bytes"] > 0
 
 
 @needs_rtx
@@ -356,6 +350,8 @@ def test_file_in_the_way_of_the_engine_is_a_storage_error(tmp_path):
         ({"compute_capabilities": ("sm86", "SM86")}, "once"),
         ({"compute_capabilities": ()}, "at least one"),
         ({"tf32": True}, "tf32"),
+        ({"pin_timing_cache": True}, "timing_cache"),
+        ({"shapes": ("x:2x3,1x3,4x3",)}, "min ≤ opt ≤ max"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, match):
@@ -363,9 +359,12 @@ def test_options_that_make_no_sense_are_refused(options, match):
         rtx(**options)
 
 
-def test_timing_cache_is_no_option_of_the_flavour_that_times_nothing():
-    with pytest.raises(UnknownNameError, match="timing_cache"):
-        rtx(timing_cache="x")
+@needs_rtx
+def test_a_timing_cache_is_noted_to_do_nothing_where_a_build_times_nothing(tmp_path):
+    built = rtx(timing_cache=str(tmp_path / "cache")).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
+    assert any("timing_cache does nothing" in note for note in built.notes)
+    assert "timing_cache" not in built.details
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("name", ["rtx_tensorrt-rtx_fp16", "orin_tensorrt_fp16"])
@@ -532,159 +531,3 @@ def test_a_floating_layer_whose_kernel_touches_no_tensor_of_its_type_counts_as_w
     assert as_built([layer], [other, kernel])[0].dtype == judged
     hidden = EngineLayer("{ForeignNode[conv...fc]}", "Myelin", (r,), (), (w,), ("conv",))
     assert as_built([layer], [hidden])[0].dtype == "float16"
-
-
-# --- running, on a fake runtime -----------------------------------------------------------------------------------
-
-
-class FakeTensorRt:
-    """A runtime whose engines compute y = 2 x + 1 on float32 of shape (batch, 3), in this process's memory."""
-
-    __name__ = "fake_tensorrt"
-    __version__ = "11.0"
-    TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
-    DataType = Enum("DataType", "FLOAT BF16")
-    LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
-
-    class ILogger:
-        Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
-
-    def __init__(self, *, dtype: str = "FLOAT", batch: int = -1, fails: bool = False, unresolved: tuple = ()) -> None:
-        self.dtype, self.batch, self.fails, self.unresolved = self.DataType[dtype], batch, fails, unresolved
-        self.runtimes: list[FakeRuntime] = []
-
-    def Runtime(self, log: object) -> FakeRuntime:  # noqa: N802
-        self.runtimes.append(FakeRuntime(self, log))
-        return self.runtimes[-1]
-
-
-class FakeRuntime:
-    engine_host_code_allowed = True
-
-    def __init__(self, trt: FakeTensorRt, log) -> None:
-        self.trt, self.log = trt, log
-
-    def deserialize_cuda_engine(self, plan: bytes):
-        if plan != b"plan":
-            self.log.log(self.trt.ILogger.Severity.ERROR, "Version tag does not match.")
-            return None
-        return FakeEngine(self.trt)
-
-
-class FakeEngine:
-    num_io_tensors = 2
-
-    def __init__(self, trt: FakeTensorRt) -> None:
-        self.trt = trt
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
-
-    def get_tensor_mode(self, name: str):
-        return self.trt.TensorIOMode.INPUT if name == "x" else self.trt.TensorIOMode.OUTPUT
-
-    def get_tensor_shape(self, name: str) -> tuple[int, int]:
-        return (self.trt.batch, 3)
-
-    def get_tensor_dtype(self, name: str):
-        return self.trt.dtype
-
-    def create_execution_context(self) -> FakeContext:
-        return FakeContext(self.trt)
-
-
-class FakeContext:
-    def __init__(self, trt: FakeTensorRt) -> None:
-        self.trt, self.shape, self.addresses = trt, None, {}
-
-    def set_input_shape(self, name: str, shape: tuple) -> bool:
-        self.shape = shape
-        return True
-
-    def infer_shapes(self) -> list[str]:
-        return list(self.trt.unresolved)
-
-    def get_tensor_shape(self, name: str):
-        return self.shape
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
-        def view(name: str) -> np.ndarray:
-            pointer = ctypes.cast(self.addresses[name], ctypes.POINTER(ctypes.c_float))
-            return np.ctypeslib.as_array(pointer, shape=(math.prod(self.shape),))
-
-        if not self.trt.fails:
-            view("y")[:] = 2 * view("x") + 1
-        return not self.trt.fails
-
-
-class CountingStream:
-    cuda_stream = 0
-
-    def __init__(self) -> None:
-        self.waits = 0
-
-    def synchronize(self) -> None:
-        self.waits += 1
-
-
-def fake_session(trt: FakeTensorRt, stream: CountingStream | None = None, plan: bytes = b"plan") -> TensorRtSession:
-    return TensorRtSession(trt, plan, "m.plan", 2, device="cpu", stream=stream or CountingStream())
-
-
-X = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def test_session_runs_on_its_own_buffers_and_resolves_the_batch():
-    trt = FakeTensorRt()
-    with fake_session(trt) as session:
-        assert [(s.name, s.shape, s.dtype) for s in session.inputs] == [("x", (2, 3), "float32")]
-        first = session.run({"x": X})
-        session.run({"x": X + 1})
-        np.testing.assert_array_equal(first["y"], 2 * X + 1)
-    assert trt.runtimes[0].engine_host_code_allowed is False
-
-
-def test_bound_call_waits_for_the_stream_every_time():
-    stream = CountingStream()
-    with fake_session(FakeTensorRt(), stream) as session:
-        call = session.bind({"x": X})
-        assert call() is None
-        call()
-        np.testing.assert_array_equal(session.bound_outputs()["y"], 2 * X + 1)
-    assert stream.waits == 2
-
-
-def test_feeds_that_do_not_fit_are_refused():
-    with fake_session(FakeTensorRt()) as session, pytest.raises(UsageError, match="x"):
-        session.run({"x": X.astype(np.float64)})
-
-
-def test_plan_of_another_version_is_refused_with_tensorrts_reason():
-    with pytest.raises(MismatchError, match=r"m\.plan.*Version tag does not match"):
-        fake_session(FakeTensorRt(), plan=b"other")
-
-
-def test_empty_plan_is_corrupt_and_never_reaches_tensorrt():
-    trt = FakeTensorRt()
-    with pytest.raises(CorruptFileError, match="empty"):
-        fake_session(trt, plan=b"")
-    assert trt.runtimes == []
-
-
-def test_failed_inference_is_an_error_and_no_old_result():
-    with fake_session(FakeTensorRt(fails=True)) as session, pytest.raises(AkdError, match="one inference"):
-        session.run({"x": X})
-
-
-def test_inputs_whose_shapes_stay_open_are_named():
-    with pytest.raises(AkdError, match="inputs without a shape: lengths"):
-        fake_session(FakeTensorRt(unresolved=("lengths",)))
-
-
-def test_bfloat16_inputs_are_refused_since_numpy_has_none():
-    with pytest.raises(MismatchError, match="bfloat16"):
-        fake_session(FakeTensorRt(dtype="BF16"))

@@ -77,7 +77,9 @@ def test_a_float32_network_is_built_in_the_kind_of_float32_that_the_target_asks_
 def on_a_machine_with_a_card(monkeypatch):
     """Everything but the card itself: what would run there is asked for, and recorded."""
     monkeypatch.setattr(TensorRtEngine, "why_not", lambda self: None)
-    monkeypatch.setattr(TensorRtEngine, "fingerprint", lambda self: SimpleNamespace(facts={"kind": "gpu"}))
+    monkeypatch.setattr(
+        TensorRtEngine, "fingerprint", lambda self: SimpleNamespace(facts={"compute_capability": "7.0"})
+    )
     measured = []
 
     def blocks(target, models, protocol, rng, on_model=None):
