@@ -44,7 +44,16 @@ class Audited:
 
     def judged_by(self, kernels: tuple[EngineLayer, ...]) -> tuple[dict[str, int], tuple[str, ...]]:
         """`audited_precision` of the layers as these kernels compute them; as the network is typed, without any."""
-        return audited_precision(self.precision, as_built(self.layers, kernels), self.asked, self.allowed)
+        built = as_built(self.layers, kernels)
+        precision, notes = audited_precision(self.precision, built, self.asked, self.allowed)
+        lost = [
+            f"{layer.name} in {now.dtype}"
+            for layer, now in zip(self.layers, built, strict=True)
+            if layer.dtype == "float32" != now.dtype and not self.allowed.keys().isdisjoint(layer.nodes)
+        ]
+        if lost:
+            notes += (f"declared to stay in float32 and fused into kernels that do not: {', '.join(lost)}",)
+        return precision, notes
 
 
 @dataclass(frozen=True)

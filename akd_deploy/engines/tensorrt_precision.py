@@ -97,7 +97,9 @@ def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Laye
     for layer in layers:
         kernels = [k for k in built if not k.is_opaque and not set(layer.nodes or (layer.name,)).isdisjoint(k.nodes)]
         reads = [tensor.dtype for kernel in kernels for tensor in kernel.inputs]
-        touched = {t.dtype for kernel in kernels for t in (*kernel.inputs, *kernel.constants, *kernel.outputs)}
+        # Constants of one dimension are scales, which stay in float32 beside weights of any type.
+        held = [tensor for kernel in kernels for tensor in kernel.constants if len(tensor.shape) > 1]
+        touched = {*reads, *(t.dtype for t in held), *(t.dtype for kernel in kernels for t in kernel.outputs)}
         floating = [read for read in reads if read in _FLOATING]
         seen = reads if layer.dtype in _QUANTISED else touched
         is_other = layer.dtype in (*_QUANTISED, *_FLOATING) and layer.dtype not in seen and floating

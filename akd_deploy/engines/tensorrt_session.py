@@ -139,6 +139,7 @@ class TensorRtSession(Session):
         Raises:
             UsageError: no profile holds them.
         """
+        context = self._context
         shapes = {spec.name: np.shape(feeds[spec.name]) for spec in self.inputs if spec.name in feeds}
         dynamic = any(shapes.min != shapes.max for profile in self._profiles for shapes in profile.values())
         if not dynamic or all(shapes.get(spec.name, spec.shape) == spec.shape for spec in self.inputs):
@@ -146,7 +147,7 @@ class TensorRtSession(Session):
         complete = {spec.name: shapes.get(spec.name, spec.shape) for spec in self.inputs}
         chosen = profile_for(self._profiles, complete, self._where)
         if chosen != self._profile:
-            if not self._context.set_optimization_profile_async(chosen, self._stream.cuda_stream):
+            if not context.set_optimization_profile_async(chosen, self._stream.cuda_stream):
                 raise self._failure(f"profile {chosen} of {self._where}")
             self._stream.synchronize()
             self._profile = chosen

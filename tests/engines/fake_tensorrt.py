@@ -100,7 +100,7 @@ class FakeParser:
                     num_outputs=1,
                     num_inputs=1,
                     get_output=lambda i, out=out: out,
-                )  # fmt: skip
+                )
             )
         self.network.num_layers, self.network.get_layer = len(layers), layers.__getitem__
         return True
@@ -125,7 +125,7 @@ class FakeBuilder:
         config.progress_monitor.phase_start("Building engine", None, 2)
         layers = {f"{network.get_layer(i).type.name}@{config.builder_optimization_level}" for i in range(2)}
         known = set() if config.cache is None else config.cache.keys
-        if self.trt.BuilderFlag["ERROR_ON_TIMING_CACHE_MISS"] in config.on and not layers <= known:
+        if "ERROR_ON_TIMING_CACHE_MISS" in {flag.name for flag in config.on} and not layers <= known:
             self.log.log(self.trt.ILogger.Severity.ERROR, f"timing cache miss: {sorted(layers - known)}")
             return None
         config.timed = layers - known
@@ -257,8 +257,8 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple) -> bool:
         self.calls.append(f"shape {shape}")
-        low, _, high = self.trt.profiles[self.profile]
-        fits = self.trt.batch != -1 or all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
+        low, _, high = self.trt.profiles[self.profile] if self.trt.batch == -1 else (shape,) * 3
+        fits = all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
         self.shape = shape if fits else None
         return fits
 

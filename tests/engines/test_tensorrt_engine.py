@@ -242,29 +242,37 @@ def test_fp16_asked_of_an_fp32_network_is_an_error_that_names_its_layers(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
-def with_float32_island(kind: str = "fp16") -> onnx.ModelProto:
-    """A 16-bit network whose second convolution stays in float32, as it declares."""
+def with_float32_island(kind: str = "fp16", nodes: tuple[str, ...] = ("Conv_2", "Relu_3", "Conv_4")) -> onnx.ModelProto:
+    """A 16-bit network of which some nodes stay in float32, as it declares."""
     model = residual()
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-    return cast_model(model, kind, {"Conv_2": "overflows"}).model
+    return cast_model(model, kind, dict.fromkeys(nodes, "overflows")).model
 
 
 @needs_rtx
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
 def test_a_declared_float32_island_is_built_and_noted(tmp_path, precision, dtype):
     built = rtx(precision).build(saved(with_float32_island(precision), tmp_path / "m.onnx"), tmp_path / "out")
-    assert built.precision["float32"] >= 1
+    assert built.precision["float32"] >= 2
     assert built.precision[dtype] >= 3
-    assert "1 computing in float32 (Conv_2)" in built.notes[0]
+    assert built.notes == (f"2 of 4 layers are not in {precision}: 2 computing in float32 (Conv_2, Conv_4)",)
+
+
+@needs_rtx
+def test_a_declared_island_that_tensorrt_fuses_away_is_noted(tmp_path):
+    """A lone convolution between two casts: the kernel takes the casts in, and its weights are float16."""
+    built = rtx("fp16").build(saved(with_float32_island(nodes=("Conv_2",)), tmp_path / "m.onnx"), tmp_path / "out")
+    assert "float32" not in built.precision
+    assert built.notes == ("declared to stay in float32 and fused into kernels that do not: Conv_2 in float16",)
 
 
 @needs_rtx
 def test_an_undeclared_float32_island_is_an_error_that_names_it(tmp_path):
     model = with_float32_island()
     del model.metadata_props[:]
-    with pytest.raises(BuildError, match=r"found 1 computing in float32 \(Conv_2\)") as caught:
+    with pytest.raises(BuildError, match=r"found 2 computing in float32 \(Conv_2, Conv_4\)") as caught:
         rtx("fp16").build(saved(model, tmp_path / "m.onnx"), tmp_path / "out")
-    assert caught.value.details["layers"] == ["Conv_2"]
+    assert caught.value.details["layers"] == ["Conv_2", "Conv_4"]
     assert not (tmp_path / "out").exists()
 
 
@@ -524,10 +532,11 @@ def test_int8_layer_whose_kernel_reads_no_int8_counts_as_the_float_it_reads():
 def test_a_floating_layer_whose_kernel_touches_no_tensor_of_its_type_counts_as_what_it_reads(
     read, held, written, judged
 ):
-    r, h, w = (EngineTensor((1,), dtype) for dtype in (read, held, written))
+    r, h, w = (EngineTensor((1, 3), dtype) for dtype in (read, held, written))
     layer = Layer("conv + cast", "float16", True, ("conv", "cast"))
     other = EngineLayer("other", "correlation", (EngineTensor((1,), "float32"),), (), (), ("elsewhere",))
-    kernel = EngineLayer("k", "correlation", (r,), (h,), (w,), ("conv", "relu"))
+    scale = EngineTensor((1,), "float16")
+    kernel = EngineLayer("k", "correlation", (r,), (h, scale), (w,), ("conv", "relu"))
     assert as_built([layer], [other, kernel])[0].dtype == judged
     hidden = EngineLayer("{ForeignNode[conv...fc]}", "Myelin", (r,), (), (w,), ("conv",))
     assert as_built([layer], [hidden])[0].dtype == "float16"
