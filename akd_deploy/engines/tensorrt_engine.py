@@ -278,7 +278,8 @@ class TensorRtRtxEngine(TensorRtEngine):
     """TensorRT for RTX GPUs: builds without one, a plan for several compute capabilities at a time.
 
     Options as `TensorRtEngine`; `timing_cache` changes nothing (this flavour times nothing at build time), which a
-    note says; `compute_capabilities` are those the plan is built for, by default Ampere, Ada and Blackwell cards.
+    note says; `refit` builds on the card alone, for its one capability; `compute_capabilities` are those the plan is
+    built for, by default Ampere, Ada and Blackwell cards.
     The kernel table in the log is the fusion common to them; the kernels' tactics are chosen on the device.
     """
 
@@ -292,6 +293,11 @@ class TensorRtRtxEngine(TensorRtEngine):
         super().__init__(target)
         if not self._compute_capabilities():
             raise self._wrong("compute_capabilities", "none", "Name at least one, like sm89.")
+        if self.option("refit") and len(self._compute_capabilities()) > 1:
+            found = (
+                f"{len(self._compute_capabilities())} compute capabilities ({', '.join(self._compute_capabilities())})"
+            )
+            raise self._wrong("refit", found, "TensorRT-RTX keeps weights replaceable for one alone: name one.")
 
     def why_not_build(self) -> str | None:
         return self._why_no_module()

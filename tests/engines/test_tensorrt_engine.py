@@ -5,17 +5,20 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from contracts.engine_contract import EngineContract
 from engine_graphs import GRAPHS, Graph, case
 from onnx import TensorProto, helper, numpy_helper
 
 from akd_deploy.engines import load_engine
+from akd_deploy.engines.nvidia import why_no_gpu
 from akd_deploy.engines.precision_audit import Layer
 from akd_deploy.engines.tensorrt_callbacks import message_log
 from akd_deploy.engines.tensorrt_engine import TensorRtEngine, TensorRtRtxEngine
@@ -28,6 +31,7 @@ from akd_deploy.engines.tensorrt_inspect import (
     layers_from_log,
     memory_from_log,
 )
+from akd_deploy.engines.tensorrt_parse import module_of
 from akd_deploy.engines.tensorrt_precision import as_built
 from akd_deploy.errors import (
     AkdError,
@@ -320,6 +324,130 @@ def test_unsupported_operator_is_named_with_its_node(tmp_path, operator):
 
 
 @needs_rtx
+@pytest.mark.slow
+def test_the_module_that_an_unsupported_node_was_exported_from_is_named(tmp_path):
+    class Determinant(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.det(x)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bad = torch.nn.Conv2d(2, 2, 1), Determinant()
+
+        def forward(self, x):
+            return self.bad(self.conv(x))
+
+    network = torch.nn.Sequential(Block()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        exported = torch.onnx.export(network, (torch.zeros(1, 2, 4, 4),), dynamo=True, verbose=False)
+    exported.save(tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"operator Det of node '\w+' in module 0\.bad \(Determinant\)") as caught:
+        rtx().build(tmp_path / "m.onnx", tmp_path / "out")
+    assert [node["module"] for node in caught.value.details["nodes"]] == ["0.bad (Determinant)"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "module"),
+    [
+        ({}, None),
+        ({"namespace": ": a.Net/layer1: b.Block/layer1.conv: torch.nn.Conv2d/conv2d: aten.conv2d.default"},
+         "layer1.conv (Conv2d)"),
+        ({"namespace": ": a.Net/relu: aten.relu.default"}, "the network itself (Net)"),
+        ({"pkg.torch.onnx.name_scopes": "['', 'fc', 'linear']"}, "fc"),
+        ({"pkg.torch.onnx.name_scopes": "no list ("}, None),
+    ],
+)  # fmt: skip
+def test_modules_are_read_from_what_exporters_write_of_them(metadata, module):
+    node = helper.make_node("Relu", ["x"], ["y"])
+    for key, value in metadata.items():
+        node.metadata_props.add(key=key, value=value)
+    assert module_of(node) == module
+
+
+@needs_rtx
+def test_functions_that_led_to_an_unsupported_node_are_named_where_no_module_is(tmp_path):
+    inner = helper.make_function(
+        "own", "Measure", ["a"], ["b"], [helper.make_node("Det", ["a"], ["b"], name="inside")],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    model = Graph().model({"x": [1, 2, 4, 4]}, [])
+    model.graph.node.append(helper.make_node("Measure", ["x"], ["y"], name="outer", domain="own"))
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2]))
+    model.functions.append(inner)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    with pytest.raises(BuildError, match="Det") as caught:
+        rtx().build(saved(model, tmp_path / "m.onnx"), tmp_path / "out")
+    assert "Measure" in caught.value.details["nodes"][0]["module"]
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"builder_optimization_level": 0},
+        {"builder_optimization_level": 5},
+        {"workspace_mib": 64},
+        {"sparse_weights": True},
+        {"compute_capabilities": ("sm80",)},
+        {"compute_capabilities": ("sm80", "sm86", "sm89", "sm120", "sm121")},
+    ],
+    ids=str,
+)
+def test_every_option_builds(tmp_path, options):
+    model = saved(with_float32_island(nodes=()), tmp_path / "m.onnx")
+    built = rtx("fp16", **options).build(model, tmp_path / "out")
+    assert "float16" in built.precision
+    default = rtx("fp16").build(model, tmp_path / "default")
+    if "compute_capabilities" in options:
+        assert built.path.read_bytes() != default.path.read_bytes()
+
+
+@needs_rtx
+@pytest.mark.skipif(why_no_gpu() is None, reason="a GPU is here")
+def test_a_refittable_plan_is_refused_without_the_card_with_tensorrts_reason(tmp_path):
+    """Its kernels are compiled on the card itself."""
+    with pytest.raises(BuildError, match="CUDA_SUCCESS"):
+        rtx(refit=True, compute_capabilities=("sm89",)).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
+
+
+@needs_rtx
+def test_shapes_as_outputs_are_no_kernels(tmp_path):
+    g = Graph()
+    model = g.model({"x": ["N", 2, 4, 4]}, [g("Shape", "x"), g("Relu", "x")])
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    kernels = rtx().executed_kernels(saved(model, tmp_path / "m.onnx"))
+    assert [kernel.nodes for kernel in kernels] == [("Relu_1",)]
+
+
+def test_fields_of_a_log_line_that_nobody_knows_hide_no_tensor():
+    tensor = "{ Name: x, Dimensions: [1,3], Datatype: Half, Format: Row }"
+    line = f"Name: a, LayerType: kgen, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], New: [1, 2]"
+    (layer,) = layers_from_log([f"Layers:\n{line}, StreamId: 0, Metadata: [ONNX Layer: n]\n\nI/O Tensors:\n"])
+    half = EngineTensor((1, 3), "float16")
+    assert (layer.inputs, layer.constants, layer.outputs, layer.nodes) == ((half, half), (), (half,), ("n",))
+    with pytest.raises(BuildError, match="no layer"):
+        layers_from_log([f"Layers:\nName: a, LayerType: kgen, Outputs: [ {tensor}], Inputs: [ {tensor}]\n\n"])
+
+
+@needs_rtx
+def test_tf32_is_another_plan_than_fp32(tmp_path):
+    model = saved(residual(), tmp_path / "m.onnx")
+    plain, tf32 = (rtx(precision).build(model, tmp_path / precision) for precision in ("fp32", "tf32"))
+    assert set(plain.precision) == set(tf32.precision) == {"float32"}
+    assert plain.path.read_bytes() != tf32.path.read_bytes()
+
+
+@needs_rtx
+def test_bf16_is_built_and_audited(tmp_path):
+    built = rtx("bf16").build(saved(with_float32_island("bf16", ()), tmp_path / "m.onnx"), tmp_path / "out")
+    assert set(built.precision) == {"bfloat16"}
+    with pytest.raises(BuildError, match="float16"):
+        rtx("bf16").build(saved(residual(TensorProto.FLOAT16), tmp_path / "half.onnx"), tmp_path / "out")
+
+
+@needs_rtx
 def test_option_that_tensorrt_refuses_is_a_build_error_with_its_reason(tmp_path):
     with pytest.raises(BuildError, match="lean"):  # this flavour carries no lean runtime
         rtx(version_compatible=True).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
@@ -358,6 +486,7 @@ def test_file_in_the_way_of_the_engine_is_a_storage_error(tmp_path):
         ({"compute_capabilities": ("sm86", "SM86")}, "once"),
         ({"compute_capabilities": ()}, "at least one"),
         ({"tf32": True}, "tf32"),
+        ({"refit": True}, "one alone"),
         ({"pin_timing_cache": True}, "timing_cache"),
         ({"shapes": ("x:2x3,1x3,4x3",)}, "min ≤ opt ≤ max"),
     ],
