@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
-from akd_deploy.cli.output import Outcome, emit, progress_bars, table
+from akd_deploy.cli.output import Outcome, emit, phase_bars, progress_bars, table
 from akd_deploy.errors import GateError, MissingFileError, UnknownNameError, UsageError
 from akd_deploy.units import format_bytes, format_seconds
 
@@ -97,7 +97,8 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         plan = {"engine": str(output / f"{onnx.stem}{engine.suffix}"), "engine_version": engine.version()}
         emit(Outcome(plan, lambda console: console.print(f"would build {plan['engine']}")), as_json)
         return
-    built = engine.build(onnx, output)
+    with phase_bars(as_json) as on_progress:
+        built = engine.build(onnx, output, on_progress)
     from akd_deploy.storage import file_sha256
 
     data = {
@@ -108,12 +109,20 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         "size_bytes": built.size_bytes,
         "sha256": file_sha256(built.path),
         "engine_version": built.engine_version,
+        "memory": built.details.get("memory"),
+        "profiles": built.details.get("profiles", []),
+        "timing_cache": built.details.get("timing_cache"),
         "notes": list(built.notes),
     }
 
     def show(console: Console) -> None:
         layers = ", ".join(f"{count} layers in {dtype}" for dtype, count in built.precision.items())
         console.print(f"{built.path} ({format_bytes(built.size_bytes)}, {built.seconds:.2f} s): {layers}")
+        if isinstance(data["memory"], dict):
+            told = ", ".join(
+                f"{format_bytes(n)} of {what.removesuffix('_bytes')}" for what, n in data["memory"].items()
+            )
+            console.print(f"  memory: {told}", markup=False, highlight=False)
         for note in built.notes:
             console.print(f"  {note}", markup=False, highlight=False)
 

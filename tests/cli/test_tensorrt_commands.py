@@ -7,7 +7,7 @@ import importlib.util
 import numpy as np
 import onnx
 import pytest
-from command_line import call
+from command_line import call, written
 from engines.engine_graphs import GRAPHS
 
 from akd_deploy.engines.nvidia import why_no_gpu
@@ -31,9 +31,25 @@ def test_a_network_is_quantised_to_fp16_and_built(network, tmp_path, monkeypatch
     built = call(tmp_path, "build", "--onnx", made.data["onnx"], "--target", TARGET, "-o", "e", "--json")
     assert built.code == 0, built
     assert "float16" in built.data["precision"]
+    assert built.data["memory"].keys() >= {"weights_bytes", "activation_bytes"}
+    assert built.data["memory"]["weights_bytes"] > 2 * 16 * 16 * 9
+    assert built.stderr == ""
     refused = call(tmp_path, "build", "--onnx", network, "--target", TARGET, "-o", "e", "--json")
     assert (refused.code, refused.error["kind"]) == (6, "build")
     assert "Conv_0" in refused.error["layers"]
+
+
+def test_a_build_shows_its_phases_and_its_memory(network, tmp_path):
+    text = '[engine_options]\nshapes = ["x:1x3x16x16,2x3x16x16,4x3x16x16"]\n'
+    target = written(tmp_path / "rtx.toml", f'device = "rtx"\nengine = "tensorrt-rtx"\nprecision = "fp32"\n{text}')
+    answer = call(tmp_path, "build", "--onnx", network, "--target", target, "-o", "e")
+    assert answer.code == 0, answer
+    assert "Building engine\n" in answer.stderr
+    assert answer.stderr.count("Building engine\n") == 1
+    assert "of weights" in answer.stdout
+    again = call(tmp_path, "build", "--onnx", network, "--target", target, "-o", "e", "--json")
+    assert again.data["profiles"] == [{"x": "1x3x16x16,2x3x16x16,4x3x16x16"}]
+    assert again.data["timing_cache"] is None
 
 
 def test_a_student_is_exported_with_the_variant_the_card_reads(tmp_path):
