@@ -132,7 +132,7 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
 def quantize(
     onnx: Model,
     target: TargetName,
-    mode: Annotated[str, typer.Option(help="fp16, bf16, int8 or auto.")],
+    mode: Annotated[str, typer.Option(help="fp16, bf16, int8, fp8 or auto.")],
     output: Output,
     config: Config = None,
     samples: Annotated[

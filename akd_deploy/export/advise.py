@@ -19,10 +19,11 @@ BASELINE = "fp32"
 """The mode of the network as it came, against which variants are judged."""
 
 _NO_BF16_CONV = "ONNX Runtime has no bfloat16 convolution on the CPU"
+_NO_FP8 = "ONNX Runtime has no fp8 kernels, and 1.31 fuses fp8 Q/DQ into int8 ones on the CPU, with other results"
 _NEEDS_TORCH_MODULE = "the torch engine reads modules, not ONNX files"
 REFUSALS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime": {"bf16": _NO_BF16_CONV},
-    "openvino": {},
+    "onnxruntime": {"bf16": _NO_BF16_CONV, "fp8": _NO_FP8},
+    "openvino": {"fp8": "OpenVINO dequantises fp8 and computes in float32 on the CPU"},
     "tensorrt": {},
     "tensorrt-rtx": {},
     "torch": dict.fromkeys(MODES, _NEEDS_TORCH_MODULE),

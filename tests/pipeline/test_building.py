@@ -20,7 +20,7 @@ from akd_deploy.pipeline.typed import isa_of, typed_network
 from akd_deploy.profiling.blocks import Measured
 from akd_deploy.target import Target
 
-RTX = Target("rtx", "rtx", "tensorrt-rtx", "fp16")
+RTX = Target("rtx", "rtx", "tensorrt-rtx", "fp16")  # of its default cards, one has no fp8
 CPU = Target("t", "cpu", "onnxruntime")
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="the Python package tensorrt_rtx is not installed"
@@ -59,7 +59,7 @@ def test_an_engine_that_loads_plans_is_given_the_plan_it_builds_and_a_plan_as_it
     assert building.built_for(engine, plan, tmp_path / "again") == plan
 
 
-@pytest.mark.parametrize("mode", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize("mode", ["fp16", "bf16", "int8", "fp8"])
 def test_the_precision_of_a_variant_is_read_from_its_tensors(network, tmp_path, mode):
     variant = quantize_onnx(network, mode, feeds(), tmp_path / "v.onnx").path
     assert building.precision_of(variant, 1) == mode
@@ -130,6 +130,7 @@ def test_auto_measures_and_scores_the_plan_of_every_variant_and_keeps_it(network
     rows = {row["mode"]: row for row in data["variants"]}
     built = {name for name, row in rows.items() if row["path"] is not None}
     assert {"fp32", "fp16", "bf16", "int8"} <= built
+    assert "fp8" in rows["fp8"]["why"]  # refused by the build, which is no reason to measure nothing
     assert len(measured) == len(set(measured)) == len(built)
     assert set(loaded) == {path.name for path in (tmp_path / "out").glob("*.plan")}
 
