@@ -26,7 +26,7 @@ from akd_deploy.engines.tensorrt_parse import parsed_network
 from akd_deploy.engines.tensorrt_precision import as_built, network_layers
 from akd_deploy.engines.tensorrt_profiles import Profile, checked_profiles
 from akd_deploy.engines.tensorrt_timing import write_timing_cache
-from akd_deploy.errors import BuildError
+from akd_deploy.errors import BuildError, CorruptFileError, StorageError
 from akd_deploy.kernel import Shape
 
 # Windowed ONNX operators, whose cost depends on these settings.
@@ -60,7 +60,8 @@ class Audited:
 class Plan:
     """A built engine in memory: its bytes, its log, and how many layers were audited to compute in each dtype.
 
-    `timing_cache_sha256` is that of the cache as the build left it, None where it used none.
+    `timing_cache_sha256` is that of the cache as the build left it, None where it used none or could not write it,
+    which `remarks` say; `notes` are the audit's.
     """
 
     data: bytes
@@ -71,6 +72,7 @@ class Plan:
     audited: Audited
     profiles: tuple[Profile, ...] = ()
     timing_cache_sha256: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 _BUILDING = threading.Lock()
@@ -125,10 +127,14 @@ def _build_once(trt: TensorRt, model_path: Path, recipe: Recipe, on_progress: Pr
     messages = tuple(text for _, text in log.records)
     log.records.clear()
     precision, notes = audited.judged_by(layers_from_log(messages))
+    remarks: tuple[str, ...] = ()
     if recipe.timing_cache is not None and not recipe.timing_cache.pinned:
-        cache_sha256 = write_timing_cache(config, recipe.timing_cache)
+        try:
+            cache_sha256 = write_timing_cache(config, recipe.timing_cache)
+        except (StorageError, CorruptFileError) as error:  # hours of building are worth more than their timings
+            cache_sha256, remarks = None, (f"the timing cache was not written: {error.found}",)
     seconds = time.perf_counter() - start
-    return Plan(bytes(data), messages, precision, notes, seconds, audited, recipe.profiles, cache_sha256)
+    return Plan(bytes(data), messages, precision, notes, seconds, audited, recipe.profiles, cache_sha256, remarks)
 
 
 def node_settings(model_path: Path, batch: int) -> dict[str, NodeSettings]:

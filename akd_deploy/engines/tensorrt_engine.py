@@ -209,7 +209,7 @@ class TensorRtEngine(Engine):
             size_bytes=len(plan.data),
             precision=precision,
             engine_version=self.version(),
-            notes=(*notes, *self._notes()),
+            notes=(*notes, *plan.remarks, *self._notes()),
             details={
                 "compute_capabilities": list(self._built_for()),
                 "batch": self.target.batch,

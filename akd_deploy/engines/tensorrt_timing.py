@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +16,11 @@ from akd_deploy.storage import exclusive_lock, write_atomically
 
 if TYPE_CHECKING:
     import tensorrt_rtx as api
+
+
+LOCK_WAIT_S = 30.0
+"""Longer than any other build needs to write its timings, even onto a slow network drive (picked by eye)."""
+LOCK_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def write_timing_cache(config: api.IBuilderConfig, cache: TimingCache) -> str:
         StorageError: it cannot be written, or another process is writing it.
         CorruptFileError: what another one wrote is no timing cache.
     """
-    with exclusive_lock(cache.path.with_suffix(".lock")):
+    with _locked(cache.path.with_suffix(".lock")):
         timings = config.get_timing_cache()
         content = _content(cache.path)
         if content:
@@ -67,6 +74,22 @@ def write_timing_cache(config: api.IBuilderConfig, cache: TimingCache) -> str:
         data = bytes(timings.serialize())
         write_atomically(cache.path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """`exclusive_lock`, waited for: whoever holds it writes one file."""
+    end = time.monotonic() + LOCK_WAIT_S
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(exclusive_lock(path))
+                break
+            except StorageError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(LOCK_POLL_S)
+        yield
 
 
 def _content(path: Path) -> bytes:

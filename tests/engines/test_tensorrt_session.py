@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from engine_graphs import Graph
 from fake_tensorrt import CountingStream, FakeTensorRt
 
 from akd_deploy.device import DeviceFingerprint
+from akd_deploy.engines import tensorrt_timing
 from akd_deploy.engines.tensorrt_engine import TensorRtEngine
 from akd_deploy.engines.tensorrt_session import TensorRtSession
 from akd_deploy.errors import (
@@ -25,6 +27,7 @@ from akd_deploy.errors import (
     MissingRuntimeError,
     UsageError,
 )
+from akd_deploy.storage import exclusive_lock
 from akd_deploy.target import Target
 
 
@@ -341,3 +344,22 @@ def test_a_cache_of_something_else_is_named_and_left_alone(on_a_gpu, network, tm
     with pytest.raises(CorruptFileError, match=path.stem):
         engine(timing_cache=str(path.parent)).build(network, tmp_path / "out")
     assert path.read_bytes() == b"something else"
+
+
+def test_a_cache_in_use_is_waited_for_and_a_build_is_kept_where_its_timings_cannot_be(
+    on_a_gpu, network, tmp_path, monkeypatch
+):
+    on_a_gpu(FakeTensorRt())
+    one = engine(timing_cache=str(tmp_path / "cache"))
+    path = one._timing_cache().path
+    monkeypatch.setattr(tensorrt_timing, "LOCK_WAIT_S", 0.0)
+    with exclusive_lock(path.with_suffix(".lock")):
+        built = one.build(network, tmp_path / "out")
+    assert built.path.is_file()
+    assert "timing cache was not written: it is in use by process" in built.notes[-1]
+    assert built.details["timing_cache"]["sha256"] is None
+    monkeypatch.setattr(tensorrt_timing, "LOCK_WAIT_S", 60.0)
+    held = ExitStack()
+    held.enter_context(exclusive_lock(path.with_suffix(".lock")))
+    monkeypatch.setattr(tensorrt_timing.time, "sleep", lambda seconds: held.close())
+    assert one.build(network, tmp_path / "out").details["timing_cache"]["sha256"] is not None
