@@ -120,7 +120,7 @@ class ExportTable(_Table):
     """`[export]`: what else to build and measure besides the target itself."""
 
     targets: list[str] = Field(default_factory=list)
-    quantize: list[Literal["fp16", "bf16", "int8"]] = Field(default_factory=list)
+    quantize: list[Literal["fp16", "bf16", "int8", "fp8"]] = Field(default_factory=list)
 
 
 class CertificateTable(_Table):

@@ -11,8 +11,8 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from akd_deploy.cli.options import DryRun, Json, Seed, TargetName
-from akd_deploy.cli.output import Outcome, emit, progress_bars, table
+from akd_deploy.cli.options import DryRun, Json, Seed, TargetName, TrustEngine
+from akd_deploy.cli.output import Outcome, emit, phase_bars, progress_bars, table
 from akd_deploy.errors import GateError, MissingFileError, StorageError, UnknownNameError, UsageError
 from akd_deploy.units import format_bytes, format_seconds, parse_fraction
 
@@ -54,9 +54,11 @@ def export(
 ) -> None:
     """Write a student as ONNX for a target and compare it with torch."""
     from akd_deploy.engines import load_engine
+    from akd_deploy.export.quantize import MODES
     from akd_deploy.models.student import load_student
     from akd_deploy.pipeline import shipping
     from akd_deploy.pipeline.parity import student_parity
+    from akd_deploy.pipeline.typed import mode_for
     from akd_deploy.target import load_target
 
     chosen, loaded = load_target(target), load_student(_existing(student, "the student"))
@@ -66,9 +68,7 @@ def export(
         return
     images, source = _samples(config, samples, (shipping.PARITY_SAMPLES, *loaded.input_shape), seed)
     path = shipping.export_student(loaded, chosen, output)
-    models = shipping.typed_variants(
-        path, [m for m in (chosen.precision,) if m in ("fp16", "int8")], images, chosen, output
-    )
+    models = shipping.typed_variants(path, [m for m in (mode_for(chosen),) if m in MODES], images, chosen, output)
     reference = shipping.reference_target(chosen, load_engine(chosen))
     model = shipping.model_for(reference, models)
     parity = student_parity(loaded, load_engine(reference), model, images, source=path)
@@ -115,10 +115,11 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         plan = {"engine": str(output / f"{onnx.stem}{engine.suffix}"), "engine_version": engine.version()}
         emit(Outcome(plan, lambda console: console.print(f"would build {plan['engine']}")), as_json)
         return
-    built = engine.build(onnx, output)
     from akd_deploy.export.trusted import record_built
     from akd_deploy.storage import file_sha256
 
+    with phase_bars(as_json) as on_progress:
+        built = engine.build(onnx, output, on_progress)
     notes = list(built.notes)
     try:
         record_built(engine, built, onnx)
@@ -134,12 +135,20 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
         "size_bytes": built.size_bytes,
         "sha256": file_sha256(built.path),
         "engine_version": built.engine_version,
+        "memory": built.details.get("memory"),
+        "profiles": built.details.get("profiles", []),
+        "timing_cache": built.details.get("timing_cache"),
         "notes": notes,
     }
 
     def show(console: Console) -> None:
         layers = ", ".join(f"{count} layers in {dtype}" for dtype, count in built.precision.items())
         console.print(f"{built.path} ({format_bytes(built.size_bytes)}, {built.seconds:.2f} s): {layers}")
+        if isinstance(data["memory"], dict):
+            told = ", ".join(
+                f"{format_bytes(n)} of {what.removesuffix('_bytes')}" for what, n in data["memory"].items()
+            )
+            console.print(f"  memory: {told}", markup=False, highlight=False)
         for note in notes:
             console.print(f"  {note}", markup=False, highlight=False)
 
@@ -149,7 +158,7 @@ def build(onnx: Model, target: TargetName, output: Output, dry_run: DryRun = Fal
 def quantize(
     onnx: Model,
     target: TargetName,
-    mode: Annotated[str, typer.Option(help="fp16, bf16, int8 or auto.")],
+    mode: Annotated[str, typer.Option(help="fp16, bf16, int8, fp8 or auto.")],
     output: Output,
     config: Config = None,
     samples: Annotated[
@@ -265,11 +274,11 @@ def lint(
     emit(Outcome(data, show, GateError.exit_code if wrong else 0), as_json)
 
 
-def _inspected(path: Path, target: str | None) -> Inspected:
+def _inspected(path: Path, target: str | None, trust: bool) -> Inspected:
     from akd_deploy.pipeline.inspecting import inspect_file
     from akd_deploy.target import load_target
 
-    return inspect_file(path, load_target(target) if target else None)
+    return inspect_file(path, load_target(target) if target else None, trust=trust)
 
 
 AnyTarget = Annotated[
@@ -286,6 +295,7 @@ def inspect(
     predict: Annotated[
         bool, typer.Option("--predict", help="With --trtexec: profile_*.json too, of times by the latency table.")
     ] = False,
+    trust_engine: TrustEngine = False,
     as_json: Json = False,
 ) -> None:
     """List the kernels a target's engine really runs for a model: shapes, types, traffic."""
@@ -293,7 +303,7 @@ def inspect(
 
     if predict and (trtexec is None or target is None):
         raise UsageError(asked="predicted times", found="no --trtexec or no --target", next="Give both.")
-    found = _inspected(engine, target)
+    found = _inspected(engine, target, trust_engine)
     rows = kernel_table(found.kernels, found.types)
     written = _written_for_trtexec(engine, target, found, trtexec, predict) if trtexec else ()
     data = {
@@ -334,6 +344,7 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another one.")],
     target: AnyTarget = None,
     other_target: Annotated[str | None, typer.Option(help="Target of the second, where it differs.")] = None,
+    trust_engine: TrustEngine = False,
     as_json: Json = False,
 ) -> None:
     """Say which kernels differ between two models, and which nodes run in other ones."""
@@ -341,7 +352,7 @@ def diff(
     from akd_deploy.export.moved import conversions, moved_nodes
     from akd_deploy.export.tensor_types import total_traffic_bytes
 
-    one, other = _inspected(a, target), _inspected(b, other_target or target)
+    one, other = (_inspected(path, of, trust_engine) for path, of in ((a, target), (b, other_target or target)))
     found = diff_kernels(one.kernels, other.kernels)
     moved = moved_nodes(one.kernels, other.kernels, one.types, other.types)
     converted = conversions(one.kernels, other.kernels)

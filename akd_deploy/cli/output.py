@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 from akd_deploy.errors import AkdError, StorageError
@@ -132,3 +140,24 @@ def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
 
         yield on_progress
         complete()
+
+
+@contextmanager
+def phase_bars(as_json: bool) -> Iterator[Callable[[str, float], None]]:
+    """A function (phase, fraction) that draws one bar on stderr for each phase under way, inner ones below outer ones.
+
+    Where stderr is no terminal each new phase is a line instead; with `--json` neither. Any thread may call it.
+    """
+    on_terminal = stderr.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr, disable=as_json or not on_terminal, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def on_progress(phase: str, fraction: float) -> None:
+            if phase not in tasks:
+                tasks[phase] = progress.add_task(phase, total=1.0)
+                if not (as_json or on_terminal):
+                    stderr.print(phase, markup=False, highlight=False, soft_wrap=True)
+            progress.update(tasks[phase], completed=fraction, visible=fraction < 1)
+
+        yield on_progress

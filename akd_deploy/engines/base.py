@@ -16,6 +16,9 @@ from akd_deploy.errors import MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Shape
 from akd_deploy.target import OptionValue, Target
 
+Progress = Callable[[str, float], None]
+"""Called with the name of the phase under way and the fraction of it that is done, 0 to 1."""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -109,6 +112,8 @@ class Engine(ABC):
     options: Mapping[str, OptionValue]
     extra: str
     suffix: str
+    loads_models = True
+    """Whether `load` takes a model file as well as what `build` wrote."""
 
     def __init__(self, target: Target) -> None:
         for key, value in target.engine_options.items():
@@ -144,8 +149,10 @@ class Engine(ABC):
         """The device it would run on."""
 
     @abstractmethod
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(self, model_path: Path, out_dir: Path, on_progress: Progress | None = None) -> BuiltEngine:
         """Turn a model file (ONNX; for torch a `torch.export` archive) into an engine file in `out_dir`.
+
+        Engines whose builds take long tell `on_progress` about it, from whatever thread.
 
         Raises:
             MissingRuntimeError: the runtime is not here.

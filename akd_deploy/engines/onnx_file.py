@@ -17,11 +17,11 @@ _WITHOUT_TENSORS = frozenset(
 )
 
 
-def read_onnx(path: Path, batch: int) -> onnx.ModelProto:
+def read_onnx(path: Path, batch: int, *, keep_dynamic: bool = False) -> onnx.ModelProto:
     """The network in `path` for one batch size; weights in other files stay there.
 
-    A dynamic first dimension of an input becomes `batch`. Nodes without a name of their own are named
-    after their first output, so that a node name says which node is meant.
+    A dynamic first dimension of an input becomes `batch`; with `keep_dynamic` every dimension stays as it is. Nodes
+    without a name of their own are named after their first output, so that a node name says which node is meant.
 
     Raises:
         MissingFileError: the file, or a weights file beside it, is not there.
@@ -34,7 +34,7 @@ def read_onnx(path: Path, batch: int) -> onnx.ModelProto:
         model = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise no_network(path, error) from error
-    check_network(model, path, batch)
+    check_network(model, path, batch, keep_dynamic=keep_dynamic)
     return model
 
 
@@ -44,7 +44,7 @@ def require_file(path: Path) -> None:
         raise MissingFileError(asked=f"the ONNX file {path}", found="no such file", next="Check the path.")
 
 
-def check_network(model: onnx.ModelProto, path: Path, batch: int) -> dict[str, int]:
+def check_network(model: onnx.ModelProto, path: Path, batch: int, *, keep_dynamic: bool = False) -> dict[str, int]:
     """Make of what was read from `path` what `read_onnx` gives, whose arguments and errors these are.
 
     Returns:
@@ -55,7 +55,8 @@ def check_network(model: onnx.ModelProto, path: Path, batch: int) -> dict[str, i
     try:
         external = external_sizes(model, path)
         check_external(external, path)
-        _resolve_batch(model, path, batch)
+        if not keep_dynamic:
+            _resolve_batch(model, path, batch)
         for node, label in zip(model.graph.node, node_names(model.graph), strict=True):
             if node.name != label:
                 node.name = label

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine, random_feeds
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress, random_feeds
+from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, external_files, node_names, nodes_using, read_onnx
 from akd_deploy.engines.onnxruntime_kernels import MATRIX_OPS, ProfileEvent, kernels_from_profile, read_profile
@@ -99,15 +100,21 @@ class OnnxRuntimeEngine(Engine):
 
     # --- build, load ----------------------------------------------------------------------------------------
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         runtime = self._runtime()
         start = time.perf_counter()
         model = read_onnx(model_path, self.target.batch)
         kernels, events = self._profiled(model, model_path)
         precision, notes = audited_precision(
             self.target.precision,
-            [Layer(", ".join(k.nodes) or k.name, k.kernel.dtype, k.kernel.op in MATRIX_OPS) for k in kernels],
+            [Layer(", ".join(k.nodes) or k.name, k.kernel.dtype, k.kernel.op in MATRIX_OPS, k.nodes) for k in kernels],
             asked=f"{model_path.name} in {self.target.precision} for target {self.target.name}",
+            allowed=declared_float32(model, model_path.name),
         )
         providers = Counter(event.provider for event in events)
         elsewhere = sum(n for provider, n in providers.items() if provider != _PROVIDERS[self._provider])

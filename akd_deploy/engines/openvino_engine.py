@@ -16,7 +16,8 @@ from typing import Any
 import onnx
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress
+from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.onnx_file import external_locations, nodes_using, read_onnx
 from akd_deploy.engines.openvino_kernels import MATRIX_LAYERS, ExecutedLayer, executed_layers, kernels_from_layers
 from akd_deploy.engines.openvino_session import OpenVinoSession
@@ -74,7 +75,12 @@ class OpenVinoEngine(Engine):
 
     # --- build, load ----------------------------------------------------------------------------------------
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         runtime = self._runtime()
         start = time.perf_counter()
         proto = read_onnx(model_path, self.target.batch)
@@ -84,11 +90,17 @@ class OpenVinoEngine(Engine):
             precision, notes = audited_precision(
                 self.target.precision,
                 [
-                    Layer(", ".join(layers[e].original_names) or layers[e].name, layers[e].dtype, is_matrix)
+                    Layer(
+                        ", ".join(layers[e].original_names) or layers[e].name,
+                        layers[e].dtype,
+                        is_matrix,
+                        tuple(layers[e].original_names),
+                    )
                     for e in executed_layers(layers)
                     if (is_matrix := layers[e].layer_type in MATRIX_LAYERS) or layers[e].layer_type != "Reorder"
                 ],
                 asked=f"{model_path.name} in {self.target.precision} for target {self.target.name}",
+                allowed=declared_float32(proto, model_path.name),
             )
             try:
                 out_dir.mkdir(parents=True, exist_ok=True)

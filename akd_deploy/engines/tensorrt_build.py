@@ -5,68 +5,81 @@ One path serves TensorRT 10.12 to 11.x and TensorRT-RTX: what a version lacks is
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+import onnx
+
+from akd_deploy.engines.base import Progress
+from akd_deploy.engines.declared_float32 import declared_float32
 from akd_deploy.engines.onnx_attributes import node_attributes
-from akd_deploy.engines.onnx_file import read_onnx
-from akd_deploy.engines.precision_audit import audited_precision
-from akd_deploy.engines.tensorrt_callbacks import Progress, message_log, run_monitored
-from akd_deploy.engines.tensorrt_inspect import NodeSettings, layers_from_log
+from akd_deploy.engines.onnx_file import graph_inputs, read_onnx
+from akd_deploy.engines.precision_audit import Layer, audited_precision
+from akd_deploy.engines.tensorrt_api import TensorRt
+from akd_deploy.engines.tensorrt_callbacks import message_log, run_monitored
+from akd_deploy.engines.tensorrt_config import Recipe, configure
+from akd_deploy.engines.tensorrt_inspect import EngineLayer, NodeSettings, layers_from_log
+from akd_deploy.engines.tensorrt_parse import parsed_network
 from akd_deploy.engines.tensorrt_precision import as_built, network_layers
-from akd_deploy.errors import BuildError, CorruptFileError, StorageError, UnknownNameError, UsageError
+from akd_deploy.engines.tensorrt_profiles import Profile, checked_profiles
+from akd_deploy.engines.tensorrt_timing import write_timing_cache
+from akd_deploy.errors import BuildError, CorruptFileError, StorageError
 from akd_deploy.kernel import Shape
-from akd_deploy.storage import write_atomically
 
-# TensorRT's own default of 1 picks kernels by one noisy timing each.
-_TIMING_ITERATIONS = 8
-_MIB = 1 << 20
 # Windowed ONNX operators, whose cost depends on these settings.
 _WINDOWED = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Everything that decides what is built; `compute_capabilities` () means this machine's GPU.
+class Audited:
+    """What an audit of a build's layers goes by; `kernels` are those that were built, where anything tells them."""
 
-    `absorbs_failures`: see `build_plan`.
-    """
-
-    what: str
     precision: str
-    batch: int
-    compute_capabilities: tuple[str, ...] = ()
-    optimization_level: int = 3
-    workspace_mib: int = 0
-    version_compatible: bool = False
-    tf32: bool = False
-    sparse_weights: bool = False
-    refit: bool = False
-    timing_cache: Path | None = None
-    absorbs_failures: bool = False
+    layers: tuple[Layer, ...]
+    asked: str
+    allowed: Mapping[str, str]
+
+    def judged_by(self, kernels: tuple[EngineLayer, ...]) -> tuple[dict[str, int], tuple[str, ...]]:
+        """`audited_precision` of the layers as these kernels compute them; as the network is typed, without any."""
+        built = as_built(self.layers, kernels)
+        precision, notes = audited_precision(self.precision, built, self.asked, self.allowed)
+        lost = [
+            f"{layer.name} in {now.dtype}"
+            for layer, now in zip(self.layers, built, strict=True)
+            if layer.dtype == "float32" != now.dtype and not self.allowed.keys().isdisjoint(layer.nodes)
+        ]
+        if lost:
+            notes += (f"declared to stay in float32 and fused into kernels that do not: {', '.join(lost)}",)
+        return precision, notes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A built engine in memory: its bytes, its log, and how many layers were audited to compute in each dtype."""
+    """A built engine in memory: its bytes, its log, and how many layers were audited to compute in each dtype.
+
+    `timing_cache_sha256` is that of the cache as the build left it, None where it used none or could not write it,
+    which `remarks` say; `notes` are the audit's.
+    """
 
     data: bytes
     messages: tuple[str, ...]
     precision: Mapping[str, int]
     notes: tuple[str, ...]
     seconds: float
+    audited: Audited
+    profiles: tuple[Profile, ...] = ()
+    timing_cache_sha256: str | None = None
+    remarks: tuple[str, ...] = ()
 
 
 _BUILDING = threading.Lock()
 _SPOILED: set[str] = set()
 
 
-def build_plan(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progress | None = None) -> Plan:
+def build_plan(trt: TensorRt, model_path: Path, recipe: Recipe, on_progress: Progress | None = None) -> Plan:
     """Parse, audit, build, audit again. Ctrl-C cancels the build; one build runs at a time.
 
     TensorRT-RTX 1.7.1 carries settings of a refused build over into the next one of the process, which
@@ -75,7 +88,8 @@ def build_plan(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progress
 
     Raises:
         MissingFileError, CorruptFileError: the file, or its weights, is not there or no ONNX network.
-        UsageError: the model's shapes are not fixed apart from the batch, or its batch is not the target's.
+        UsageError: the model's shapes are not fixed apart from the batch and no profile says their range, or its
+            batch is not the target's.
         BuildError: an operator is not supported, the precision is another, or TensorRT refused.
     """
     with _BUILDING:
@@ -84,17 +98,23 @@ def build_plan(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progress
         return _build_once(trt, model_path, recipe, on_progress)
 
 
-def _build_once(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progress | None) -> Plan:
+def _build_once(trt: TensorRt, model_path: Path, recipe: Recipe, on_progress: Progress | None) -> Plan:
     start = time.perf_counter()
     log = message_log(trt)
     log.records.clear()
     builder = trt.Builder(log)
-    network = _parsed(trt, builder, model_path, recipe)
-    asked = f"precision {recipe.precision} for {recipe.what}"
-    layers = network_layers(trt, network)
-    audited_precision(recipe.precision, layers, asked)
+    model = read_onnx(model_path, recipe.batch, keep_dynamic=bool(recipe.profiles))
+    recipe = replace(recipe, profiles=checked_profiles(recipe.profiles, graph_inputs(model.graph), model_path.name))
+    network = parsed_network(trt, builder, model, model_path, recipe.what)
+    audited = Audited(
+        recipe.precision,
+        tuple(network_layers(trt, network)),
+        f"precision {recipe.precision} for {recipe.what}",
+        declared_float32(model, model_path.name),
+    )
+    audited.judged_by(())
     config = builder.create_builder_config()
-    _configure(trt, config, recipe)
+    cache_sha256 = configure(trt, builder, config, recipe)
     _SPOILED.add(trt.__name__)
     data = run_monitored(trt, config, lambda: builder.build_serialized_network(network, config), on_progress)
     if data is None:
@@ -106,47 +126,19 @@ def _build_once(trt: Any, model_path: Path, recipe: Recipe, on_progress: Progres
     _SPOILED.discard(trt.__name__)
     messages = tuple(text for _, text in log.records)
     log.records.clear()
-    precision, notes = audited_precision(recipe.precision, as_built(layers, layers_from_log(messages)), asked)
-    if recipe.timing_cache is not None:
-        write_atomically(recipe.timing_cache, bytes(config.get_timing_cache().serialize()))
-    return Plan(bytes(data), messages, precision, notes, time.perf_counter() - start)
-
-
-def _parsed(trt: Any, builder: Any, model_path: Path, recipe: Recipe) -> Any:
-    flags = 0
-    for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED"):
-        flag = getattr(trt.NetworkDefinitionCreationFlag, name, None)
-        if flag is not None:
-            flags |= 1 << int(flag)
-    network = builder.create_network(flags)
-    parser = trt.OnnxParser(network, message_log(trt))
-    model = read_onnx(model_path, recipe.batch)
-    # Parsed from memory with its batch fixed and its nodes named; the path says where other weights files are.
-    if parser.parse(model.SerializeToString(), path=str(model_path.resolve())):
-        return network
-    failures = [parser.get_error(i) for i in range(parser.num_errors)]
-    nodes = [
-        {
-            "operator": failure.node_operator(),
-            "node": failure.node_name(),
-            "message": " ".join(f"{failure.code().name} ({failure.desc()})".split()),
-        }
-        for failure in failures
-    ]
-    raise BuildError(
-        asked=f"an engine: {recipe.what}",
-        found="; ".join(f"operator {n['operator']} of node {n['node']!r}: {n['message']}" for n in nodes)
-        or "; ".join(message_log(trt).errors())
-        or "a parser that gave no reason",
-        next="Replace the operator, or choose a target whose engine has it.",
-        nodes=nodes,
-    )
+    precision, notes = audited.judged_by(layers_from_log(messages))
+    remarks: tuple[str, ...] = ()
+    if recipe.timing_cache is not None and not recipe.timing_cache.pinned:
+        try:
+            cache_sha256 = write_timing_cache(config, recipe.timing_cache)
+        except (StorageError, CorruptFileError) as error:  # hours of building are worth more than their timings
+            cache_sha256, remarks = None, (f"the timing cache was not written: {error.found}",)
+    seconds = time.perf_counter() - start
+    return Plan(bytes(data), messages, precision, notes, seconds, audited, recipe.profiles, cache_sha256, remarks)
 
 
 def node_settings(model_path: Path, batch: int) -> dict[str, NodeSettings]:
     """ONNX node name → its operator, and the settings of its window where it has one."""
-    import onnx
-
     model = onnx.shape_inference.infer_shapes(read_onnx(model_path, batch))
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     shapes: dict[str, Shape] = {
@@ -160,61 +152,3 @@ def node_settings(model_path: Path, batch: int) -> dict[str, NodeSettings]:
         attributes = node_attributes(node, [shapes[n] for n in node.input if n], constants) if windowed else {}
         settings[node.name] = NodeSettings(node.op_type, tuple(attributes.items()))
     return settings
-
-
-def _configure(trt: Any, config: Any, recipe: Recipe) -> None:
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.builder_optimization_level = recipe.optimization_level
-    config.avg_timing_iterations = _TIMING_ITERATIONS
-    if recipe.workspace_mib:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, recipe.workspace_mib * _MIB)
-    flags = {
-        "TF32": recipe.precision == "tf32" or recipe.tf32,  # on by default, so fp32 has to switch it off
-        "SPARSE_WEIGHTS": recipe.sparse_weights,
-        "VERSION_COMPATIBLE": recipe.version_compatible,
-        "REFIT": recipe.refit,
-    }
-    for name, on in flags.items():
-        flag = getattr(trt.BuilderFlag, name, None)
-        if flag is None and on:
-            raise UsageError(
-                asked=f"builder flag {name} for {recipe.what}",
-                found=f"{trt.__name__} {trt.__version__} without it",
-                next="Leave the option out.",
-            )
-        if flag is not None:
-            (config.set_flag if on else config.clear_flag)(flag)
-    if recipe.compute_capabilities:
-        _set_compute_capabilities(trt, config, recipe)
-    if recipe.timing_cache is not None:
-        _set_timing_cache(config, recipe.timing_cache)
-
-
-def _set_compute_capabilities(trt: Any, config: Any, recipe: Recipe) -> None:
-    known = {n.lower(): c for n, c in trt.ComputeCapability.__members__.items() if re.fullmatch(r"SM\d+", n)}
-    for name in recipe.compute_capabilities:
-        if name not in known:
-            raise UnknownNameError("compute capability", name, known, where=f"{trt.__name__} {trt.__version__}")
-    # A slot counted and left empty ends the build with an unexplained C++ exception: fill every one.
-    config.num_compute_capabilities = len(recipe.compute_capabilities)
-    for slot, name in enumerate(recipe.compute_capabilities):
-        if not config.set_compute_capability(known[name], slot):
-            raise BuildError(
-                asked=f"a plan for {', '.join(recipe.compute_capabilities)}",
-                found=f"{name} refused: {'; '.join(message_log(trt).errors())}",
-                next=f"{trt.__name__} {trt.__version__} knows {', '.join(known)}.",
-            )
-
-
-def _set_timing_cache(config: Any, path: Path) -> None:
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise StorageError(asked=f"timing cache {path}", found=str(error), next="Check the path.") from error
-    timings = config.create_timing_cache(content)
-    if timings is None or not config.set_timing_cache(timings, False):
-        raise CorruptFileError(
-            asked=f"timing cache {path}",
-            found="a file that is no timing cache of this GPU and TensorRT version",
-            next="Name another file, or delete it.",
-        )

@@ -9,22 +9,36 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-Progress = Callable[[str, float], None]
-"""Called with the name of the phase under way and the fraction of it that is done, 0 to 1."""
+from akd_deploy.engines.base import Progress
+from akd_deploy.engines.tensorrt_api import TensorRt
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as api
+
+    class MessageLog(api.ILogger):
+        """A logger that keeps what it is told."""
+
+        records: list[tuple[api.ILogger.Severity, str]]
+
+        def errors(self) -> list[str]: ...
+
+
+_T = TypeVar("_T")
 
 
 @cache
-def message_log(trt: Any) -> Any:
+def message_log(trt: TensorRt) -> MessageLog:
     """The one logger of this process; TensorRT ignores a second one while the first has users."""
+    base: Any = trt.ILogger  # a class that is known at run time only cannot be derived from in types
 
-    class MessageLog(trt.ILogger):
+    class Log(base):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.records: list[tuple[Any, str]] = []
+            self.records: list[tuple[api.ILogger.Severity, str]] = []
 
-        def log(self, severity: Any, message: str) -> None:
+        def log(self, severity: api.ILogger.Severity, message: str) -> None:
             self.records.append((severity, message))
 
         def errors(self) -> list[str]:
@@ -32,17 +46,21 @@ def message_log(trt: Any) -> Any:
             grave = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
             return [re.sub(r"\s+In \w+ at \S+?:\d+", "", text) for severity, text in self.records if severity in grave]
 
-    return MessageLog()
+    return cast("MessageLog", Log())
 
 
-def run_monitored(trt: Any, config: Any, build: Callable[[], Any], on_progress: Progress | None) -> Any:
+def run_monitored(
+    trt: TensorRt, config: api.IBuilderConfig, build: Callable[[], _T], on_progress: Progress | None
+) -> _T:
     """Run `build` with a progress monitor in `config`; Ctrl-C and an exception in `on_progress` cancel it.
 
     The build runs in a thread of its own, so that Ctrl-C arrives here and not inside TensorRT, which
     would swallow it; `on_progress` is called from that thread.
     """
 
-    class Monitor(trt.IProgressMonitor):
+    base: Any = trt.IProgressMonitor
+
+    class Monitor(base):
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.steps: dict[str, int] = {}
@@ -68,7 +86,7 @@ def run_monitored(trt: Any, config: Any, build: Callable[[], Any], on_progress: 
                     self.go_on, self.error = False, error
 
     monitor = Monitor()
-    config.progress_monitor = monitor
+    config.progress_monitor = cast("api.IProgressMonitor", monitor)
     with ThreadPoolExecutor(1, thread_name_prefix="tensorrt-build") as pool:
         building = pool.submit(build)
         try:

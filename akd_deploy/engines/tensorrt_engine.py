@@ -7,25 +7,33 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from akd_deploy.device import DeviceFingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine, Session
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress, Session
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
-from akd_deploy.engines.tensorrt_build import Plan, Recipe, build_plan, node_settings
-from akd_deploy.engines.tensorrt_callbacks import Progress
+from akd_deploy.engines.tensorrt_api import TensorRt
+from akd_deploy.engines.tensorrt_build import Plan, build_plan, node_settings
+from akd_deploy.engines.tensorrt_config import TIMING_ITERATIONS, Recipe
 from akd_deploy.engines.tensorrt_inspect import (
     executed_kernels_from_layers,
     layers_from_inspector,
     layers_from_log,
     memory_from_log,
 )
+from akd_deploy.engines.tensorrt_profiles import Profile, parse_profiles
+from akd_deploy.engines.tensorrt_session import TensorRtSession, loaded_facts
+from akd_deploy.engines.tensorrt_timing import TimingCache, timing_cache_path
 from akd_deploy.errors import BuildError, MissingFileError, UsageError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.storage import write_atomically
 from akd_deploy.target import OptionValue, Target
 
 _OPTIMIZATION_LEVELS = range(6)
+# Options that decide which kernels are timed, and how.
+_TIMED_OPTIONS = (
+    "builder_optimization_level", "workspace_mib", "version_compatible", "tf32", "sparse_weights", "refit",
+)  # fmt: skip
 # What both flavours understand; see docstring of `TensorRtEngine`.
 _COMMON_OPTIONS: Mapping[str, OptionValue] = {
     "builder_optimization_level": 3,
@@ -34,7 +42,15 @@ _COMMON_OPTIONS: Mapping[str, OptionValue] = {
     "tf32": False,
     "sparse_weights": False,
     "refit": False,
+    "shapes": (),
+    "timing_cache": "",
+    "pin_timing_cache": False,
 }
+
+
+def _capability(gpu: DeviceFingerprint) -> str:
+    """Like "sm89"."""
+    return "sm" + gpu.facts["compute_capability"].replace(".", "")
 
 
 class TensorRtEngine(Engine):
@@ -44,14 +60,17 @@ class TensorRtEngine(Engine):
     `version_compatible` plans also load in later versions; `tf32` lets layers left in fp32 by a
     half-precision model multiply in TF32 (precision "tf32" does so for a whole fp32 model);
     `sparse_weights` uses 2:4 sparsity where it is faster; `refit` keeps weights replaceable;
-    `compute_capabilities` like ["sm87"] refuses to build on another GPU; `timing_cache` is a file of
-    kernel timings, read before a build where it exists and written after it.
+    `compute_capabilities` like ["sm87"] refuses to build on another GPU; `shapes` are profiles of dynamic inputs, see
+    `parse_profiles` (without any, only the batch may be dynamic and becomes the target's); `timing_cache` is a
+    folder of kernel timings, one file for each GPU, driver, version and set of flags, which builds read and add to;
+    `pin_timing_cache` refuses any kernel that is not timed there, and leaves the file alone.
     """
 
     name = "tensorrt"
-    options: Mapping[str, OptionValue] = {**_COMMON_OPTIONS, "compute_capabilities": (), "timing_cache": ""}
+    options: Mapping[str, OptionValue] = {**_COMMON_OPTIONS, "compute_capabilities": ()}
     extra = "tensorrt"
     suffix = ".plan"
+    loads_models = False
     module = "tensorrt"
     oldest = (10, 12)
 
@@ -67,6 +86,9 @@ class TensorRtEngine(Engine):
             raise self._wrong("compute_capabilities", ", ".join(capabilities), "Name each capability once.")
         if self.option("tf32") and target.precision == "fp32":
             raise self._wrong("tf32", "precision fp32", 'Write precision = "tf32", or leave the option out.')
+        if self.option("pin_timing_cache") and not self.option("timing_cache"):
+            raise self._wrong("pin_timing_cache", "no timing_cache", 'Name its folder: timing_cache = "…".')
+        self._profiles()
 
     def _wrong(self, option: str, found: str, next: str) -> UsageError:
         return UsageError(asked=f"engine_options.{option} of target {self.target.name}", found=found, next=next)
@@ -76,9 +98,14 @@ class TensorRtEngine(Engine):
         assert isinstance(names, tuple)
         return tuple(name.lower() for name in names)
 
-    def _module(self) -> Any:
+    def _profiles(self) -> tuple[Profile, ...]:
+        texts = self.option("shapes")
+        assert isinstance(texts, tuple)
+        return parse_profiles(texts, f"engine_options.shapes of target {self.target.name}")
+
+    def _module(self) -> TensorRt:
         self.require(self._why_no_module())
-        return importlib.import_module(self.module)
+        return cast(TensorRt, importlib.import_module(self.module))
 
     def _why_no_module(self) -> str | None:
         try:
@@ -110,7 +137,6 @@ class TensorRtEngine(Engine):
 
     def _recipe(self, model_path: Path) -> Recipe:
         options = {name: self.option(name) for name in self.options}
-        cache = str(options.get("timing_cache", ""))
         return Recipe(
             what=f"{model_path.name} on target {self.target.name}",
             precision=self.target.precision,
@@ -121,8 +147,24 @@ class TensorRtEngine(Engine):
             tf32=bool(options["tf32"]),
             sparse_weights=bool(options["sparse_weights"]),
             refit=bool(options["refit"]),
-            timing_cache=Path(cache) if cache else None,
+            profiles=self._profiles(),
+            timing_cache=self._timing_cache(),
         )
+
+    def _timing_cache(self) -> TimingCache | None:
+        """The cache file of this GPU, driver, version and flags in the target's folder, where it names one."""
+        folder = str(self.option("timing_cache"))
+        if not folder:
+            return None
+        gpu = gpu_fingerprint().facts
+        facts = {
+            **{name: gpu[name] for name in ("model", "compute_capability", "driver")},
+            self.module: self.version(),
+            "timing_iterations": TIMING_ITERATIONS,
+            "precision": self.target.precision,
+            **{name: self.option(name) for name in _TIMED_OPTIONS},
+        }
+        return TimingCache(timing_cache_path(Path(folder), facts), bool(self.option("pin_timing_cache")))
 
     def _built_for(self) -> tuple[str, ...]:
         """The compute capability of this machine's GPU, which must be one of those asked for.
@@ -130,7 +172,7 @@ class TensorRtEngine(Engine):
         Raises:
             BuildError: this GPU is none of the target's.
         """
-        here = "sm" + gpu_fingerprint().facts["compute_capability"].replace(".", "")
+        here = _capability(gpu_fingerprint())
         asked = self._compute_capabilities()
         if asked and here not in asked:
             raise BuildError(
@@ -148,27 +190,50 @@ class TensorRtEngine(Engine):
     def build(self, model_path: Path, out_dir: Path, on_progress: Progress | None = None) -> BuiltEngine:
         """Turn an ONNX file into `<stem>.plan`; `on_progress` hears of phases and fractions from another thread."""
         plan = self._plan(model_path, on_progress)
-        path = out_dir / f"{model_path.stem}{self.suffix}"
-        write_atomically(path, plan.data)
+        precision, notes, memory = plan.precision, plan.notes, memory_from_log(plan.messages)
         layers = layers_from_log(plan.messages)
-        notes = plan.notes
+        if self._runs_here():
+            facts = loaded_facts(self._module(), plan.data, model_path.name)
+            memory |= {"device_bytes": facts.device_memory_bytes}
+            if not layers:
+                layers = layers_from_inspector(facts.layers_json)
+                precision, notes = plan.audited.judged_by(layers)
         if not layers or any(layer.is_opaque for layer in layers):
             notes = (*notes, "the build log does not show the fused kernels")
+        path = out_dir / f"{model_path.stem}{self.suffix}"
+        write_atomically(path, plan.data)
         return BuiltEngine(
             path=path,
             files=(path,),
             seconds=plan.seconds,
             size_bytes=len(plan.data),
-            precision=plan.precision,
+            precision=precision,
             engine_version=self.version(),
-            notes=notes,
+            notes=(*notes, *plan.remarks, *self._notes()),
             details={
                 "compute_capabilities": list(self._built_for()),
                 "batch": self.target.batch,
+                "profiles": [{name: str(shapes) for name, shapes in profile.items()} for profile in plan.profiles],
                 "kernels": [{"name": x.name, "op": x.op, "nodes": list(x.nodes)} for x in layers],
-                **memory_from_log(plan.messages),
+                "memory": memory,
+                **self._timing_cache_details(plan),
             },
         )
+
+    def _runs_here(self) -> bool:
+        """Whether what was built can be loaded on this machine."""
+        return self.why_not() is None and _capability(self.fingerprint()) in self._built_for()
+
+    def _notes(self) -> tuple[str, ...]:
+        """What else to say of a build."""
+        return ()
+
+    def _timing_cache_details(self, plan: Plan) -> dict[str, object]:
+        cache = self._timing_cache()
+        if cache is None:
+            return {}
+        told = {"path": str(cache.path), "sha256": plan.timing_cache_sha256, "pinned": cache.pinned}
+        return {"timing_cache": told}
 
     def load(self, engine_path: Path) -> Session:
         """Load a plan. It is native code: check it against its manifest's hash before.
@@ -185,8 +250,6 @@ class TensorRtEngine(Engine):
                 asked=f"a {self.suffix} file", found=str(engine_path), next="Build the model, then load what was built."
             )
         import torch
-
-        from akd_deploy.engines.tensorrt_session import TensorRtSession
 
         plan, stream = engine_path.read_bytes(), torch.cuda.Stream()
         return TensorRtSession(self._module(), plan, str(engine_path), self.target.batch, device="cuda", stream=stream)
@@ -206,18 +269,17 @@ class TensorRtEngine(Engine):
             )
         plan = self._plan(model_path)
         layers = layers_from_log(plan.messages)
-        if not layers and self.why_not() is None:
-            from akd_deploy.engines.tensorrt_session import inspected
-
-            layers = layers_from_inspector(inspected(self._module(), plan.data, str(model_path)))
+        if not layers and self._runs_here():
+            layers = layers_from_inspector(loaded_facts(self._module(), plan.data, model_path.name).layers_json)
         return executed_kernels_from_layers(layers, node_settings(model_path, self.target.batch))
 
 
 class TensorRtRtxEngine(TensorRtEngine):
     """TensorRT for RTX GPUs: builds without one, a plan for several compute capabilities at a time.
 
-    Options as `TensorRtEngine`, without `timing_cache` (this flavour times nothing at build time);
-    `compute_capabilities` are those the plan is built for, by default Ampere, Ada and Blackwell cards.
+    Options as `TensorRtEngine`; `timing_cache` changes nothing (this flavour times nothing at build time), which a
+    note says; `refit` builds on the card alone, for its one capability; `compute_capabilities` are those the plan is
+    built for, by default Ampere, Ada and Blackwell cards.
     The kernel table in the log is the fusion common to them; the kernels' tactics are chosen on the device.
     """
 
@@ -231,6 +293,11 @@ class TensorRtRtxEngine(TensorRtEngine):
         super().__init__(target)
         if not self._compute_capabilities():
             raise self._wrong("compute_capabilities", "none", "Name at least one, like sm89.")
+        if self.option("refit") and len(self._compute_capabilities()) > 1:
+            found = (
+                f"{len(self._compute_capabilities())} compute capabilities ({', '.join(self._compute_capabilities())})"
+            )
+            raise self._wrong("refit", found, "TensorRT-RTX keeps weights replaceable for one alone: name one.")
 
     def why_not_build(self) -> str | None:
         return self._why_no_module()
@@ -242,3 +309,10 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     def _built_for(self) -> tuple[str, ...]:
         return self._compute_capabilities()
+
+    def _timing_cache(self) -> TimingCache | None:
+        return None
+
+    def _notes(self) -> tuple[str, ...]:
+        told = "timing_cache does nothing: TensorRT-RTX times no kernel when it builds, but on the card that runs it"
+        return (told,) if self.option("timing_cache") else ()

@@ -28,15 +28,17 @@ _DTYPES = {
 }  # fmt: skip
 _DTYPE_WORD = re.compile(r"\b(" + "|".join(_DTYPES) + r")\b")
 
-# Layers that only make one stream wait for another, or that run nothing at all.
-_NOT_KERNELS = frozenset({"signal", "wait", "NoOp", "Constant"})
+# Layers that only make one stream wait for another, that compute shapes on the host, or that run nothing at all.
+_NOT_KERNELS = frozenset({"signal", "wait", "NoOp", "Constant", "ShapeHostToDevice", "shape_call"})
 # Code generated around one fusion; such a kernel is named after the operations in it.
 _GENERATED_NAME = re.compile(r"^__myl_([A-Za-z0-9]+?)_myl\d+_\d+$")
 _MEMORY_LINE = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes$")
+_TENSORS = r"(?:, {0}: \[(?P<{0}>|(?:(?!\], (?:Inputs|Constants|Outputs): ).)*?\}})\])?"
 _LOG_LINE = re.compile(
     r"^Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*)"
-    r"(?:, Inputs: \[(?P<Inputs>.*?)\])?(?:, Constants: \[(?P<Constants>.*?)\])?(?:, Outputs: \[(?P<Outputs>.*?)\])?"
-    r"(?:, TacticName: (?P<TacticName>.*?))?(?:, StreamId: \d+)?(?:, Metadata: (?P<Metadata>.*))?$"
+    + "".join(_TENSORS.format(key) for key in ("Inputs", "Constants", "Outputs"))
+    # Fields that differ from layer to layer and from version to version, but no tensors in an order nobody knows.
+    + r"(?:(?!, (?:Inputs|Constants|Outputs): ).)*?(?:, Metadata: (?P<Metadata>.*))?$"
 )
 _LOG_TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[(?P<Dimensions>[-\d,]*)\](?P<rest>.*?)\}")
 

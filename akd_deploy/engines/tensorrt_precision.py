@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from akd_deploy.engines.precision_audit import Layer
+from akd_deploy.engines.tensorrt_api import TensorRt
 from akd_deploy.engines.tensorrt_inspect import EngineLayer, onnx_nodes
 from akd_deploy.errors import BuildError
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as api
 
 _MATRIX = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 # Layers that move or convert data: they say nothing about what a network computes in.
@@ -27,7 +31,7 @@ _QUANTISED = ("int8", "float8e4m3")
 _FLOATING = ("float32", "float16", "bfloat16")
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: api.DataType) -> str:
     """numpy's name of a `trt.DataType`.
 
     Raises:
@@ -42,7 +46,7 @@ def dtype_name(dtype: Any) -> str:
     return _DTYPES[dtype.name]
 
 
-def network_layers(trt: Any, network: Any) -> list[Layer]:
+def network_layers(trt: TensorRt, network: api.INetworkDefinition) -> list[Layer]:
     """The layers of a strongly typed network that compute, under the names of their ONNX nodes.
 
     A convolution or matrix product whose two operands are dequantised from the same 8-bit type computes
@@ -55,15 +59,16 @@ def network_layers(trt: Any, network: Any) -> list[Layer]:
     computing = [layer for layer in layers if layer.type.name not in _MOVES] or layers
     return [
         Layer(
-            name=" + ".join(onnx_nodes(layer.metadata or "")) or layer.name,
+            name=" + ".join(nodes) or layer.name,
             dtype=_compute_dtype(trt, layer, producers),
             is_matrix=layer.type.name in _MATRIX,
+            nodes=nodes,
         )
-        for layer in computing
+        for layer, nodes in ((layer, onnx_nodes(layer.metadata or "")) for layer in computing)
     ]
 
 
-def _compute_dtype(trt: Any, layer: Any, producers: Mapping[str, Any]) -> str:
+def _compute_dtype(trt: TensorRt, layer: api.ILayer, producers: Mapping[str, api.ILayer]) -> str:
     if layer.type.name in _MATRIX and layer.num_inputs > 1:
         read = {_dequantised_from(trt, layer.get_input(i), producers) for i in (0, 1)}
         if len(read) == 1 and read <= set(_QUANTISED):
@@ -71,7 +76,7 @@ def _compute_dtype(trt: Any, layer: Any, producers: Mapping[str, Any]) -> str:
     return dtype_name(layer.get_output(0).dtype)
 
 
-def _dequantised_from(trt: Any, tensor: Any, producers: Mapping[str, Any]) -> str | None:
+def _dequantised_from(trt: TensorRt, tensor: api.ITensor | None, producers: Mapping[str, api.ILayer]) -> str | None:
     """The element type a tensor was dequantised from, seen through reshapes and transposes; None if it was not."""
     layer = producers.get(tensor.name) if tensor is not None else None
     while layer is not None and layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY):
@@ -84,13 +89,19 @@ def _dequantised_from(trt: Any, tensor: Any, producers: Mapping[str, Any]) -> st
 def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Layer]:
     """The same layers, corrected by the kernels that were built where those are known.
 
-    TensorRT honours floating types as written, but a Q/DQ pair that does not fuse leaves its layer
-    computing in floating point: an 8-bit layer whose kernel reads no 8-bit tensor.
+    A Q/DQ pair that does not fuse leaves its layer computing in floating point: an 8-bit layer whose kernels read no
+    8-bit tensor. A floating layer whose kernels neither read, hold nor write a tensor of its type computes in the
+    floating type that they read. A kernel that hides a stretch of the network says nothing about its layers.
     """
     corrected = []
     for layer in layers:
-        reads = [tensor.dtype for kernel in built if layer.name in kernel.nodes for tensor in kernel.inputs]
+        kernels = [k for k in built if not k.is_opaque and not set(layer.nodes or (layer.name,)).isdisjoint(k.nodes)]
+        reads = [tensor.dtype for kernel in kernels for tensor in kernel.inputs]
+        # Constants of one dimension are scales, which stay in float32 beside weights of any type.
+        held = [tensor for kernel in kernels for tensor in kernel.constants if len(tensor.shape) > 1]
+        touched = {*reads, *(t.dtype for t in held), *(t.dtype for kernel in kernels for t in kernel.outputs)}
         floating = [read for read in reads if read in _FLOATING]
-        unfused = layer.dtype in _QUANTISED and layer.dtype not in reads and floating
-        corrected.append(replace(layer, dtype=floating[0]) if unfused else layer)
+        seen = reads if layer.dtype in _QUANTISED else touched
+        is_other = layer.dtype in (*_QUANTISED, *_FLOATING) and layer.dtype not in seen and floating
+        corrected.append(replace(layer, dtype=floating[0]) if is_other else layer)
     return corrected

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
-from akd_deploy.engines.base import BuiltEngine, Engine, Session
+from akd_deploy.engines.base import BuiltEngine, Engine, Progress, Session
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.precision_audit import audited_precision
 from akd_deploy.errors import BuildError, MissingRuntimeError, UnknownNameError, UsageError
@@ -139,7 +139,12 @@ class TorchEngine(Engine):
             where=where,
         )
 
-    def build(self, model_path: Path, out_dir: Path) -> BuiltEngine:
+    def build(
+        self,
+        model_path: Path,
+        out_dir: Path,
+        on_progress: Progress | None = None,  # noqa: ARG002 - done in a moment
+    ) -> BuiltEngine:
         """Prove that an archive runs here, audit its precision and keep a copy without sample inputs.
 
         Raises:
@@ -156,7 +161,8 @@ class TorchEngine(Engine):
         with self._session(program, model_path.name) as session:
             kernels = recorded_kernels(session.module, session.example_leaves(), keep_views=True)
         asked = f"precision {self.target.precision} for {model_path.name} on target {self.target.name}"
-        precision, notes = audited_precision(self.target.precision, layers(kernels), asked)
+        # An archive declares nothing: what its author left in float32 is meant, and noted.
+        precision, notes = audited_precision(self.target.precision, layers(kernels), asked, allowed=None)
         path = out_dir / f"{model_path.stem}{self.suffix}"
         write_atomically(path, content)
         return BuiltEngine(

@@ -26,10 +26,11 @@ BASELINE = "fp32"
 """The mode of the network as it came, against which variants are judged."""
 
 _NO_BF16_CONV = "ONNX Runtime has no bfloat16 convolution on the CPU"
+_NO_FP8 = "ONNX Runtime has no fp8 kernels, and 1.31 fuses fp8 Q/DQ into int8 ones on the CPU, with other results"
 _NEEDS_TORCH_MODULE = "the torch engine reads modules, not ONNX files"
 REFUSALS: Mapping[str, Mapping[str, str]] = {
-    "onnxruntime": {"bf16": _NO_BF16_CONV},
-    "openvino": {},
+    "onnxruntime": {"bf16": _NO_BF16_CONV, "fp8": _NO_FP8},
+    "openvino": {"fp8": "OpenVINO dequantises fp8 and computes in float32 on the CPU"},
     "tensorrt": {},
     "tensorrt-rtx": {},
     "torch": dict.fromkeys(MODES, _NEEDS_TORCH_MODULE),
@@ -209,14 +210,16 @@ def quantize_auto(
     calibrations: Sequence[str] = CALIBRATIONS,
     check: Check = check_mode,
     kernels: Kernels | None = None,
+    build: Callable[[Path], object] = lambda path: None,
     max_accuracy_loss: float = 0.01,
     confidence: float = 0.95,
 ) -> tuple[Variant, ...]:
     """Write `<stem>.<mode>.onnx` for each mode the target's engine runs, measure them all, and recommend one.
 
     int8 is `tune_int8`'s: the calibration that errs least, without the nodes that cost too much. Arguments and
-    errors as of `quantize_onnx`, `tune_int8` and `advise_precision`. A mode that the engine does not run, or in
-    which the network cannot be built, is a row of the table with its reason.
+    errors as of `quantize_onnx`, `tune_int8` and `advise_precision`; `build` is called with each variant, and raises
+    BuildError where the target's engine cannot be made of it. A mode that the engine does not run, or in which the
+    network cannot be built, is a row of the table with its reason.
     """
     candidates = {BASELINE: model_path}
     refused: dict[str, str] = {}
@@ -227,9 +230,10 @@ def quantize_auto(
             try:
                 if mode == "int8":
                     tuned = tune_int8(model_path, calibration, out, settings, judge, calibrations)
-                    candidates[mode] = tuned.model.path
                 else:
-                    candidates[mode] = quantize_onnx(model_path, mode, calibration, out, settings).path
+                    quantize_onnx(model_path, mode, calibration, out, settings)
+                build(out)
+                candidates[mode] = out
             except BuildError as error:
                 reason = str(error)
         if reason is not None:

@@ -9,6 +9,7 @@ import onnx
 import onnx.version_converter
 from onnx import TensorProto, helper, inliner, shape_inference
 
+from akd_deploy.engines.declared_float32 import declare_float32
 from akd_deploy.errors import BuildError, UnknownNameError, UsageError
 from akd_deploy.export.low_precision import LOW_PRECISIONS, LowPrecision, overflows, tensor_to_low, vanishes
 from akd_deploy.export.onnx_file import name_nodes
@@ -53,7 +54,8 @@ def cast_model(model: onnx.ModelProto, mode: str, keep_float32: Mapping[str, str
     A node stays in float32 where `KEEP_FLOAT32`, its schema, or a weight beyond the type's range says so,
     or where `keep_float32` (node name → reason) names it. A constant that the type would round to 0, like the
     1e-12 that keeps a variance from it, keeps its node and those that read the result. Casts are put where the
-    two meet, once per tensor.
+    two meet, once per tensor. The network's metadata declare the nodes kept (`declared_float32`), so that a build
+    knows them from others.
 
     Raises:
         UnknownNameError: a mode other than fp16 and bf16, or a node to keep that is not there.
@@ -70,6 +72,7 @@ def cast_model(model: onnx.ModelProto, mode: str, keep_float32: Mapping[str, str
             raise UnknownNameError("node", name, nodes, where=prepared.graph.name or "the network")
     caster = _Caster(prepared, low, keep_float32 or {})
     result = caster.cast()
+    declare_float32(result, caster.kept)
     try:
         onnx.checker.check_model(result, full_check=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:

@@ -1,4 +1,4 @@
-"""A typed variant of a float32 ONNX network: float16, bfloat16, or int8 by ONNX Runtime's quantiser."""
+"""A typed variant of a float32 ONNX network: float16, bfloat16, fp8, or int8 by ONNX Runtime's quantiser."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from akd_deploy.errors import (
 from akd_deploy.export.calibration import check_calibration
 from akd_deploy.export.cast import cast_model
 from akd_deploy.export.divergence import activation_peaks
+from akd_deploy.export.fp8 import fp8_model
 from akd_deploy.export.int8_ranges import calibration_method, write_ranges
 from akd_deploy.export.int8_settings import Int8Settings, int8_settings
 from akd_deploy.export.low_precision import LOW_PRECISIONS
@@ -32,7 +33,7 @@ from akd_deploy.storage import write_atomically
 
 __all__ = ["MODES", "Int8Settings", "QuantizedModel", "int8_settings", "quantize_onnx"]
 
-MODES = ("fp16", "bf16", "int8")
+MODES = ("fp16", "bf16", "int8", "fp8")
 
 FLOAT16_HEADROOM = 4.0
 """Activations may go this many times beyond their calibration peak before they overflow; picked by eye."""
@@ -67,12 +68,12 @@ def quantize_onnx(
 ) -> QuantizedModel:
     """Write a typed variant of a float32 ONNX file; the same inputs give the same bytes.
 
-    Inputs and outputs stay float32. int8 needs calibration batches; float16 uses them, where given, to keep
+    Inputs and outputs stay float32. int8 and fp8 need calibration batches; float16 uses them, where given, to keep
     nodes whose activations come near its largest value in float32.
 
     Args:
         model_path: a float32 ONNX file.
-        mode: "fp16", "bf16" or "int8".
+        mode: "fp16", "bf16", "int8" or "fp8".
         calibration: feeds of real samples, each input name → array.
         out: the file to write.
         settings: of int8; see `int8_settings`.
@@ -103,7 +104,10 @@ def quantize_onnx(
         if mode == "bf16":
             notes.append("bfloat16 has float32's range: no activation overflows, so none was looked for")
     else:
-        typed = _int8_model(model, calibration, settings or Int8Settings(), ranges)
+        if mode == "fp8":
+            typed, kept = _fp8_model(model, calibration)
+        else:
+            typed = _int8_model(model, calibration, settings or Int8Settings(), ranges)
         if len(calibration) < FEW_SAMPLES:
             notes.append(f"calibrated on {len(calibration)} batches only; {FEW_SAMPLES} or more cover the range better")
     data = typed.SerializeToString(deterministic=True)
@@ -190,6 +194,14 @@ def _int8_model(
             next="Exclude fewer nodes, or keep it in floating point.",
         )
     return result
+
+
+def _fp8_model(model: onnx.ModelProto, calibration: Sequence[Arrays]) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = _prepared(_onnxruntime(), model, Path(folder))
+    name_nodes(prepared)
+    made = fp8_model(_portable(prepared), calibration, _run_on_cpu)
+    return made.model, made.kept_float32
 
 
 _PREPARED = ("onnx.quant.pre_process", "onnxruntime.quant")

@@ -19,6 +19,7 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.engines.nvidia import gpu_clocks
 from akd_deploy.errors import GateError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline.building import ready_models
 from akd_deploy.pipeline.correctness import LabelledSamples, accuracy_record
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks, pinned_cpus
 from akd_deploy.profiling.worker import no_device_clock
@@ -118,13 +119,13 @@ def bench_models(
     engine = load_engine(target)
     check_bench(engine, settings, model, other)
     accuracy: Mapping[str, Any] = {"accuracy": None}
-    if settings.samples is not None:  # a wrong file is told before minutes of measuring
-        accuracy = accuracy_record(engine, model, settings.samples)
     protocol = settings.protocol
-    models = {"model": model.absolute()} | ({"other": other.absolute()} if other else {})
-    clocks = {"before": clocks_now(target, engine)}
-    measured = measure_blocks(target, models, protocol, rng, on_model)
-    clocks["after"] = clocks_now(target, engine)
+    with ready_models(engine, {"model": model} | ({"other": other} if other else {})) as models:
+        if settings.samples is not None:  # a wrong file is told before minutes of measuring
+            accuracy = accuracy_record(engine, models["model"], settings.samples)
+        clocks = {"before": clocks_now(target, engine)}
+        measured = measure_blocks(target, models, protocol, rng, on_model)
+        clocks["after"] = clocks_now(target, engine)
     main = measured["model"]
     certificate = None
     if settings.budget_s is not None:

@@ -13,6 +13,7 @@ from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.tensorrt_inspect import EngineLayer, executed_kernels_from_layers, layers_from_inspector
 from akd_deploy.errors import BuildError, CorruptFileError, MissingFileError, UsageError
 from akd_deploy.export.tensor_types import KernelTypes, types_from_graph, types_from_layer, unknown_types
+from akd_deploy.export.trusted import check_engine_file
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.pipeline.latency import target_latency
 from akd_deploy.target import Target
@@ -30,14 +31,16 @@ class Inspected:
     source: str
 
 
-def inspect_file(path: Path, target: Target | None) -> Inspected:
+def inspect_file(path: Path, target: Target | None, *, trust: bool = False) -> Inspected:
     """The kernels of a file.
 
     Args:
         target: what a network runs on, and whose runtime opens a plan; an inspector's JSON needs none.
+        trust: a plan of unknown origin.
 
     Raises:
         MissingFileError: no such file.
+        VerificationError: a plan of unknown origin; none of it was read but to hash it.
         CorruptFileError: a JSON file that is none of an inspector.
         UsageError: no target for a network or a plan, or a plan of another engine.
         MissingRuntimeError: the target's runtime, or for a plan its GPU, is not here.
@@ -54,7 +57,7 @@ def inspect_file(path: Path, target: Target | None) -> Inspected:
             next="Say where it runs: --target. A layers.json needs none.",
         )
     if path.suffix == PLAN:
-        return _of_layers(_layers_of_plan(path, target), "inspector")
+        return _of_layers(_layers_of_plan(path, target, trust), "inspector")
     engine = load_engine(target)
     engine.require(engine.why_not_build())
     kernels = engine.executed_kernels(path)
@@ -82,8 +85,8 @@ def _layers_in(path: Path) -> tuple[EngineLayer, ...]:
         ) from error
 
 
-def _layers_of_plan(path: Path, target: Target) -> tuple[EngineLayer, ...]:
-    """A plan is native code: check one of unknown origin against its manifest (`akd-deploy verify`) before."""
+def _layers_of_plan(path: Path, target: Target, trust: bool) -> tuple[EngineLayer, ...]:
+    """A plan is native code: one of unknown origin reaches no runtime."""
     engine = load_engine(target)
     if engine.suffix != PLAN:
         raise UsageError(
@@ -92,10 +95,11 @@ def _layers_of_plan(path: Path, target: Target) -> tuple[EngineLayer, ...]:
             next="Name a target of tensorrt or tensorrt-rtx.",
         )
     engine.require(engine.why_not())
-    from akd_deploy.engines.tensorrt_session import inspected
+    check_engine_file(path, target.engine, trust=trust)
+    from akd_deploy.engines.tensorrt_session import loaded_facts
 
     runtime = importlib.import_module(getattr(engine, "module", "tensorrt"))
-    return layers_from_inspector(inspected(runtime, path.read_bytes(), str(path)))
+    return layers_from_inspector(loaded_facts(runtime, path.read_bytes(), str(path)).layers_json)
 
 
 def _of_layers(layers: tuple[EngineLayer, ...], source: str) -> Inspected:

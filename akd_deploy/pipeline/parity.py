@@ -117,4 +117,6 @@ def evaluators_of(engine: Engine) -> dict[str, tuple[Evaluate, Evaluate]]:
         return outputs
 
     by_numpy = (reference_evaluate, reference_evaluate)
+    if not engine.loads_models:
+        return {"the ONNX reference evaluator": by_numpy}
     return {f"target {engine.target.name}": (evaluate, evaluate), "the ONNX reference evaluator": by_numpy}

@@ -20,9 +20,11 @@ from akd_deploy.export.quantize import Int8Settings, QuantizedModel, int8_settin
 from akd_deploy.export.sensitivity import Score, output_error
 from akd_deploy.export.tune_int8 import AUTO, TunedInt8, calibrations_of, tune_int8
 from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline.building import built_as_typed
 from akd_deploy.pipeline.parity import evaluators_of, outputs_of
 from akd_deploy.pipeline.samples import Held, Parts, parts_of, samples_for
 from akd_deploy.pipeline.shipping import CALIBRATION_SAMPLES, reference_target
+from akd_deploy.pipeline.typed import isa_of
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.storage import make_folder
 from akd_deploy.target import Target
@@ -34,12 +36,12 @@ ADVICE = Protocol(blocks=10, warmup_s=0.05, seconds=0.1, min_samples=50, max_sam
 class Compared:
     """A float32 network's outputs on samples, run by one engine, and how its variants' outputs differ from them."""
 
-    def __init__(self, engine: Engine, source: Path, held: Held) -> None:
-        self._engine, self._source, self._held = engine, source, held
-        self._expected = outputs_of(engine, source, held.feeds)
+    def __init__(self, engine: Engine, source: Path, held: Held, ready: Callable[[Path], Path] = lambda path: path):
+        self._engine, self._source, self._held, self._ready = engine, source, held, ready
+        self._expected = outputs_of(engine, ready(source), held.feeds)
 
     def parity(self, path: Path) -> Parity:
-        return self._parity(outputs_of(self._engine, path, self._held.feeds))
+        return self._parity(outputs_of(self._engine, self._ready(path), self._held.feeds))
 
     def _parity(self, outputs: Sequence[Arrays]) -> Parity:
         answers = iter(outputs)
@@ -47,7 +49,8 @@ class Compared:
 
     def check(self, mode: str, path: Path, parity: Parity) -> None:
         """Raise ParityError, with the first node that diverges, where a variant is outside its mode's tolerance."""
-        with self._engine.load(self._source) as reference, self._engine.load(path) as candidate:
+        source, typed = self._ready(self._source), self._ready(path)
+        with self._engine.load(source) as reference, self._engine.load(typed) as candidate:
             check_located(
                 parity,
                 tolerance_for(mode),
@@ -63,7 +66,7 @@ class Compared:
         """Scores int8 variants: within the limit where neither parity nor, with labels, accuracy lose more."""
 
         def score(path: Path) -> Score:
-            outputs = outputs_of(self._engine, path, self._held.feeds)
+            outputs = outputs_of(self._engine, self._ready(path), self._held.feeds)
             within = is_within(self._parity(outputs), tolerance_for("int8"))
             if self._held.labels is not None:
                 loss = self._held.accuracy(self._expected) - self._held.accuracy(outputs)
@@ -101,7 +104,7 @@ def quantize_measured(
     parts = parts_of(*samples_for(config, samples, onnx), target.batch, CALIBRATION_SAMPLES)
     make_folder(output)
     engine = load_engine(target)
-    settings = int8_settings(target.engine, engine.fingerprint().facts.get("isa", "").split())
+    settings = int8_settings(target.engine, isa_of(target))
     calibration = calibration or (AUTO if mode == "auto" else settings.calibration)
     if mode != "auto":
         out = output / f"{onnx.stem}.{mode}.onnx"
@@ -117,22 +120,27 @@ def quantize_measured(
     _require_choosing(parts, target.batch)
     engine.require(engine.why_not())
 
+    def built(path: Path) -> Path:
+        return built_as_typed(target, path, path.parent)
+
+    ready = cache(built)
+
     def measure(paths: Mapping[str, Path]) -> dict[str, Measurement]:
         def on_model(done: int, total: int) -> None:
             on_progress(f"measuring {len(paths)} variants in turn", done, total)
 
-        files = {mode: path.absolute() for mode, path in paths.items()}
+        files = {mode: ready(path).absolute() for mode, path in paths.items()}
         return {mode: m.measurement for mode, m in measure_blocks(target, files, ADVICE, rng, on_model).items()}
 
     @cache
     def scored(path: Path) -> list[Arrays]:
-        return outputs_of(engine, path, parts.scoring.feeds)
+        return outputs_of(engine, ready(path), parts.scoring.feeds)
 
     def accuracy(path: Path) -> float:
         return parts.scoring.accuracy(scored(path))
 
     on_progress("quantising", 0, 0)
-    compared = Compared(engine, onnx, parts.scoring)
+    compared = Compared(engine, onnx, parts.scoring, ready)
     variants = quantize_auto(
         onnx,
         target,
@@ -142,10 +150,12 @@ def quantize_measured(
         accuracy,
         compared.parity,
         settings,
-        judge=Compared(engine, onnx, parts.choosing).judge(max_accuracy_loss),
+        # not remembered: what it is given are files written anew at the same path
+        judge=Compared(engine, onnx, parts.choosing, built).judge(max_accuracy_loss),
         calibrations=calibrations_of(calibration),
         check=compared.check,
         kernels=engine.executed_kernels,
+        build=ready,
         max_accuracy_loss=max_accuracy_loss,
     )
     best = next(variant for variant in variants if variant.recommended)

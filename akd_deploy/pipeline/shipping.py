@@ -23,7 +23,7 @@ from akd_deploy.export.trusted import record_built
 from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
-from akd_deploy.pipeline.typed import mode_for
+from akd_deploy.pipeline.typed import isa_of, mode_for
 from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
 from akd_deploy.target import Target
 
@@ -121,9 +121,8 @@ def typed_variants(
     """The float32 network and its typed variants, mode → file."""
     models = {"fp32": onnx_path}
     calibration = feeds_of(images, target.batch)
-    isa = load_engine(target).fingerprint().facts.get("isa", "").split()
     for mode in modes:
-        settings = int8_settings(target.engine, isa) if mode == "int8" else None
+        settings = int8_settings(target.engine, isa_of(target)) if mode == "int8" else None
         models[mode] = quantize_onnx(
             onnx_path, mode, calibration, folder / f"{onnx_path.stem}.{mode}.onnx", settings
         ).path

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from akd_deploy.engines import load_engine
+from akd_deploy.errors import MissingRuntimeError
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.target import Target
 
@@ -32,6 +33,14 @@ def mode_for(target: Target) -> str:
     return target.precision
 
 
+def isa_of(target: Target) -> list[str]:
+    """The instruction sets of the CPU a target computes on; none for a GPU, which need not be here for this."""
+    try:
+        return load_engine(target).fingerprint().facts.get("isa", "").split()
+    except MissingRuntimeError:
+        return []
+
+
 def typed_network(path: Path, target: Target, seed: int = 0) -> Path:
     """A float32 network with random weights, as the target's precision would ship it; the file itself where that is it.
 
@@ -48,6 +57,5 @@ def typed_network(path: Path, target: Target, seed: int = 0) -> Path:
         {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
         for _ in range(CALIBRATION_BATCHES)
     ]
-    isa = load_engine(target).fingerprint().facts.get("isa", "").split()
-    settings = int8_settings(target.engine, isa) if mode == "int8" else None
+    settings = int8_settings(target.engine, isa_of(target)) if mode == "int8" else None
     return quantize_onnx(path, mode, feeds, path.with_name(f"{path.stem}.{mode}.onnx"), settings).path

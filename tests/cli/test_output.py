@@ -99,3 +99,18 @@ def test_a_bar_that_fails_stays_where_it_was(monkeypatch):
         fail()
     assert "1/4" in console.file.getvalue()
     assert "4/4" not in console.file.getvalue()
+
+
+def test_phases_are_bars_while_they_are_under_way_and_lines_where_nothing_draws(monkeypatch):
+    def shown(terminal: bool, as_json: bool = False) -> str:
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=80, _environ={"TERM": "xterm"})
+        monkeypatch.setattr(output, "stderr", console)
+        with output.phase_bars(as_json) as on_progress:
+            for phase, fraction in (("outer", 0.0), ("inner", 0.5), ("inner", 1.0), ("outer", 0.5), ("outer", 1.0)):
+                on_progress(phase, fraction)
+        return text.getvalue()
+
+    assert shown(False) == "outer\ninner\n"
+    assert shown(True, as_json=True) == shown(False, as_json=True) == ""
+    assert "%" in shown(True)

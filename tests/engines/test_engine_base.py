@@ -10,6 +10,7 @@ from engine_graphs import GRAPHS, Graph
 
 from akd_deploy.engines import base, load_engine
 from akd_deploy.engines.base import Session, TensorSpec, Timings, random_feeds, time_calls, warm_up
+from akd_deploy.engines.declared_float32 import KEY, declare_float32, declared_float32
 from akd_deploy.engines.device_timing import timed_parts
 from akd_deploy.engines.feeds import CACHE_LINE_BYTES, aligned_copy, checked_feeds
 from akd_deploy.engines.nvidia import gpu_clocks, gpu_fingerprint, why_no_gpu
@@ -319,6 +320,50 @@ def test_audit_notes_layers_that_stayed_behind():
     counts, notes = audited_precision("int8", [Layer("a", "int8", True), Layer("b", "float32", True)], "n")
     assert counts == {"float32": 1, "int8": 1}
     assert notes == ("1 of 2 layers are not in int8: 1 computing in float32 (b)",)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_layer_left_in_float32_is_wrong_unless_its_node_may_stay(precision):
+    low = {"fp16": "float16", "bf16": "bfloat16"}[precision]
+    layers = [Layer("a + cast", low, True, ("a", "cast")), Layer("b + relu", "float32", True, ("b", "relu"))]
+    with pytest.raises(BuildError, match=r"found 1 computing in float32 \(b \+ relu\)") as caught:
+        audited_precision(precision, layers, "n")
+    assert KEY in caught.value.next
+    with pytest.raises(BuildError, match="b"):
+        audited_precision(precision, layers, "n", {"a": "overflows"})
+    counts, notes = audited_precision(precision, layers, "n", {"b": "overflows"})
+    assert counts == {"float32": 1, low: 1}
+    assert "1 of 2 layers" in notes[0]
+    assert audited_precision(precision, layers, "n", None)[0] == counts
+
+
+def test_a_network_of_which_nothing_is_in_the_precision_asked_for_cannot_be_declared_away():
+    with pytest.raises(BuildError, match="a, b"):
+        audited_precision("fp16", [Layer("a", "float32", True), Layer("b", "float32", True)], "n", ("a", "b"))
+
+
+def test_a_node_may_stay_in_float32_alone_and_never_widens_what_fp32_means():
+    mixed = [Layer("a", "float16", True), Layer("b", "bfloat16", True)]
+    with pytest.raises(BuildError, match=r"bfloat16 \(b\)"):
+        audited_precision("fp16", mixed, "n", ("b",))
+    with pytest.raises(BuildError, match=r"float16 \(a\)"):
+        audited_precision("fp32", [Layer("a", "float16", True), Layer("b", "float32", True)], "n", ("a", "b"))
+
+
+def test_a_declaration_survives_the_file_and_one_that_cannot_be_read_is_named():
+    model = GRAPHS["residual"]()
+    assert declared_float32(model, "m.onnx") == {}
+    declare_float32(model, {"b": "überläuft", "a": "sums"})
+    declare_float32(model, {"b": "überläuft", "a": "sums"})
+    again = onnx.load_from_string(model.SerializeToString())
+    assert declared_float32(again, "m.onnx") == {"a": "sums", "b": "überläuft"}
+    assert len(again.metadata_props) == 1
+    for text in ("[", '["a"]', '{"a": 1}'):
+        again.metadata_props[0].value = text
+        with pytest.raises(CorruptFileError, match=r"m\.onnx"):
+            declared_float32(again, "m.onnx")
+    declare_float32(again, {})
+    assert not again.metadata_props
 
 
 # --- NVIDIA -------------------------------------------------------------------------------------------------

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
-import math
 import os
 import signal
-from enum import Enum
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from contracts.engine_contract import EngineContract
 from engine_graphs import GRAPHS, Graph, case
 from onnx import TensorProto, helper, numpy_helper
 
 from akd_deploy.engines import load_engine
+from akd_deploy.engines.nvidia import why_no_gpu
 from akd_deploy.engines.precision_audit import Layer
 from akd_deploy.engines.tensorrt_callbacks import message_log
 from akd_deploy.engines.tensorrt_engine import TensorRtEngine, TensorRtRtxEngine
@@ -31,17 +31,16 @@ from akd_deploy.engines.tensorrt_inspect import (
     layers_from_log,
     memory_from_log,
 )
+from akd_deploy.engines.tensorrt_parse import module_of
 from akd_deploy.engines.tensorrt_precision import as_built
-from akd_deploy.engines.tensorrt_session import TensorRtSession
 from akd_deploy.errors import (
     AkdError,
     BuildError,
-    CorruptFileError,
-    MismatchError,
     MissingRuntimeError,
     UnknownNameError,
     UsageError,
 )
+from akd_deploy.export.cast import cast_model
 from akd_deploy.kernel import Kernel
 from akd_deploy.target import Target, read_target
 
@@ -142,8 +141,8 @@ def test_build_tells_its_capabilities_kernels_and_memory(tmp_path):
     assert built.path.name == "m.plan"
     assert built.details["compute_capabilities"] == ["sm89", "sm120"]
     assert any("Conv_0" in kernel["nodes"] for kernel in built.details["kernels"])
-    assert built.details["weights_bytes"] > 4 * (16 * 27 + 2 * 16 * 144)  # at least the convolutions' weights
-    assert built.details["activation_bytes"] > 0
+    assert built.details["memory"]["weights_bytes"] > 4 * (16 * 27 + 2 * 16 * 144)  # at least the convolutions'
+    assert built.details["memory"]["activation_bytes"] > 0
 
 
 @needs_rtx
@@ -247,6 +246,40 @@ def test_fp16_asked_of_an_fp32_network_is_an_error_that_names_its_layers(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def with_float32_island(kind: str = "fp16", nodes: tuple[str, ...] = ("Conv_2", "Relu_3", "Conv_4")) -> onnx.ModelProto:
+    """A 16-bit network of which some nodes stay in float32, as it declares."""
+    model = residual()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    return cast_model(model, kind, dict.fromkeys(nodes, "overflows")).model
+
+
+@needs_rtx
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", "float16"), ("bf16", "bfloat16")])
+def test_a_declared_float32_island_is_built_and_noted(tmp_path, precision, dtype):
+    built = rtx(precision).build(saved(with_float32_island(precision), tmp_path / "m.onnx"), tmp_path / "out")
+    assert built.precision["float32"] >= 2
+    assert built.precision[dtype] >= 3
+    assert built.notes == (f"2 of 4 layers are not in {precision}: 2 computing in float32 (Conv_2, Conv_4)",)
+
+
+@needs_rtx
+def test_a_declared_island_that_tensorrt_fuses_away_is_noted(tmp_path):
+    """A lone convolution between two casts: the kernel takes the casts in, and its weights are float16."""
+    built = rtx("fp16").build(saved(with_float32_island(nodes=("Conv_2",)), tmp_path / "m.onnx"), tmp_path / "out")
+    assert "float32" not in built.precision
+    assert built.notes == ("declared to stay in float32 and fused into kernels that do not: Conv_2 in float16",)
+
+
+@needs_rtx
+def test_an_undeclared_float32_island_is_an_error_that_names_it(tmp_path):
+    model = with_float32_island()
+    del model.metadata_props[:]
+    with pytest.raises(BuildError, match=r"found 2 computing in float32 \(Conv_2, Conv_4\)") as caught:
+        rtx("fp16").build(saved(model, tmp_path / "m.onnx"), tmp_path / "out")
+    assert caught.value.details["layers"] == ["Conv_2", "Conv_4"]
+    assert not (tmp_path / "out").exists()
+
+
 @needs_rtx
 @pytest.mark.parametrize("precision", ["fp32", "tf32"])
 def test_fp32_asked_of_an_fp16_network_is_an_error(tmp_path, precision):
@@ -291,6 +324,130 @@ def test_unsupported_operator_is_named_with_its_node(tmp_path, operator):
 
 
 @needs_rtx
+@pytest.mark.slow
+def test_the_module_that_an_unsupported_node_was_exported_from_is_named(tmp_path):
+    class Determinant(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.det(x)
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bad = torch.nn.Conv2d(2, 2, 1), Determinant()
+
+        def forward(self, x):
+            return self.bad(self.conv(x))
+
+    network = torch.nn.Sequential(Block()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own code
+        exported = torch.onnx.export(network, (torch.zeros(1, 2, 4, 4),), dynamo=True, verbose=False)
+    exported.save(tmp_path / "m.onnx")
+    with pytest.raises(BuildError, match=r"operator Det of node '\w+' in module 0\.bad \(Determinant\)") as caught:
+        rtx().build(tmp_path / "m.onnx", tmp_path / "out")
+    assert [node["module"] for node in caught.value.details["nodes"]] == ["0.bad (Determinant)"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "module"),
+    [
+        ({}, None),
+        ({"namespace": ": a.Net/layer1: b.Block/layer1.conv: torch.nn.Conv2d/conv2d: aten.conv2d.default"},
+         "layer1.conv (Conv2d)"),
+        ({"namespace": ": a.Net/relu: aten.relu.default"}, "the network itself (Net)"),
+        ({"pkg.torch.onnx.name_scopes": "['', 'fc', 'linear']"}, "fc"),
+        ({"pkg.torch.onnx.name_scopes": "no list ("}, None),
+    ],
+)  # fmt: skip
+def test_modules_are_read_from_what_exporters_write_of_them(metadata, module):
+    node = helper.make_node("Relu", ["x"], ["y"])
+    for key, value in metadata.items():
+        node.metadata_props.add(key=key, value=value)
+    assert module_of(node) == module
+
+
+@needs_rtx
+def test_functions_that_led_to_an_unsupported_node_are_named_where_no_module_is(tmp_path):
+    inner = helper.make_function(
+        "own", "Measure", ["a"], ["b"], [helper.make_node("Det", ["a"], ["b"], name="inside")],
+        [helper.make_opsetid("", 17)],
+    )  # fmt: skip
+    model = Graph().model({"x": [1, 2, 4, 4]}, [])
+    model.graph.node.append(helper.make_node("Measure", ["x"], ["y"], name="outer", domain="own"))
+    model.graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2]))
+    model.functions.append(inner)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    with pytest.raises(BuildError, match="Det") as caught:
+        rtx().build(saved(model, tmp_path / "m.onnx"), tmp_path / "out")
+    assert "Measure" in caught.value.details["nodes"][0]["module"]
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"builder_optimization_level": 0},
+        {"builder_optimization_level": 5},
+        {"workspace_mib": 64},
+        {"sparse_weights": True},
+        {"compute_capabilities": ("sm80",)},
+        {"compute_capabilities": ("sm80", "sm86", "sm89", "sm120", "sm121")},
+    ],
+    ids=str,
+)
+def test_every_option_builds(tmp_path, options):
+    model = saved(with_float32_island(nodes=()), tmp_path / "m.onnx")
+    built = rtx("fp16", **options).build(model, tmp_path / "out")
+    assert "float16" in built.precision
+    default = rtx("fp16").build(model, tmp_path / "default")
+    if "compute_capabilities" in options:
+        assert built.path.read_bytes() != default.path.read_bytes()
+
+
+@needs_rtx
+@pytest.mark.skipif(why_no_gpu() is None, reason="a GPU is here")
+def test_a_refittable_plan_is_refused_without_the_card_with_tensorrts_reason(tmp_path):
+    """Its kernels are compiled on the card itself."""
+    with pytest.raises(BuildError, match="CUDA_SUCCESS"):
+        rtx(refit=True, compute_capabilities=("sm89",)).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
+
+
+@needs_rtx
+def test_shapes_as_outputs_are_no_kernels(tmp_path):
+    g = Graph()
+    model = g.model({"x": ["N", 2, 4, 4]}, [g("Shape", "x"), g("Relu", "x")])
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    kernels = rtx().executed_kernels(saved(model, tmp_path / "m.onnx"))
+    assert [kernel.nodes for kernel in kernels] == [("Relu_1",)]
+
+
+def test_fields_of_a_log_line_that_nobody_knows_hide_no_tensor():
+    tensor = "{ Name: x, Dimensions: [1,3], Datatype: Half, Format: Row }"
+    line = f"Name: a, LayerType: kgen, Inputs: [ {tensor}, {tensor}], Constants: [], Outputs: [ {tensor}], New: [1, 2]"
+    (layer,) = layers_from_log([f"Layers:\n{line}, StreamId: 0, Metadata: [ONNX Layer: n]\n\nI/O Tensors:\n"])
+    half = EngineTensor((1, 3), "float16")
+    assert (layer.inputs, layer.constants, layer.outputs, layer.nodes) == ((half, half), (), (half,), ("n",))
+    with pytest.raises(BuildError, match="no layer"):
+        layers_from_log([f"Layers:\nName: a, LayerType: kgen, Outputs: [ {tensor}], Inputs: [ {tensor}]\n\n"])
+
+
+@needs_rtx
+def test_tf32_is_another_plan_than_fp32(tmp_path):
+    model = saved(residual(), tmp_path / "m.onnx")
+    plain, tf32 = (rtx(precision).build(model, tmp_path / precision) for precision in ("fp32", "tf32"))
+    assert set(plain.precision) == set(tf32.precision) == {"float32"}
+    assert plain.path.read_bytes() != tf32.path.read_bytes()
+
+
+@needs_rtx
+def test_bf16_is_built_and_audited(tmp_path):
+    built = rtx("bf16").build(saved(with_float32_island("bf16", ()), tmp_path / "m.onnx"), tmp_path / "out")
+    assert set(built.precision) == {"bfloat16"}
+    with pytest.raises(BuildError, match="float16"):
+        rtx("bf16").build(saved(residual(TensorProto.FLOAT16), tmp_path / "half.onnx"), tmp_path / "out")
+
+
+@needs_rtx
 def test_option_that_tensorrt_refuses_is_a_build_error_with_its_reason(tmp_path):
     with pytest.raises(BuildError, match="lean"):  # this flavour carries no lean runtime
         rtx(version_compatible=True).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
@@ -329,6 +486,9 @@ def test_file_in_the_way_of_the_engine_is_a_storage_error(tmp_path):
         ({"compute_capabilities": ("sm86", "SM86")}, "once"),
         ({"compute_capabilities": ()}, "at least one"),
         ({"tf32": True}, "tf32"),
+        ({"refit": True}, "one alone"),
+        ({"pin_timing_cache": True}, "timing_cache"),
+        ({"shapes": ("x:2x3,1x3,4x3",)}, "min ≤ opt ≤ max"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, match):
@@ -336,9 +496,12 @@ def test_options_that_make_no_sense_are_refused(options, match):
         rtx(**options)
 
 
-def test_timing_cache_is_no_option_of_the_flavour_that_times_nothing():
-    with pytest.raises(UnknownNameError, match="timing_cache"):
-        rtx(timing_cache="x")
+@needs_rtx
+def test_a_timing_cache_is_noted_to_do_nothing_where_a_build_times_nothing(tmp_path):
+    built = rtx(timing_cache=str(tmp_path / "cache")).build(saved(residual(), tmp_path / "m.onnx"), tmp_path / "out")
+    assert any("timing_cache does nothing" in note for note in built.notes)
+    assert "timing_cache" not in built.details
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("name", ["rtx_tensorrt-rtx_fp16", "orin_tensorrt_fp16"])
@@ -485,157 +648,24 @@ def test_int8_layer_whose_kernel_reads_no_int8_counts_as_the_float_it_reads():
     assert as_built(layers, [])[0].dtype == "int8"
 
 
-# --- running, on a fake runtime -----------------------------------------------------------------------------------
-
-
-class FakeTensorRt:
-    """A runtime whose engines compute y = 2 x + 1 on float32 of shape (batch, 3), in this process's memory."""
-
-    __name__ = "fake_tensorrt"
-    __version__ = "11.0"
-    TensorIOMode = Enum("TensorIOMode", "NONE INPUT OUTPUT")
-    DataType = Enum("DataType", "FLOAT BF16")
-    LayerInformationFormat = Enum("LayerInformationFormat", "ONELINE JSON")
-
-    class ILogger:
-        Severity = Enum("Severity", "INTERNAL_ERROR ERROR WARNING")
-
-    def __init__(self, *, dtype: str = "FLOAT", batch: int = -1, fails: bool = False, unresolved: tuple = ()) -> None:
-        self.dtype, self.batch, self.fails, self.unresolved = self.DataType[dtype], batch, fails, unresolved
-        self.runtimes: list[FakeRuntime] = []
-
-    def Runtime(self, log: object) -> FakeRuntime:  # noqa: N802
-        self.runtimes.append(FakeRuntime(self, log))
-        return self.runtimes[-1]
-
-
-class FakeRuntime:
-    engine_host_code_allowed = True
-
-    def __init__(self, trt: FakeTensorRt, log) -> None:
-        self.trt, self.log = trt, log
-
-    def deserialize_cuda_engine(self, plan: bytes):
-        if plan != b"plan":
-            self.log.log(self.trt.ILogger.Severity.ERROR, "Version tag does not match.")
-            return None
-        return FakeEngine(self.trt)
-
-
-class FakeEngine:
-    num_io_tensors = 2
-
-    def __init__(self, trt: FakeTensorRt) -> None:
-        self.trt = trt
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
-
-    def get_tensor_mode(self, name: str):
-        return self.trt.TensorIOMode.INPUT if name == "x" else self.trt.TensorIOMode.OUTPUT
-
-    def get_tensor_shape(self, name: str) -> tuple[int, int]:
-        return (self.trt.batch, 3)
-
-    def get_tensor_dtype(self, name: str):
-        return self.trt.dtype
-
-    def create_execution_context(self) -> FakeContext:
-        return FakeContext(self.trt)
-
-
-class FakeContext:
-    def __init__(self, trt: FakeTensorRt) -> None:
-        self.trt, self.shape, self.addresses = trt, None, {}
-
-    def set_input_shape(self, name: str, shape: tuple) -> bool:
-        self.shape = shape
-        return True
-
-    def infer_shapes(self) -> list[str]:
-        return list(self.trt.unresolved)
-
-    def get_tensor_shape(self, name: str):
-        return self.shape
-
-    def set_tensor_address(self, name: str, address: int) -> bool:
-        self.addresses[name] = address
-        return True
-
-    def execute_async_v3(self, stream: int) -> bool:
-        def view(name: str) -> np.ndarray:
-            pointer = ctypes.cast(self.addresses[name], ctypes.POINTER(ctypes.c_float))
-            return np.ctypeslib.as_array(pointer, shape=(math.prod(self.shape),))
-
-        if not self.trt.fails:
-            view("y")[:] = 2 * view("x") + 1
-        return not self.trt.fails
-
-
-class CountingStream:
-    cuda_stream = 0
-
-    def __init__(self) -> None:
-        self.waits = 0
-
-    def synchronize(self) -> None:
-        self.waits += 1
-
-
-def fake_session(trt: FakeTensorRt, stream: CountingStream | None = None, plan: bytes = b"plan") -> TensorRtSession:
-    return TensorRtSession(trt, plan, "m.plan", 2, device="cpu", stream=stream or CountingStream())
-
-
-X = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-
-def test_session_runs_on_its_own_buffers_and_resolves_the_batch():
-    trt = FakeTensorRt()
-    with fake_session(trt) as session:
-        assert [(s.name, s.shape, s.dtype) for s in session.inputs] == [("x", (2, 3), "float32")]
-        first = session.run({"x": X})
-        session.run({"x": X + 1})
-        np.testing.assert_array_equal(first["y"], 2 * X + 1)
-    assert trt.runtimes[0].engine_host_code_allowed is False
-
-
-def test_bound_call_waits_for_the_stream_every_time():
-    stream = CountingStream()
-    with fake_session(FakeTensorRt(), stream) as session:
-        call = session.bind({"x": X})
-        assert call() is None
-        call()
-        np.testing.assert_array_equal(session.bound_outputs()["y"], 2 * X + 1)
-    assert stream.waits == 2
-
-
-def test_feeds_that_do_not_fit_are_refused():
-    with fake_session(FakeTensorRt()) as session, pytest.raises(UsageError, match="x"):
-        session.run({"x": X.astype(np.float64)})
-
-
-def test_plan_of_another_version_is_refused_with_tensorrts_reason():
-    with pytest.raises(MismatchError, match=r"m\.plan.*Version tag does not match"):
-        fake_session(FakeTensorRt(), plan=b"other")
-
-
-def test_empty_plan_is_corrupt_and_never_reaches_tensorrt():
-    trt = FakeTensorRt()
-    with pytest.raises(CorruptFileError, match="empty"):
-        fake_session(trt, plan=b"")
-    assert trt.runtimes == []
-
-
-def test_failed_inference_is_an_error_and_no_old_result():
-    with fake_session(FakeTensorRt(fails=True)) as session, pytest.raises(AkdError, match="one inference"):
-        session.run({"x": X})
-
-
-def test_inputs_whose_shapes_stay_open_are_named():
-    with pytest.raises(AkdError, match="inputs without a shape: lengths"):
-        fake_session(FakeTensorRt(unresolved=("lengths",)))
-
-
-def test_bfloat16_inputs_are_refused_since_numpy_has_none():
-    with pytest.raises(MismatchError, match="bfloat16"):
-        fake_session(FakeTensorRt(dtype="BF16"))
+@pytest.mark.parametrize(
+    ("read", "held", "written", "judged"),
+    [
+        ("float16", "float16", "float16", "float16"),
+        ("float32", "float16", "float32", "float16"),  # the cast is fused into it
+        ("float32", "float32", "float16", "float16"),
+        ("float32", "float32", "float32", "float32"),
+        ("bfloat16", "float32", "float32", "bfloat16"),
+    ],
+)
+def test_a_floating_layer_whose_kernel_touches_no_tensor_of_its_type_counts_as_what_it_reads(
+    read, held, written, judged
+):
+    r, h, w = (EngineTensor((1, 3), dtype) for dtype in (read, held, written))
+    layer = Layer("conv + cast", "float16", True, ("conv", "cast"))
+    other = EngineLayer("other", "correlation", (EngineTensor((1,), "float32"),), (), (), ("elsewhere",))
+    scale = EngineTensor((1,), "float16")
+    kernel = EngineLayer("k", "correlation", (r,), (h, scale), (w,), ("conv", "relu"))
+    assert as_built([layer], [other, kernel])[0].dtype == judged
+    hidden = EngineLayer("{ForeignNode[conv...fc]}", "Myelin", (r,), (), (w,), ("conv",))
+    assert as_built([layer], [hidden])[0].dtype == "float16"

@@ -161,7 +161,7 @@ def test_auto_writes_each_variant_the_target_runs_and_lists_the_others(tmp_path)
         judge=lambda path: Score(0.01, within=True),
         calibrations=("minmax",),
     )
-    assert [variant.mode for variant in variants] == ["fp32", "fp16", "bf16", "int8"]
+    assert [variant.mode for variant in variants] == ["fp32", "fp16", "bf16", "int8", "fp8"]
     assert recommended({variant.mode: variant for variant in variants}) == "int8"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["net.fp16.onnx", "net.int8.onnx"]
     bf16 = variants[2].as_dict()

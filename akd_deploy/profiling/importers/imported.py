@@ -106,7 +106,7 @@ def check_precision(target: Target, path: Path, layers: Sequence[Layer]) -> None
         MismatchError: they do not; the message names them.
     """
     try:
-        audited_precision(target.precision, layers, asked=f"a network in {target.precision} in {path}")
+        audited_precision(target.precision, layers, asked=f"a network in {target.precision} in {path}", allowed=None)
     except BuildError as error:
         raise MismatchError(
             asked=f"{error.asked}, for target {target.name}",

@@ -1,0 +1,69 @@
+"""Model files made ready to load: an engine that reads no ONNX is given what it builds from it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import Engine
+from akd_deploy.engines.onnx_file import read_onnx, tensors_of
+from akd_deploy.target import Target
+
+_FULL = ("fp32", "tf32")
+_FLOAT8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
+
+
+def built_for(engine: Engine, path: Path, folder: Path) -> Path:
+    """The file that `engine.load` takes: `path` itself, or what the engine builds from it in `folder`.
+
+    Raises:
+        MissingRuntimeError, BuildError: as `Engine.build`.
+    """
+    if engine.loads_models or path.suffix == engine.suffix:
+        return path
+    return engine.build(path, folder).path
+
+
+def precision_of(path: Path, batch: int) -> str:
+    """What an ONNX file is typed to compute in, read from its tensors: a precision as targets write it."""
+    model = read_onnx(path, batch)
+    types = {tensor.data_type for tensor in tensors_of(model.graph)}
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        return "fp8" if types.intersection(_FLOAT8) else "int8"
+    if onnx.TensorProto.FLOAT16 in types:
+        return "fp16"
+    return "bf16" if onnx.TensorProto.BFLOAT16 in types else "fp32"
+
+
+def target_as_typed(target: Target, path: Path) -> Target:
+    """The target with the precision that a variant has, so that a build is audited against what the variant is.
+
+    Engines that load the file itself keep the target as it is: its precision is a hint to them.
+    """
+    engine = load_engine(target)
+    if engine.loads_models or path.suffix == engine.suffix:
+        return target
+    precision = precision_of(path, target.batch)
+    return target if precision in _FULL and target.precision in _FULL else replace(target, precision=precision)
+
+
+def built_as_typed(target: Target, path: Path, folder: Path) -> Path:
+    """`built_for` a variant whose precision need not be the target's."""
+    return built_for(load_engine(target_as_typed(target, path)), path, folder)
+
+
+@contextmanager
+def ready_models(engine: Engine, models: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """Name → the file to load of each model, absolute: itself, or what the engine built from it for as long as this
+    lasts."""
+    with tempfile.TemporaryDirectory(prefix="akd-built-") as folder:
+        yield {
+            name: built_for(engine, path, Path(folder) / str(i)).absolute()
+            for i, (name, path) in enumerate(models.items())
+        }
