@@ -25,6 +25,8 @@ MATRIX_LAYERS = frozenset({
 })  # fmt: skip
 """Layer types that multiply matrices or convolve."""
 
+_NEVER_FIXED = frozenset({"RandomUniform", "Multinomial"})
+"""Layer types that run at every inference even if they read constants alone: what they write is another every time."""
 _NO_TIME = ("Input", "Output", "Const")
 _MAIN_OPERATORS = {
     "Convolution": ("Conv", "ConvInteger"),
@@ -78,7 +80,7 @@ def executed_layers(layers: Sequence[ExecutedLayer]) -> list[int]:
     running = []
     for position, layer in enumerate(layers):
         is_fixed = layer.layer_type == "Const" or (
-            layer.layer_type != "Input" and bool(layer.sources) and set(layer.sources) <= constant
+            layer.layer_type not in ("Input", *_NEVER_FIXED) and bool(layer.sources) and set(layer.sources) <= constant
         )
         if is_fixed:
             constant.add(position)

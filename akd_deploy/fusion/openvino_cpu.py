@@ -2,8 +2,8 @@
 
 The rules are those of OpenVINO 2026.4 for float32 networks on x86, one inference at a time; `why_not` says where they
 do not hold. What it makes of a network is a matter of shapes, operators and a few values: a constant of zeros or ones
-may have no effect and be left out. Weights that the file does not hold count as any other numbers. What the rules do not
-know they refuse by name: a kernel that is guessed would have a price that is guessed.
+may have no effect and be left out. Weights that the file does not hold count as any other numbers. What the rules do
+not know they refuse by name: a kernel that is guessed would have a price that is guessed.
 
 AVX-512's and AMX's instructions for bfloat16 are two implementations of the same kernels in the same layouts. With AVX2
 channels are blocked by 8.

@@ -77,13 +77,14 @@ class Forms:
         for layer in self.graph.layers():
             kind = self._kind(layer)
             dtype = self._dtype(layer)
-            self.computed[id(layer)] = dtype
+            is_direct = any(self._is_read_directly(layer, name) for name in layer.inputs)
+            self.computed[id(layer)] = "float32" if is_direct and dtype == self.low else dtype
             for i, name in enumerate(list(layer.inputs)):
                 form = self.of.get(name)
                 if form is None:
                     continue
                 rank = len(self.graph.shape(name))
-                wanted = Form(layout(kind, rank, self.block), self._read_as(form, dtype))
+                wanted = Form(layout(kind, rank, self.block), self._read_as(layer, name, dtype))
                 if form != wanted:
                     self.graph.set_input(layer, i, self._reorder(name, wanted))
             for name in layer.outputs:
@@ -119,7 +120,15 @@ class Forms:
         dtype = self.graph.types[layer.outputs[0]].dtype
         return self.low if dtype == "float32" and self._is_low(layer) else dtype
 
-    def _read_as(self, form: Form, dtype: str) -> str:
+    def _is_read_directly(self, layer: Layer, name: str) -> bool:
+        """Whether a layer reads floats of the network's input as they are: elementwise ones convert on their way."""
+        is_elementwise = layer.op == "Subgraph" or layer.op in ELEMENTWISE
+        return is_elementwise and name in self.graph.inputs and self.of[name].dtype == "float32"
+
+    def _read_as(self, layer: Layer, name: str, dtype: str) -> str:
+        form = self.of[name]
+        if self._is_read_directly(layer, name):
+            return form.dtype
         return dtype if form.dtype in ("float32", "bfloat16") and dtype in ("float32", "bfloat16") else form.dtype
 
     def _written(self, layer: Layer, name: str) -> str:
@@ -144,7 +153,7 @@ class Forms:
         dtype = self._dtype(layer)
 
         def fitting(kind: str) -> tuple[int, int]:
-            fits = [name for name in data if self._fits(name, kind, dtype)]
+            fits = [name for name in data if self._fits(layer, name, kind, dtype)]
             exact = [
                 name for name in fits if self.of[name].layout == layout(kind, len(self.graph.shape(name)), self.block)
             ]
@@ -152,11 +161,11 @@ class Forms:
 
         return max(kinds, key=fitting)
 
-    def _fits(self, name: str, kind: str, dtype: str) -> bool:
+    def _fits(self, layer: Layer, name: str, kind: str, dtype: str) -> bool:
         """Whether a tensor lies as a layer of this kind would read it, where its dimensions of 1 may lie anywhere."""
         form, shape = self.of[name], self.graph.shape(name)
         wanted = layout(kind, len(shape), self.block)
-        if form.dtype != self._read_as(form, dtype):
+        if form.dtype != self._read_as(layer, name, dtype):
             return False
         if kind == "blocked" or _is_blocked(form.layout):
             return form.layout == wanted

@@ -62,7 +62,7 @@ def read_golden(name: str) -> dict[tuple[str, str], list[str]]:
 
 
 def write_golden(names: Iterable[str], folder: Path) -> None:
-    """Note what the runtime makes of networks on the CPUs in `ISAS`; this machine's must have AVX-512, bfloat16 and AMX.
+    """Note what the runtime makes of networks on the CPUs in `ISAS`; this one must have AVX-512, bfloat16 and AMX.
 
     A CPU with less is emulated: a process of its own is told to use no more than such a one has. From the repository's
     root: `PYTHONPATH=tests:. python -c "from fusion.openvino_networks import *; write_golden(['resnet50'],
