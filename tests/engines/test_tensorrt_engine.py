@@ -384,7 +384,10 @@ def test_tensorrt_builds_for_no_other_gpu_than_its_own(monkeypatch):
 def test_inspector_json_of_tensorrt_10_gives_kernels_with_weights_and_settings():
     layers = layers_from_inspector((GOLDEN / "inspector_10.json").read_text(encoding="utf-8"))
     reformat, conv, pooled = executed_kernels_from_layers(layers, {})
-    assert reformat.kernel == Kernel("Reformat", ((1, 3, 32, 32),), ((1, 3, 32, 32),), "float16")
+    told = {"from": "float16", "to": "float16", "from_format": "linear", "to_format": "hwc8"}
+    assert reformat.kernel == Kernel(
+        "Reformat", ((1, 3, 32, 32),), ((1, 3, 32, 32),), "float16", tuple(sorted(told.items()))
+    )
     assert conv.kernel == Kernel(
         op="CaskConvolution",
         inputs=((1, 3, 32, 32), (16, 3, 3, 3), (16,)),
@@ -410,7 +413,7 @@ def test_inspector_json_of_tensorrt_11_gives_kernels_with_the_nodes_settings():
     assert move.kernel.attributes == (("fusion", "ConcMove"),)
     assert conv.kernel == Kernel(
         op="correlation",
-        inputs=((1, 4, 32, 32), (1, 16, 16, 16), (16, 4, 3, 3), (1,), (1, 16, 1, 1)),
+        inputs=((1, 4, 32, 32), (16, 4, 3, 3), (1,), (1, 16, 1, 1), (1, 16, 16, 16)),
         outputs=((1, 16, 16, 16),),
         dtype="float16",
         attributes=(("activation", "relu"), ("kernel_size", (3, 3)), ("residual", 1), ("strides", (2, 2))),
