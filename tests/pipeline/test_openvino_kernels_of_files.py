@@ -125,14 +125,13 @@ def test_what_rules_refuse_without_the_runtime_says_both_reasons(tmp_path, no_ru
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """Who was asked, in order; the runtime answers as the rules for AVX-512 do."""
     calls = []
     rules, engine = openvino_cpu.kernels_of, type(load_engine(TARGET))
+    answer = rules(onnx.load(network(tmp_path)))
     monkeypatch.setattr(engine, "why_not", lambda self: None)
-    monkeypatch.setattr(
-        engine, "executed_kernels", lambda self, path: calls.append(RUNTIME) or rules(onnx.load(network(path.parent)))
-    )
+    monkeypatch.setattr(engine, "executed_kernels", lambda self, path: calls.append(RUNTIME) or answer)
     monkeypatch.setattr(openvino_cpu, "kernels_of", lambda *args, **more: calls.append(RULES) or rules(*args, **more))
     return calls
 
