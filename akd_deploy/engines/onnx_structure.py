@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo
 
 from akd_deploy.engines.onnx_file import (
     check_network,
@@ -39,6 +40,8 @@ from akd_deploy.engines.protobuf_wire import (
 )
 
 LARGEST_KEPT_BYTES = 1024
+LARGEST_KEPT_VALUES_BYTES = 4 * 1024
+"""For floats, where values matter; of larger tensors only those that are one number everywhere are kept."""
 LARGEST_KEPT_MESSAGE_BYTES = 16 * 1024
 """For nodes: smaller ones are copied as they are, with whatever tensors there are among their attributes."""
 LARGEST_KEPT_WHOLE_BYTES = 32 * 1024
@@ -51,6 +54,8 @@ _WHOLE = frozenset({
 })  # fmt: skip
 _SHAPE_MAKING = frozenset({_TYPES.INT32, _TYPES.INT64, _TYPES.BOOL})
 """Types whose values can decide what is executed, however many there are: left out, they still count in the digest."""
+
+_FLOATS = frozenset({_TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16, _TYPES.DOUBLE})
 
 _FIXED_BYTES: Mapping[str, int] = {"float_data": 4, "double_data": 8}
 _NUMBERS = frozenset({"int32_data", "int64_data", "uint64_data"})
@@ -87,8 +92,11 @@ class Structure:
     external: Mapping[str, int]
 
 
-def read_structure(path: Path, batch: int) -> Structure:
+def read_structure(path: Path, batch: int, *, by_values: bool = False) -> Structure:
     """The structure of the network in `path` for one batch size.
+
+    Args:
+        by_values: keep the values of more floats, whole tensors of zeros or ones among them, also from weights files.
 
     Raises:
         MissingFileError: the file, or a weights file beside it, is not there.
@@ -101,7 +109,7 @@ def read_structure(path: Path, batch: int) -> Structure:
     hasher = hashlib.sha256(f"batch {batch}".encode())
     try:
         file = WireFile(descriptor)
-        content = _Copy(file, hasher).message(0, file.size, onnx.ModelProto.DESCRIPTOR)
+        content = _Copy(file, hasher, by_values).message(0, file.size, onnx.ModelProto.DESCRIPTOR)
         model = onnx.ModelProto.FromString(content)
     except (WireError, DecodeError) as error:
         raise no_network(path, error) from error
@@ -113,15 +121,22 @@ def read_structure(path: Path, batch: int) -> Structure:
             _check_kept(tensor)
     except WireError as error:
         raise corrupt_network(path, str(error)) from error
-    return Structure(model, hasher.hexdigest(), check_network(model, path, batch))
+    external = check_network(model, path, batch)
+    if by_values and external:
+        for tensor in tensors_of(model.graph):
+            if tensor.data_location == _TYPES.EXTERNAL and tensor.data_type in _SIZES and tensor.data_type not in _BITS:
+                _load_telling(tensor, path.parent)
+                hasher.update(tensor.raw_data)
+    return Structure(model, hasher.hexdigest(), external)
 
 
 class _Copy:
     """Copies messages without large payloads; what is left out and yet matters is added to `hasher`."""
 
-    def __init__(self, file: WireFile, hasher: hashlib._Hash) -> None:
+    def __init__(self, file: WireFile, hasher: hashlib._Hash, by_values: bool) -> None:
         self._file = file
         self._hasher = hasher
+        self._by_values = by_values
 
     def message(self, start: int, end: int, kind: object, level: int = 0) -> bytes:
         """The message between two positions, large payloads of the tensors in it left out."""
@@ -160,11 +175,21 @@ class _Copy:
         largest = LARGEST_KEPT_WHOLE_BYTES if tensor.data_type in _WHOLE else LARGEST_KEPT_BYTES
         if sum(field.size for field in payload) <= largest:
             return self._file.read(start, end)
+        if self._by_values and tensor.data_type in _FLOATS and len(payload) == 1 and self._tells(tensor, payload[0]):
+            return self._file.read(start, end)
         self._check_left_out(tensor, payload)
         if tensor.data_type in _SHAPE_MAKING:
             for field in payload:
                 self._hasher.update(self._file.read(field.value, field.end))
         return content
+
+    def _tells(self, tensor: onnx.TensorProto, field: Field) -> bool:
+        """Whether a tensor of floats is small, or the same number everywhere."""
+        if field.wire_type != LENGTH or field.size <= LARGEST_KEPT_VALUES_BYTES:
+            return True
+        head = self._file.read(field.value, field.value + LARGEST_KEPT_VALUES_BYTES)
+        size = _SIZES[tensor.data_type]
+        return _is_uniform(head, size) and _is_uniform(self._file.read(field.value, field.end), size)
 
     def _check_left_out(self, tensor: onnx.TensorProto, payload: list[Field]) -> None:
         counts: dict[str, int] = {}
@@ -192,6 +217,25 @@ class _Copy:
         if rest:
             raise WireError(f"a value that is cut off at byte {field.end}")
         return count
+
+
+def _is_uniform(values: bytes, size: int) -> bool:
+    """Whether elements of so many bytes are all the same."""
+    return len(values) % size == 0 and values == values[:size] * (len(values) // size)
+
+
+def _load_telling(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Load a tensor of a weights file that is small or the same number everywhere."""
+    info = ExternalDataInfo(tensor)
+    size, count = _SIZES[tensor.data_type], math.prod(tensor.dims)
+    with (folder / info.location).open("rb") as file:
+        file.seek(info.offset or 0)
+        values = file.read(min(LARGEST_KEPT_VALUES_BYTES, size * count))
+        if len(values) < size * count and _is_uniform(values, size):
+            values += file.read(size * count - len(values))
+    if len(values) == size * count and (len(values) <= LARGEST_KEPT_VALUES_BYTES or _is_uniform(values, size)):
+        tensor.raw_data = values
+        tensor.data_location = _TYPES.DEFAULT
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import onnx
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
 from akd_deploy.engines.base import BuiltEngine, Engine, Progress
 from akd_deploy.engines.declared_float32 import declared_float32
-from akd_deploy.engines.onnx_file import external_locations, nodes_using, read_onnx
+from akd_deploy.engines.onnx_file import external_locations, node_names, nodes_using, read_onnx
 from akd_deploy.engines.openvino_kernels import MATRIX_LAYERS, ExecutedLayer, executed_layers, kernels_from_layers
 from akd_deploy.engines.openvino_session import OpenVinoSession
 from akd_deploy.engines.precision_audit import Layer, audited_precision
@@ -28,6 +28,13 @@ from akd_deploy.target import OptionValue, Target
 
 # OpenVINO computes in bfloat16 wherever the CPU can, unless told not to. Q/DQ layers are integer under any hint.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+
+_TYPES = onnx.TensorProto
+_COMMON_TYPES = frozenset({
+    _TYPES.FLOAT, _TYPES.FLOAT16, _TYPES.BFLOAT16, _TYPES.DOUBLE, _TYPES.BOOL, _TYPES.INT8, _TYPES.INT16, _TYPES.INT32,
+    _TYPES.INT64, _TYPES.UINT8,
+})  # fmt: skip
+"""Element types that OpenVINO reads without doubt; where it refuses some type it does not say which."""
 
 
 class OpenVinoEngine(Engine):
@@ -220,6 +227,14 @@ class OpenVinoEngine(Engine):
     def _layers(self, compiled: Any) -> list[ExecutedLayer]:
         ordered = sorted(compiled.get_runtime_model().get_ordered_ops(), key=lambda op: int(_told(op, "execOrder")))
         position = {op.get_friendly_name(): i for i, op in enumerate(ordered)}
+        for op in ordered:
+            if any(port.get_partial_shape().is_dynamic for port in (*op.inputs(), *op.outputs())):
+                raise BuildError(
+                    asked=f"the shapes of layer {_told(op, 'originalLayersNames') or op.get_friendly_name()!r} "
+                    f"({_told(op, 'layerType')}) in OpenVINO for target {self.target.name}",
+                    found="dimensions that only a run tells",
+                    next="Latency depends on every dimension: export the network without results of unknown size.",
+                )
         return [
             ExecutedLayer(
                 name=op.get_friendly_name(),
@@ -241,6 +256,14 @@ class OpenVinoEngine(Engine):
         message = _message(error)
         words = set(message.replace(",", " ").replace(".", " ").split())
         nodes = nodes_using(proto, {node.op_type for node in proto.graph.node} & words)
+        if "Unsupported type" in message:
+            values = (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)
+            rare = {value.name for value in values if value.type.tensor_type.elem_type not in _COMMON_TYPES}
+            nodes += [
+                f"{name} ({node.op_type})"
+                for name, node in zip(node_names(proto.graph), proto.graph.node, strict=True)
+                if not rare.isdisjoint((*node.input, *node.output))
+            ]
         return BuildError(
             asked=f"{path.name} in OpenVINO for target {self.target.name}",
             found=(f"a refusal at {', '.join(nodes[:8])}: " if nodes else "a refusal: ") + message,

@@ -10,6 +10,7 @@ import onnx
 
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.original_graph import OriginalGraph, original_graph
+from akd_deploy.errors import BuildError
 from akd_deploy.kernel import AttributeValue, ExecutedKernel, Kernel, Shape
 
 _DTYPES = {
@@ -25,6 +26,12 @@ MATRIX_LAYERS = frozenset({
 })  # fmt: skip
 """Layer types that multiply matrices or convolve."""
 
+_NEVER_FIXED = frozenset({"RandomUniform", "Multinomial"})
+"""Layer types that run at every inference even if they read constants alone: what they write is another every time."""
+_CONTROL_FLOW = frozenset({"If", "Loop", "TensorIterator"})
+"""Layer types that hide layers of their own, and how often those run."""
+_REFERENCE = "Reference"
+"""The type of every layer for which there is no code of its own: what it does, the node alone says."""
 _NO_TIME = ("Input", "Output", "Const")
 _MAIN_OPERATORS = {
     "Convolution": ("Conv", "ConvInteger"),
@@ -78,7 +85,7 @@ def executed_layers(layers: Sequence[ExecutedLayer]) -> list[int]:
     running = []
     for position, layer in enumerate(layers):
         is_fixed = layer.layer_type == "Const" or (
-            layer.layer_type != "Input" and bool(layer.sources) and set(layer.sources) <= constant
+            layer.layer_type not in ("Input", *_NEVER_FIXED) and bool(layer.sources) and set(layer.sources) <= constant
         )
         if is_fixed:
             constant.add(position)
@@ -93,6 +100,9 @@ def kernels_from_layers(graph: onnx.GraphProto, layers: Sequence[ExecutedLayer])
     Kernels are named by layer type. Where settings decide the cost they come from the ONNX node; `layout`
     is the memory layout written ("acdb" is channels last), and layers made of several small operators list
     them under `operators`.
+
+    Raises:
+        BuildError: a layer, whose node is named, has branches or loops.
     """
     original = original_graph(graph)
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -100,10 +110,18 @@ def kernels_from_layers(graph: onnx.GraphProto, layers: Sequence[ExecutedLayer])
     fixed = set(range(len(layers))) - set(running) - {i for i, x in enumerate(layers) if x.layer_type == "Input"}
     covered = _attribute(original, layers, running)
     names = _stable_names(original, [layers[e] for e in running], covered)
+    for e, nodes in zip(running, covered, strict=True):
+        if layers[e].layer_type in _CONTROL_FLOW:
+            told = [f"{original.nodes[i].name!r} ({original.nodes[i].op_type})" for i in nodes[:1]]
+            raise BuildError(
+                asked=f"the kernels executed for {graph.name or 'this network'}",
+                found=f"control flow: node {told[0] if told else f'{layers[e].name!r} ({layers[e].layer_type})'}",
+                next="Its latency depends on the data: export the network without branches and loops.",
+            )
     return tuple(
         ExecutedKernel(
             kernel=Kernel(
-                op=layers[e].layer_type,
+                op=_operator(layers[e], _computing(original, nodes)),
                 inputs=layers[e].inputs,
                 outputs=layers[e].outputs,
                 dtype=layers[e].dtype,
@@ -114,6 +132,13 @@ def kernels_from_layers(graph: onnx.GraphProto, layers: Sequence[ExecutedLayer])
         )
         for e, nodes, name in zip(running, covered, names, strict=True)
     )
+
+
+def _operator(layer: ExecutedLayer, nodes: Sequence[onnx.NodeProto]) -> str:
+    """What a kernel is named by, so that no two operators without code of their own pass for one."""
+    if layer.layer_type != _REFERENCE:
+        return layer.layer_type
+    return f"{_REFERENCE}({'+'.join(node.op_type for node in nodes) or layer.name})"
 
 
 def _stable_names(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from akd_deploy.engines.tensorrt_log import layers_in_log
 from akd_deploy.errors import BuildError
 from akd_deploy.kernel import AttributeValue, ExecutedKernel, Kernel, Shape
 
@@ -32,16 +33,21 @@ _DTYPE_WORD = re.compile(r"\b(" + "|".join(_DTYPES) + r")\b")
 _NOT_KERNELS = frozenset({"signal", "wait", "NoOp", "Constant", "ShapeHostToDevice", "shape_call"})
 # Code generated around one fusion; such a kernel is named after the operations in it.
 _GENERATED_NAME = re.compile(r"^__myl_([A-Za-z0-9]+?)_myl\d+_\d+$")
+# Products, and attention whole, in code generated around them; the name says which.
+_GENERATED_PRODUCT = re.compile(r"^_(gemm\w*?)_myl\d+_\d+$")
+_ATTENTION = "mha"
+_PRODUCTS = ("correlation", "gemm")
+_OPERATION = re.compile(r"\bpwgen::i(\w+)\(")
+_SETTINGS = ("Kernel", "Stride", "Dilation", "Groups", "Activation", "HasResidual", "Origin", "Operations")
+_FORMATS = (
+    (re.compile(r"^\((\w+)\)"), None),
+    (re.compile(r"Thirty-two wide channel"), "chw32"), (re.compile(r"Sixteen wide channel"), "chw16"),
+    (re.compile(r"Four wide channel"), "chw4"), (re.compile(r"Two wide channel"), "chw2"),
+    (re.compile(r"channel % (\d+)", re.IGNORECASE), "hwc"), (re.compile(r"Channel major"), "hwc"),
+    (re.compile(r"Row major"), "linear"),
+)  # fmt: skip
+"""What 10.x says of a tensor's layout → a short name, the first that fits; 11.x begins with one, in brackets."""
 _MEMORY_LINE = re.compile(r"^Total (Activation|Weights) Memory: (\d+) bytes$")
-_TENSORS = r"(?:, {0}: \[(?P<{0}>|(?:(?!\], (?:Inputs|Constants|Outputs): ).)*?\}})\])?"
-_LOG_LINE = re.compile(
-    r"^Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*)"
-    + "".join(_TENSORS.format(key) for key in ("Inputs", "Constants", "Outputs"))
-    # Fields that differ from layer to layer and from version to version, but no tensors in an order nobody knows.
-    + r"(?:(?!, (?:Inputs|Constants|Outputs): ).)*?(?:, Metadata: (?P<Metadata>.*))?$"
-)
-_LOG_TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[(?P<Dimensions>[-\d,]*)\](?P<rest>.*?)\}")
-
 ACTIVATIONS = frozenset(
     {"Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Sigmoid", "Softplus",
      "Swish", "Tanh"}
@@ -50,10 +56,11 @@ ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True)
 class EngineTensor:
-    """A tensor that a layer of an engine reads or writes."""
+    """A tensor that a layer of an engine reads or writes; `layout` is "" where TensorRT does not say."""
 
     shape: Shape
     dtype: str
+    layout: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -103,44 +110,13 @@ def onnx_nodes(metadata: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _log_tensors(text: str | None, where: str) -> tuple[EngineTensor, ...]:
-    tensors = []
-    for match in _LOG_TENSOR.finditer(text or ""):
-        shape = tuple(int(n) for n in match["Dimensions"].split(",") if n)
-        datatype = re.search(r"Datatype: (\w+)", match["rest"])
-        tensors.append(EngineTensor(shape, _dtype(datatype.group(1) if datatype else match["rest"], where)))
-    return tuple(tensors)
-
-
 def layers_from_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
     """The last kernel table of a VERBOSE build log; () where the log has none.
-
-    Such a table is one message: "Layers:", a line for each layer, an empty line, "I/O Tensors:" …
 
     Raises:
         BuildError: a line of the table cannot be read.
     """
-    tables = [message for message in messages if message.startswith("Layers:\n")]
-    layers: list[EngineLayer] = []
-    for line in tables[-1].partition("\n\n")[0].splitlines()[1:] if tables else ():
-        match = _LOG_LINE.match(line)
-        if match is None:
-            raise BuildError(
-                asked="the kernel table of a build log",
-                found=f"a line that is no layer: {line[:200]!r}",
-                next="This TensorRT version writes another format; please report the line.",
-            )
-        layers.append(
-            EngineLayer(
-                name=match["Name"],
-                op=match["LayerType"],
-                inputs=_log_tensors(match["Inputs"], match["Name"]),
-                constants=_log_tensors(match["Constants"], match["Name"]),
-                outputs=_log_tensors(match["Outputs"], match["Name"]),
-                nodes=onnx_nodes(match["Metadata"] or ""),
-            )
-        )
-    return tuple(layers)
+    return tuple(_layer(described) for described in layers_in_log(messages))
 
 
 def memory_from_log(messages: Iterable[str]) -> dict[str, int]:
@@ -151,7 +127,18 @@ def memory_from_log(messages: Iterable[str]) -> dict[str, int]:
 
 def _json_tensor(tensor: Mapping[str, Any], where: str) -> EngineTensor:
     described = next((str(tensor[k]) for k in ("Datatype", "DataType", "Format/Datatype") if k in tensor), "")
-    return EngineTensor(tuple(int(n) for n in tensor.get("Dimensions", ())), _dtype(described, where))
+    layout = _layout(str(tensor.get("Format", tensor.get("Format/Datatype", ""))))
+    return EngineTensor(tuple(int(n) for n in tensor.get("Dimensions", ())), _dtype(described, where), layout)
+
+
+def _layout(text: str) -> str:
+    """The short name of how a tensor lies in memory."""
+    for pattern, name in _FORMATS:
+        found = pattern.search(text)
+        if found is not None:
+            number = found.group(1) if pattern.groups else ""
+            return number.lower() if name is None else f"{name}{number}"
+    return ""
 
 
 def _json_weights(layer: Mapping[str, Any], name: str) -> tuple[EngineTensor, ...]:
@@ -192,33 +179,65 @@ def layers_from_inspector(text: str) -> tuple[EngineLayer, ...]:
             found="layer names only",
             next="Build the engine with detailed profiling verbosity, as `build` does.",
         )
-    layers = []
-    for layer in described:
-        name = str(layer.get("Name", ""))
-        constants = tuple(_json_tensor(t, name) for t in layer.get("Constants", ()))
-        layers.append(
-            EngineLayer(
-                name=name,
-                op=str(layer.get("LayerType", "")),
-                inputs=tuple(_json_tensor(t, name) for t in layer.get("Inputs", ())),
-                constants=constants or _json_weights(layer, name),
-                outputs=tuple(_json_tensor(t, name) for t in layer.get("Outputs", ())),
-                nodes=onnx_nodes(str(layer.get("Metadata", ""))),
-                settings={
-                    k: layer[k]
-                    for k in ("Kernel", "Stride", "Dilation", "Groups", "Activation", "HasResidual")
-                    if k in layer
-                },
-            )
-        )
-    return tuple(layers)
+    return tuple(_layer(layer) for layer in described)
+
+
+def _layer(described: Mapping[str, Any]) -> EngineLayer:
+    name = str(described.get("Name", ""))
+    constants = tuple(_json_tensor(t, name) for t in described.get("Constants", ()))
+    return EngineLayer(
+        name=name,
+        op=str(described.get("LayerType", "")),
+        inputs=tuple(_json_tensor(t, name) for t in described.get("Inputs", ())),
+        constants=constants or _json_weights(described, name),
+        outputs=tuple(_json_tensor(t, name) for t in described.get("Outputs", ())),
+        nodes=onnx_nodes(str(described.get("Metadata", ""))),
+        settings={key: described[key] for key in _SETTINGS if key in described},
+    )
 
 
 def _attributes(layer: EngineLayer, nodes: Mapping[str, NodeSettings]) -> dict[str, AttributeValue]:
-    generated = _GENERATED_NAME.match(layer.name)
+    """Settings of a kernel: those of its window, what is fused in it, and conversions on its way."""
+    generated = _GENERATED_NAME.match(layer.name) or _GENERATED_PRODUCT.match(layer.name)
     fusion: dict[str, AttributeValue] = {"fusion": generated.group(1)} if generated else {}
+    operations = _OPERATION.findall(str(layer.settings.get("Operations", "")))
+    if operations:
+        fusion["fusion"] = "+".join(operations)
+    return _window(layer, nodes) | fusion | _conversion(layer)
+
+
+def _conversion(layer: EngineLayer) -> dict[str, AttributeValue]:
+    """Which element type and layout a reformat makes of which; of others, the type they write if it is another."""
+    tensors = (*layer.inputs, *layer.constants, *layer.outputs)
+    source, target = tensors[0], layer.outputs[0]
+    values: dict[str, AttributeValue] = {}
+    if layer.op == "Reformat":
+        values = {"from": source.dtype, "to": target.dtype, "from_format": source.layout, "to_format": target.layout}
+        if layer.settings.get("Origin") == "QDQ":
+            values["origin"] = "qdq"
+    elif target.dtype != source.dtype:
+        values["to"] = target.dtype
+    return {name: value for name, value in values.items() if value}
+
+
+def _read(layer: EngineLayer) -> tuple[EngineTensor, ...]:
+    """What a kernel reads, in the order in which every engine's kernels have it."""
+    if layer.op in _PRODUCTS or "conv" in layer.op.lower():
+        return (*layer.inputs[:1], *layer.constants, *layer.inputs[1:])
+    return (*layer.inputs, *layer.constants)
+
+
+def _operator(layer: EngineLayer) -> str:
+    """What a kernel is named by: TensorRT's type of the layer; what was generated, where the type says no more."""
+    product = _GENERATED_PRODUCT.match(layer.name)
+    if layer.op != "kgen" or product is None:
+        return layer.op
+    return "attention" if _ATTENTION in product.group(1) else "gemm"
+
+
+def _window(layer: EngineLayer, nodes: Mapping[str, NodeSettings]) -> dict[str, AttributeValue]:
     if layer.op == "kgen":
-        return fusion
+        return {}
     told = layer.settings
     if "Kernel" in told:
         attributes: dict[str, AttributeValue] = {"kernel_size": tuple(told["Kernel"])}
@@ -231,7 +250,7 @@ def _attributes(layer: EngineLayer, nodes: Mapping[str, NodeSettings]) -> dict[s
             attributes["activation"] = str(told["Activation"]).lower()
         if told.get("HasResidual"):
             attributes["residual"] = 1
-        return attributes | fusion
+        return attributes
     known = [nodes[name] for name in layer.nodes if name in nodes]
     window: dict[str, AttributeValue] = next((dict(node.attributes) for node in known if node.attributes), {})
     activations = [node.op.lower() for node in known if node.op in ACTIVATIONS]
@@ -239,13 +258,14 @@ def _attributes(layer: EngineLayer, nodes: Mapping[str, NodeSettings]) -> dict[s
         window["activation"] = "+".join(activations)
     if layer.op == "correlation" and len(layer.inputs) > 1:
         window["residual"] = 1
-    return window | fusion
+    return window
 
 
 def executed_kernels_from_layers(
     layers: Sequence[EngineLayer], nodes: Mapping[str, NodeSettings]
 ) -> tuple[ExecutedKernel, ...]:
-    """The kernels an engine runs, in order; weights follow the inputs.
+    """The kernels an engine runs, in order; weights follow the inputs, of which those behind a product's first, as what
+    is added to its result, come last.
 
     A kernel computes in the element type of the first tensor it reads. `nodes` are the settings of the
     model's ONNX nodes by name, for layers that do not tell their own.
@@ -272,8 +292,8 @@ def executed_kernels_from_layers(
                 next="Build with static shapes.",
             )
         kernel = Kernel(
-            op=layer.op,
-            inputs=tuple(t.shape for t in (*layer.inputs, *layer.constants)),
+            op=_operator(layer),
+            inputs=tuple(t.shape for t in _read(layer)),
             outputs=tuple(t.shape for t in layer.outputs),
             dtype=tensors[0].dtype,
             attributes=tuple(_attributes(layer, nodes).items()),

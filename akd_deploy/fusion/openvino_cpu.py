@@ -1,9 +1,12 @@
 """The kernels OpenVINO would execute on a CPU, by rules that are tested against it.
 
-The rules are those of OpenVINO 2026.4 for float32 networks on x86 with AVX-512, one inference at a time. What it makes
-of a network is a matter of shapes, operators and a few values: a constant of zeros or ones may have no effect and be
-left out. Weights that the file does not hold count as any other numbers. What the rules do not know they refuse by
-name: a kernel that is guessed would have a price that is guessed.
+The rules are those of OpenVINO 2026.4 for float32 networks on x86, one inference at a time; `why_not` says where they
+do not hold. What it makes of a network is a matter of shapes, operators and a few values: a constant of zeros or ones
+may have no effect and be left out. Weights that the file does not hold count as any other numbers. What the rules do
+not know they refuse by name: a kernel that is guessed would have a price that is guessed.
+
+AVX-512's and AMX's instructions for bfloat16 are two implementations of the same kernels in the same layouts. With AVX2
+channels are blocked by 8.
 """
 
 from __future__ import annotations
@@ -12,9 +15,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import onnx
 
+from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines.onnx_file import node_names
 from akd_deploy.engines.openvino_kernels import ExecutedLayer, kernels_from_layers
-from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.errors import AkdError, UnknownNameError, UsageError
 from akd_deploy.fusion import (
     rules_openvino_activations,
     rules_openvino_attention,
@@ -75,21 +79,48 @@ _SHORT = {
 """Our element types → those of the runtime's model."""
 
 
-_NEEDED = {"fp32": ("avx512f",), "bf16": ("avx512f", "avx512_bf16")}
-_UNTESTED = {"fp32": (), "bf16": ("amx_bf16",)}
-"""Instruction sets that the rules of a precision are for, and those with which the runtime goes other ways."""
+RUNTIME_VERSION = "2026.4"
+"""Of OpenVINO: the one that the rules were tested against. Others may fuse otherwise."""
+
+MOST_THREADS = 2
+"""With which the rules were tested; more may cut attention up in more parts."""
+
+_X86 = ("x86_64", "AMD64")
+_NEEDED = {"fp32": ("avx2",), "bf16": ("avx512f", "avx512_bf16")}
+"""Instruction sets that the rules of a precision are for."""
+
+
+def why_not(runtime_version: str, device: DeviceFingerprint) -> str | None:
+    """Why the rules do not hold for a version of OpenVINO on a CPU; None where they do."""
+    if runtime_version != RUNTIME_VERSION and not runtime_version.startswith(f"{RUNTIME_VERSION}."):
+        return f"the rules are those of OpenVINO {RUNTIME_VERSION}, not of {runtime_version}"
+    if device.facts.get("machine") not in _X86:
+        return f"the rules are those of an x86 CPU, not of {device.facts.get('machine', 'an unknown one')}"
+    if not device.facts.get("isa"):
+        return "it is not known which instructions the CPU has"
+    return None if "avx2" in device.facts["isa"].split() else "the rules are those of a CPU with AVX2 at least"
+
+
+def why_not_threads(threads: int) -> str | None:
+    """Why the rules do not hold for so many threads of one inference; None where they do."""
+    return None if threads <= MOST_THREADS else f"the rules were tested with {MOST_THREADS} threads, not {threads}"
+
+
+def doubtful(isa: Collection[str]) -> str | None:
+    """Why the runtime had better be asked where it is at hand; None where rules and a real CPU were compared."""
+    return None if "avx512f" in isa else "a CPU without AVX-512, which was emulated"
 
 
 def kernels_of(
-    model: onnx.ModelProto, precision: str = "fp32", *, isa: Collection[str] = ("avx512f", "avx512_bf16")
+    model: onnx.ModelProto, precision: str = "fp32", *, isa: Collection[str] = ("avx2", "avx512f", "avx512_bf16")
 ) -> tuple[ExecutedKernel, ...]:
     """The kernels of a network, as `OpenVinoEngine.executed_kernels` reads them off the runtime.
 
     Args:
         model: with static shapes; the values of large weights may be missing, and count as not zero.
         precision: the target's, "fp32" or "bf16".
-        isa: the CPU's instruction sets, as its fingerprint has them: layouts depend on them. There are rules for
-            AVX-512, for bfloat16 with AVX-512's own instructions for it and without AMX.
+        isa: the CPU's instruction sets, as its fingerprint has them: layouts depend on them. There are rules for AVX2
+            and AVX-512, and for bfloat16 with AVX-512's instructions for it, with or without AMX.
 
     Raises:
         UnknownNameError: another precision.
@@ -99,20 +130,33 @@ def kernels_of(
     if precision not in PRECISIONS:
         raise UnknownNameError("precision of OpenVINO's fusion rules", precision, PRECISIONS)
     missing = [flag for flag in _NEEDED[precision] if flag not in isa]
-    untested = [flag for flag in _UNTESTED[precision] if flag in isa]
-    if missing or untested:
+    if missing:
         raise UsageError(
             asked=f"the kernels OpenVINO executes in {precision}, by fusion rules",
-            found=f"a CPU {'without ' + ', '.join(missing) if missing else 'with ' + ', '.join(untested)}",
-            next="Read the kernels off the runtime on that machine: the rules are for AVX-512 without AMX.",
+            found=f"a CPU without {', '.join(missing)}",
+            next="Read the kernels off the runtime on that machine.",
         )
+    block = 16 if "avx512f" in isa else 8
+    try:
+        return _kernels_of(model, PRECISIONS[precision], block)
+    except AkdError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AssertionError, AttributeError) as error:
+        # Rules read nodes as ONNX defines them; there are files that nobody has checked.
+        raise UsageError(
+            asked="the kernels OpenVINO executes, by fusion rules",
+            found=f"a network that they cannot read ({type(error).__name__}: {error})",
+            next="Check it with onnx.checker, or read the kernels off the runtime.",
+        ) from error
+
+
+def _kernels_of(model: onnx.ModelProto, low: str, block: int) -> tuple[ExecutedKernel, ...]:
     renamed = onnx.ModelProto()
     renamed.CopyFrom(model)
     for node, name in zip(renamed.graph.node, node_names(model.graph), strict=True):
         node.name = name
-    low = PRECISIONS[precision]
     graph = optimised_graph(renamed, low)
-    return kernels_from_layers(renamed.graph, _as_told(graph, forms_of(graph, low)))
+    return kernels_from_layers(renamed.graph, _as_told(graph, forms_of(graph, low, block)))
 
 
 def optimised_graph(model: onnx.ModelProto, low: str) -> LayerGraph:

@@ -160,13 +160,19 @@ class LayerGraph(Graph):
 
 
 def unstored_constants(model: onnx.ModelProto, graph: Graph) -> set[str]:
-    """Constants without a value: initialisers that the file leaves empty, and what would be computed from them."""
+    """Constants without a value: initialisers whose values are not here, and what would be computed from them."""
     unstored = {
         tensor.name
         for tensor in model.graph.initializer
         if all(tensor.dims)
-        and not any(
-            map(len, (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.external_data))
+        and (
+            (tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.data_type == onnx.TensorProto.FLOAT)
+            or not any(
+                map(
+                    len,
+                    (tensor.raw_data, tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.external_data),
+                )
+            )
         )
     }
     for node in graph.nodes:

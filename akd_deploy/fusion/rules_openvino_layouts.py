@@ -16,7 +16,8 @@ _SIGNIFICANT = frozenset({"Convolution", "FullyConnected", "MatMul", "Interpolat
 
 _ELEMENTWISE_KINDS = {False: ("last", "planar"), True: ("last", "blocked", "planar")}
 _NARROW = 3
-"""Channels up to which no pooling has code for planar tensors."""
+"""Channels up to which no pooling has code for planar tensors; with AVX2 none has."""
+_WIDE = 16
 
 _FLOAT_ONLY = frozenset({"HardSigmoid"})
 
@@ -31,10 +32,10 @@ def channels_last(rank: int) -> str:
     return planar(rank) if rank < 3 else f"a{LETTERS[2:rank]}b"
 
 
-def layout(kind: str, rank: int) -> str:
+def layout(kind: str, rank: int, block: int) -> str:
     """The layout of a tensor for a layer that works "planar", with channels "last", or with them "blocked"."""
     if kind == "blocked" and rank > 2:
-        return f"aB{LETTERS[2:rank]}16b"
+        return f"aB{LETTERS[2:rank]}{block}b"
     return channels_last(rank) if kind == "last" else planar(rank)
 
 
@@ -55,11 +56,16 @@ class Form:
 
 
 class Forms:
-    """The form in which every tensor that is no constant is written; `low` is what floats are computed in."""
+    """The form in which every tensor that is no constant is written.
 
-    def __init__(self, graph: LayerGraph, low: str) -> None:
+    `low` is what floats are computed in, `block` how many channels a block has: as many floats as registers are made
+    for, 16 with AVX-512 and 8 with AVX2.
+    """
+
+    def __init__(self, graph: LayerGraph, low: str, block: int) -> None:
         self.graph = graph
         self.low = low
+        self.block = block
         self.of = {name: Form(planar(len(t.shape)), t.dtype) for name, t in graph.inputs.items()}
         self.computed: dict[int, str] = {}
         """Layer → what it computes in."""
@@ -71,20 +77,21 @@ class Forms:
         for layer in self.graph.layers():
             kind = self._kind(layer)
             dtype = self._dtype(layer)
-            self.computed[id(layer)] = dtype
+            is_direct = any(self._is_read_directly(layer, name) for name in layer.inputs)
+            self.computed[id(layer)] = "float32" if is_direct and dtype == self.low else dtype
             for i, name in enumerate(list(layer.inputs)):
                 form = self.of.get(name)
                 if form is None:
                     continue
                 rank = len(self.graph.shape(name))
-                wanted = Form(layout(kind, rank), self._read_as(form, dtype))
+                wanted = Form(layout(kind, rank, self.block), self._read_as(layer, name, dtype))
                 if form != wanted:
                     self.graph.set_input(layer, i, self._reorder(name, wanted))
             for name in layer.outputs:
                 rank = len(self.graph.shape(name))
                 keeps = rank == len(self.graph.shape(layer.inputs[0]))
                 written = self._written(layer, name)
-                self.of[name] = Form(layout(kind, rank) if keeps else planar(rank), written)
+                self.of[name] = Form(layout(kind, rank, self.block) if keeps else planar(rank), written)
         for name in self.graph.outputs:
             wanted = Form(planar(len(self.graph.shape(name))), self.graph.types[name].dtype)
             if name in self.of and self.of[name] != wanted:
@@ -113,7 +120,15 @@ class Forms:
         dtype = self.graph.types[layer.outputs[0]].dtype
         return self.low if dtype == "float32" and self._is_low(layer) else dtype
 
-    def _read_as(self, form: Form, dtype: str) -> str:
+    def _is_read_directly(self, layer: Layer, name: str) -> bool:
+        """Whether a layer reads floats of the network's input as they are: elementwise ones convert on their way."""
+        is_elementwise = layer.op == "Subgraph" or layer.op in ELEMENTWISE
+        return is_elementwise and name in self.graph.inputs and self.of[name].dtype == "float32"
+
+    def _read_as(self, layer: Layer, name: str, dtype: str) -> str:
+        form = self.of[name]
+        if self._is_read_directly(layer, name):
+            return form.dtype
         return dtype if form.dtype in ("float32", "bfloat16") and dtype in ("float32", "bfloat16") else form.dtype
 
     def _written(self, layer: Layer, name: str) -> str:
@@ -138,17 +153,19 @@ class Forms:
         dtype = self._dtype(layer)
 
         def fitting(kind: str) -> tuple[int, int]:
-            fits = [name for name in data if self._fits(name, kind, dtype)]
-            exact = [name for name in fits if self.of[name].layout == layout(kind, len(self.graph.shape(name)))]
+            fits = [name for name in data if self._fits(layer, name, kind, dtype)]
+            exact = [
+                name for name in fits if self.of[name].layout == layout(kind, len(self.graph.shape(name)), self.block)
+            ]
             return len(fits), len(exact)
 
         return max(kinds, key=fitting)
 
-    def _fits(self, name: str, kind: str, dtype: str) -> bool:
+    def _fits(self, layer: Layer, name: str, kind: str, dtype: str) -> bool:
         """Whether a tensor lies as a layer of this kind would read it, where its dimensions of 1 may lie anywhere."""
         form, shape = self.of[name], self.graph.shape(name)
-        wanted = layout(kind, len(shape))
-        if form.dtype != self._read_as(form, dtype):
+        wanted = layout(kind, len(shape), self.block)
+        if form.dtype != self._read_as(layer, name, dtype):
             return False
         if kind == "blocked" or _is_blocked(form.layout):
             return form.layout == wanted
@@ -171,12 +188,13 @@ class Forms:
         if layer.op == "Interpolate":
             return ("last", "blocked")
         if layer.op == "Reduce":
-            return ("planar", "last", "blocked") if layer.integer("keepdims", 1) else ("planar",)
+            kinds = ("planar", "last", "blocked") if self.block == _WIDE else ("planar", "last")
+            return kinds if layer.integer("keepdims", 1) else ("planar",)
         if layer.op == "Split" and not all(graph.uses(name) for name in layer.outputs):
             return ("planar",)
         if layer.op in ("MaxPool", "AvgPool"):
-            is_narrow = graph.shape(layer.inputs[0])[1] <= _NARROW
-            return ("blocked", "last") if is_narrow else ("blocked", "last", "planar")
+            is_planar = self.block == _WIDE and graph.shape(layer.inputs[0])[1] > _NARROW
+            return ("blocked", "last", "planar") if is_planar else ("blocked", "last")
         is_mixed = layer.op == "Concatenation" and any(_is_blocked(self.of[name].layout) for name in data)
         return ("planar", "last") if layer.op == "Transpose" or is_mixed else ("last", "planar")
 

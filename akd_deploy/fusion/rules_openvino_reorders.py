@@ -9,9 +9,9 @@ from akd_deploy.fusion.rules_openvino_layers import Layer, LayerGraph
 from akd_deploy.fusion.rules_openvino_layouts import LETTERS, Forms, channels_last, planar
 
 
-def forms_of(graph: LayerGraph, low: str) -> Forms:
-    """Add the reorders a graph needs."""
-    forms = Forms(graph, low)
+def forms_of(graph: LayerGraph, low: str, block: int) -> Forms:
+    """Add the reorders a graph needs; arguments as those of `Forms`."""
+    forms = Forms(graph, low, block)
     forms.assign()
     copy_shared(forms)
     merge_transposes(forms)

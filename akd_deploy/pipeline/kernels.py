@@ -16,6 +16,7 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_structure import Structure, read_structure
 from akd_deploy.errors import AkdError, BuildError, MissingRuntimeError, StorageError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, kernel_from_signature
+from akd_deploy.pipeline.fusion_rules import is_cpu_onnxruntime, is_ruled, rules_of, why_no_rules
 from akd_deploy.storage import write_atomically
 
 AUTO, RUNTIME, RULES = "auto", "runtime", "rules"
@@ -53,12 +54,23 @@ class Recent(OrderedDict[K, V], Generic[K, V]):
             self.popitem(last=False)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A file that was read: how it was then, the bytes it needs of its weights files, how those were if their values
+    matter, and its key."""
+
+    stamp: _Stamp
+    external: Mapping[str, int]
+    weights: Mapping[str, _Stamp | None]
+    key: str
+
+
 @dataclass
 class KernelReader:
     """Reads off which kernels an engine executes on a device; `directory` is for what later processes need not repeat.
 
-    `device` and `engine_version` are those that the kernels' costs were measured with. Rules stand for ONNX Runtime on
-    a CPU alone; every other engine's runtime is asked, each time.
+    `device` and `engine_version` are those that the kernels' costs were measured with. Rules stand for ONNX Runtime and
+    OpenVINO on a CPU; every other engine's runtime is asked, each time.
     """
 
     engine: Engine
@@ -66,26 +78,16 @@ class KernelReader:
     engine_version: str
     directory: Path | None = None
     _known: Recent[str, FileKernels] = field(default_factory=Recent)
-    _files: Recent[tuple[Path, str], tuple[_Stamp, Mapping[str, int], str]] = field(default_factory=Recent)
-    """File and source → when it was read, which weights files it needs, its key."""
+    _files: Recent[tuple[Path, str], _Seen] = field(default_factory=Recent)
 
     def prepare(self) -> None:
         """Do now what the first file would otherwise wait for."""
         if self.why_no_rules() is None:
-            from akd_deploy.fusion.onnxruntime_cpu import prepare
-
-            prepare()
+            rules_of(self.engine, self.device).prepare()
 
     def why_no_rules(self) -> str | None:
         """Why no rules stand for the runtime, whatever the network; None where they do."""
-        target = self.engine.target
-        if not self._is_cpu_runtime():
-            return f"there are rules for ONNX Runtime on a CPU, not for target {target.name}"
-        if target.precision not in ("fp32", "int8"):
-            return f"there are rules for fp32 and int8, not for {target.precision}"
-        from akd_deploy.fusion.onnxruntime_cpu import why_not
-
-        return why_not(self.engine_version, self.device)
+        return why_no_rules(self.engine, self.device, self.engine_version)
 
     def read(self, path: Path, source: str = AUTO, *, remember: bool = True) -> FileKernels:
         """The kernels of a model file.
@@ -102,32 +104,34 @@ class KernelReader:
         """
         if source not in SOURCES:
             raise UnknownNameError("source of kernels", source, SOURCES)
-        if not self._is_cpu_runtime():
+        why = self.why_no_rules()
+        if why is not None and not is_cpu_onnxruntime(self.engine):
             if source == RULES:
-                raise self._no_rules(path, str(self.why_no_rules()))
-            return FileKernels(self.engine.executed_kernels(path), RUNTIME)
+                raise self._no_rules(path, why)
+            return FileKernels(self._of_runtime(path, why), RUNTIME)
         known = self._unchanged(path, source)
         if known is not None:
             return known
+        by_values = why is None and rules_of(self.engine, self.device).by_values
         before = _stamp(path)
-        structure = read_structure(path, self.engine.target.batch)
+        structure = read_structure(path, self.engine.target.batch, by_values=by_values)
         key = self._key(structure.digest, source)
         found = self._known.get(key) or self._stored(key)
         is_new = found is None
         if found is None:
             found = self._asked(path, structure, source)
-        if remember and before is not None and before == _stamp(path):
+        # A runtime that looks at values may have looked at some that the structure leaves out.
+        is_lasting = found.kernels_from == RULES or not by_values
+        if remember and is_lasting and before is not None and before == _stamp(path):
             self._known.keep(key, found)
             if max(before[-2:]) < time.time_ns() - _SETTLED_NS:
-                self._files.keep((path.absolute(), source), (before, structure.external, key))
+                weights = {name: _stamp(path.parent / name) if by_values else None for name in structure.external}
+                self._files.keep((path.absolute(), source), _Seen(before, structure.external, weights, key))
             if is_new:
                 self._store(key, found)
         return found
 
     # --- inside ---------------------------------------------------------------------------------------------
-
-    def _is_cpu_runtime(self) -> bool:
-        return self.engine.target.engine == "onnxruntime" and self.engine.option("provider") == "cpu"
 
     def _no_rules(self, path: Path, why: str) -> UsageError:
         return UsageError(
@@ -139,31 +143,32 @@ class KernelReader:
     def _asked(self, path: Path, structure: Structure, source: str) -> FileKernels:
         if source == RUNTIME:
             return FileKernels(self.engine.executed_kernels(path), RUNTIME)
-        refusal: AkdError
         why = self.why_no_rules()
+        refusal: AkdError
         if why is not None:
             refusal = self._no_rules(path, why)
         else:
-            from akd_deploy.fusion.onnxruntime_cpu import block_of, kernels_of
-            from akd_deploy.fusion.onnxruntime_tested import doubtful
-
-            if source == AUTO and doubtful(structure.model) and self.engine.why_not() is None:
+            rules = rules_of(self.engine, self.device)
+            if source == AUTO and rules.doubtful(structure.model) and self.engine.why_not() is None:
                 return FileKernels(self.engine.executed_kernels(path), RUNTIME)
             try:
-                level = str(self.engine.option("graph_optimization"))
-                return FileKernels(kernels_of(structure.model, level, nchwc_block=block_of(self.device)), RULES)
+                return FileKernels(rules.kernels_of(structure.model), RULES)
             except (UsageError, BuildError) as error:
                 refusal = error
         if source == RULES:
             raise refusal
+        return FileKernels(self._of_runtime(path, refusal.found), RUNTIME)
+
+    def _of_runtime(self, path: Path, why: str) -> tuple[ExecutedKernel, ...]:
+        """What the runtime executes; `why` no rules say it."""
         missing = self.engine.why_not()
-        if missing is not None:
+        if missing is not None and is_ruled(self.engine):
             raise MissingRuntimeError(
                 asked=f"the kernels of {path.name} on target {self.engine.target.name}",
-                found=f"{missing}, and fusion rules that do not hold: {refusal.found}",
+                found=f"{missing}, and fusion rules that do not hold: {why}",
                 next=f"{self.engine.remedy(missing)}.",
-            ) from refusal
-        return FileKernels(self.engine.executed_kernels(path), RUNTIME)
+            )
+        return self.engine.executed_kernels(path)
 
     def _key(self, digest: str, source: str) -> str:
         """Another one whenever anything that kernels depend on is another."""
@@ -175,6 +180,7 @@ class KernelReader:
             "sources": sources_digest(),
             "structure": digest,
             "source": source,
+            "engine": engine.target.engine,
             "options": {name: engine.option(name) for name in engine.options},
             "precision": engine.target.precision,
             "device": dict(self.device.facts),
@@ -184,14 +190,14 @@ class KernelReader:
 
     def _unchanged(self, path: Path, source: str) -> FileKernels | None:
         """What was said of this very file, if nobody wrote to it since."""
-        stamp, external, key = self._files.get((path.absolute(), source), (None, {}, ""))
-        if stamp is None or stamp != _stamp(path):
+        seen = self._files.get((path.absolute(), source))
+        if seen is None or seen.stamp != _stamp(path):
             return None
-        for location, size in external.items():
-            weights = _stamp(path.parent / location)
-            if weights is None or weights[2] < size:
+        for location, size in seen.external.items():
+            weights, before = _stamp(path.parent / location), seen.weights[location]
+            if weights is None or weights[2] < size or before not in (None, weights):
                 return None
-        return self._known.get(key)
+        return self._known.get(seen.key)
 
     def _stored(self, key: str) -> FileKernels | None:
         """None where there is no file or a torn one."""

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,11 @@ from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.errors import AkdError, UsageError
-from akd_deploy.fusion import onnxruntime_cpu, openvino_cpu
-from akd_deploy.kernel import ExecutedKernel, Kernel
+from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import PROBE, LatencyTable
 from akd_deploy.models.onnx_skeleton import filled, read_skeleton, skeleton
 from akd_deploy.models.published import FAMILY_OF, skeleton_path
+from akd_deploy.pipeline.fusion_rules import Rules, is_ruled, rules_of, why_no_rules
 from akd_deploy.predictor.cold_weights import network_weights
 from akd_deploy.predictor.probe_choice import choose_probes, expected_s
 from akd_deploy.profiling.blocks import Protocol
@@ -195,23 +194,21 @@ def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
 
 
 class _Lister:
-    """The kernels of a skeleton on a target: by rules where there are any, which is quick, else by the engine."""
+    """The kernels of a skeleton on a target: by rules where there are any for this CPU, which is quick, else by the
+    engine."""
 
     def __init__(self, target: Target) -> None:
         self._engine: Engine = load_engine(target)
-        self._rules: Callable[[onnx.ModelProto], Sequence[ExecutedKernel]] | None = None
-        if target.device == "cpu" and target.engine == "onnxruntime" and target.precision == "fp32":
-            level, device = str(self._engine.option("graph_optimization")), self._engine.fingerprint()
-            if onnxruntime_cpu.why_not(self._engine.version(), device) is None:
-                block = onnxruntime_cpu.block_of(device)
-                self._rules = partial(onnxruntime_cpu.kernels_of, level=level, nchwc_block=block)
-        elif target.device == "cpu" and target.engine == "openvino" and target.precision in ("fp32", "bf16"):
-            self._rules = partial(openvino_cpu.kernels_of, precision=target.precision)
+        self._rules: Rules | None = None
+        if is_ruled(self._engine):
+            device = self._engine.fingerprint()
+            if why_no_rules(self._engine, device, self._engine.version()) is None:
+                self._rules = rules_of(self._engine, device)
 
     def __call__(self, model: onnx.ModelProto) -> Counter[Kernel]:
-        if self._rules is not None:
+        if self._rules is not None and self._rules.doubtful(model) is None:
             with suppress(UsageError):  # the runtime itself knows more than the rules
-                return Counter(executed.kernel for executed in self._rules(model))
+                return Counter(executed.kernel for executed in self._rules.kernels_of(model))
         with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
             path = Path(scratch) / "model.onnx"
             onnx.save_model(filled(model, np.random.default_rng(0)), path)

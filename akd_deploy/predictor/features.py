@@ -19,7 +19,7 @@ PRODUCTS = ("shared", "batched")
 """Kinds of a matrix product: one right-hand matrix for all (a weight), or one for each matrix on the left."""
 
 _PRODUCT_NAMES = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "einsum", "dot"})
-_PRODUCT_PARTS = ("gemm", "matmul", "fullyconnected", "matrix_multiply")
+_PRODUCT_PARTS = ("gemm", "matmul", "fullyconnected", "matrix_multiply", "matrixmultiply")
 
 
 def prod(sizes: Sequence[int]) -> int:

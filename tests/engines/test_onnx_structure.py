@@ -18,6 +18,7 @@ from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.onnx_structure import (
     LARGEST_KEPT_BYTES,
     LARGEST_KEPT_MESSAGE_BYTES,
+    LARGEST_KEPT_VALUES_BYTES,
     LARGEST_KEPT_WHOLE_BYTES,
     read_structure,
 )
@@ -349,3 +350,53 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
             file.read(field.value, field.end)
     finally:
         os.close(descriptor)
+
+
+# --- where values matter ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize(
+    ("values", "is_kept"),
+    [
+        (np.arange(LARGEST_KEPT_VALUES_BYTES // 4), True),
+        (np.arange(LARGEST_KEPT_VALUES_BYTES // 4 + 1), False),
+        (np.zeros(100_000), True),
+        (np.ones(100_000), True),
+        (np.append(np.zeros(100_000), 1), False),
+    ],
+)
+def test_by_values_small_tensors_and_those_of_one_number_are_kept(values, is_kept, external, tmp_path):
+    array = values.astype(np.float32)
+    graph = helper.make_graph([IDENTITY], "g", [], [], [onnx.numpy_helper.from_array(array, "w")])
+    graph.doc_string = "." * LARGEST_KEPT_MESSAGE_BYTES  # so that the graph is large enough to be looked into
+    path = tmp_path / "network.onnx"
+    model = helper.make_model(graph)
+    onnx.save_model(model, path, save_as_external_data=external, location="weights.bin", size_threshold=0)
+    found = read_structure(path, 1, by_values=True)
+    (tensor,) = found.model.graph.initializer
+    assert bool(tensor.raw_data) == is_kept
+    if is_kept:
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), array)
+    else:
+        assert list(tensor.dims) == [array.size]
+    assert not read_structure(path, 1).model.graph.initializer[0].raw_data
+
+
+def test_by_values_other_numbers_are_another_structure(tmp_path):
+    digests = set()
+    for number in (0, 1):
+        array = np.full(100_000, number, np.float32)
+        graph = helper.make_graph([IDENTITY], "g", [], [], [onnx.numpy_helper.from_array(array, "w")])
+        for external in (False, True):
+            path = tmp_path / f"{number}{external}.onnx"
+            onnx.save_model(
+                helper.make_model(graph),
+                path,
+                save_as_external_data=external,
+                location="weights.bin",
+                size_threshold=0,
+            )
+            digests.add(read_structure(path, 1, by_values=True).digest)
+            (tmp_path / "weights.bin").unlink(missing_ok=True)
+    assert len(digests) == 4

@@ -114,9 +114,27 @@ def test_another_precision_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("precision", "isa"), [("fp32", ["avx2"]), ("bf16", ["avx512f"]), ("bf16", ["avx512f", "avx512_bf16", "amx_bf16"])]
+    ("precision", "isa", "missing"),
+    [("fp32", ["fma"], "avx2"), ("bf16", ["avx2"], "avx512f, avx512_bf16"), ("bf16", ["avx512f"], "avx512_bf16")],
 )
-def test_a_cpu_that_the_rules_are_not_for_is_refused(precision, isa):
+def test_a_cpu_that_the_rules_are_not_for_is_refused(precision, isa, missing):
     graph = Graph()
-    with pytest.raises(UsageError, match="CPU"):
+    with pytest.raises(UsageError, match=f"CPU without {missing}"):
         kernels_of(graph.model({"x": [1, 16, 8, 8]}, [graph.conv("x", 16, 16, 3)]), precision, isa=isa)
+
+
+def test_in_bf16_an_elementwise_layer_reads_the_networks_input_as_it_is_and_converts_what_it_writes():
+    graph = Graph()
+    y = graph.conv(graph("Exp", "x"), 16, 16, 3)
+    first, reorder, *_ = kernels_of(graph.model({"x": [1, 16, 8, 8]}, [y]), "bf16")
+    assert (first.kernel.op, first.kernel.dtype, first.kernel.attribute("layout")) == ("Subgraph", "float32", "abcd")
+    assert (reorder.kernel.attribute("from"), reorder.kernel.attribute("to")) == ("bfloat16", "bfloat16")
+
+
+@pytest.mark.parametrize(("isa", "layout"), [(["avx2"], "aBcd8b"), (["avx2", "avx512f"], "aBcd16b")])
+def test_channels_are_blocked_by_the_width_of_registers(isa, layout):
+    graph = Graph()
+    y = graph.conv(graph("MaxPool", graph.conv("x", 16, 16, 3), kernel_shape=[2, 2]), 16, 16, 3)
+    (one,) = kernels_of(graph.model({"x": [1, 3, 8, 8]}, [graph("MaxPool", "x", kernel_shape=[2, 2])]), isa=isa)[1:2]
+    assert one.kernel.attribute("layout") == layout
+    assert all(k.kernel.attribute("layout") != layout for k in kernels_of(graph.model({"x": [1, 16, 8, 8]}, [y])))

@@ -152,12 +152,16 @@ def test_rules_that_do_not_hold_leave_the_word_to_the_runtime(change, why, tmp_p
         known.read(path, RULES)
 
 
-def test_other_engines_are_asked_themselves(tmp_path):
-    pytest.importorskip("openvino")
-    target, path = Target("t", "cpu", "openvino"), network(tmp_path)
-    known = KernelReader(load_engine(target), HERE, "2026.4.0", tmp_path / "kernels")
-    assert known.read(path).kernels_from == RUNTIME
-    with pytest.raises(UsageError, match="ONNX Runtime on a CPU"):
+@pytest.mark.parametrize("target", [Target("t", "cpu", "openvino", "int8"), Target("t", "cpu", "openvino", "fp16")])
+def test_where_there_are_no_rules_the_engine_is_asked_every_time(target, tmp_path, monkeypatch):
+    engine, path = load_engine(target), network(tmp_path)
+    kernels = reader().read(path).executed
+    monkeypatch.setattr(type(engine), "why_not", lambda self: None)
+    monkeypatch.setattr(type(engine), "executed_kernels", lambda self, path: kernels)
+    known = KernelReader(engine, HERE, "2026.4.0", tmp_path / "kernels")
+    found = known.read(path)
+    assert (found.executed, found.kernels_from) == (kernels, RUNTIME)
+    with pytest.raises(UsageError, match=f"fp32 and bf16, not for {target.precision}"):
         known.read(path, RULES)
     assert not (tmp_path / "kernels").exists()
 
@@ -217,7 +221,9 @@ def reads(monkeypatch):
     found = []
     real = kernels_module.read_structure
     monkeypatch.setattr(
-        kernels_module, "read_structure", lambda path, batch: found.append(path.name) or real(path, batch)
+        kernels_module,
+        "read_structure",
+        lambda path, batch, **more: found.append(path.name) or real(path, batch, **more),
     )
     return found
 

@@ -41,6 +41,19 @@ NODES = {
 }  # fmt: skip
 
 
+INT8 = Target("rtx4090_tensorrt_int8", "rtx4090", "tensorrt", "int8")
+QUANTISED = {
+    "10": [GOLDEN.parent / "tensorrt" / "inspector_10.json",
+           *(GOLDEN / "trtexec_10_int8" / f"{name}.json" for name in ("profile", "times"))],
+    "11": [GOLDEN.parent / "tensorrt" / "inspector_11.json",
+           *(GOLDEN / "trtexec_11_int8" / f"{name}.json" for name in ("profile", "times"))],
+}  # fmt: skip
+QUANTISED_NODES = {
+    "stem": conv_node(3, 2, 1), "stem_relu": NodeSettings("Relu"), "dw": conv_node(3, 1, 32),
+    "dw_relu": NodeSettings("Relu"), "pw": conv_node(1, 1, 1), "add": NodeSettings("Add"),
+}  # fmt: skip
+
+
 def by_name(rows: tuple[TableRow, ...]) -> dict[str, TableRow]:
     return {row.name: row for row in rows}
 
@@ -123,6 +136,34 @@ def test_layers_of_tensorrt_11_are_refused_without_the_onnx_file() -> None:
         rows_from_trtexec(ELEVEN, FP16)
     with pytest.raises(UsageError, match="which the ONNX file given does not have"):
         rows_from_trtexec(ELEVEN, FP16, nodes={"another": NodeSettings("Conv")})
+
+
+@pytest.mark.parametrize(
+    ("version", "conv", "quantise", "timed", "silent"),
+    [
+        ("10", "dw.weight + dw_weight_quant + dw + dw_relu", "stem_quant", 14, ("flatten",)),
+        ("11", "dw_myl0_2", "__myl_MulMinMaxRounCastConc_myl0_0", 12, ("signal_5", "wait_12")),
+    ],
+)
+def test_layers_of_an_int8_engine_are_probes_and_so_is_what_quantises(
+    version: str, conv: str, quantise: str, timed: int, silent: tuple[str, ...]
+) -> None:
+    imported = rows_from_trtexec(QUANTISED[version], INT8, network="net", nodes=QUANTISED_NODES)
+    rows = by_name(imported.rows)
+    assert imported.not_kernels == silent
+    assert sum(name.startswith("net/") for name in rows) == timed
+    ((kernel, _),) = rows[f"net/{conv}"].kernels
+    assert (kernel.dtype, kernel.inputs[:2]) == ("int8", ((1, 32, 16, 16), (32, 1, 3, 3)))
+    assert (kernel.attribute("groups"), kernel.attribute("activation")) == (32, "relu")
+    ((kernel, _),) = rows[f"net/{quantise}"].kernels
+    assert (kernel.dtype, kernel.attribute("to")) == ("float32", "int8")
+    assert rows[f"net/{quantise}"].measurement.median_s == pytest.approx({"10": 4.05e-6, "11": 4.55e-6}[version])
+    assert sum(count for _, count in rows["net"].kernels) == timed
+
+
+def test_an_engine_without_an_int8_kernel_is_no_int8_engine() -> None:
+    with pytest.raises(MismatchError, match="int8"):
+        rows_from_trtexec(TEN, INT8)
 
 
 def test_another_process_is_another_block(tmp_path: Path) -> None:
