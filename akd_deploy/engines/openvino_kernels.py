@@ -33,6 +33,8 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "TensorIterator"})
 _REFERENCE = "Reference"
 """The type of every layer for which there is no code of its own: what it does, the node alone says."""
 _NO_TIME = ("Input", "Output", "Const")
+NOTHING_MOVES = "_fake"
+"""Ending of the name of a reorder that stands where a transpose was and leaves memory as it is: it is never run."""
 _MAIN_OPERATORS = {
     "Convolution": ("Conv", "ConvInteger"),
     "Deconvolution": ("ConvTranspose",),
@@ -73,6 +75,11 @@ class ExecutedLayer:
     sources: tuple[int, ...]
 
     @property
+    def moves_nothing(self) -> bool:
+        """Whether it is a reorder of which the runtime knows that memory stays as it is."""
+        return self.layer_type == "Reorder" and self.name.endswith(NOTHING_MOVES)
+
+    @property
     def dtype(self) -> str:
         """What it computes in; what it writes, where it only moves values."""
         kind = self.precision if self.precision in _DTYPES else next(iter(self.output_precisions), "")
@@ -80,7 +87,8 @@ class ExecutedLayer:
 
 
 def executed_layers(layers: Sequence[ExecutedLayer]) -> list[int]:
-    """Positions of the layers that run at every inference: not constants, nor what is computed from them alone."""
+    """Positions of the layers that run at every inference: not constants, nor what is computed from them alone, nor
+    reorders that move nothing."""
     constant: set[int] = set()
     running = []
     for position, layer in enumerate(layers):
@@ -89,7 +97,7 @@ def executed_layers(layers: Sequence[ExecutedLayer]) -> list[int]:
         )
         if is_fixed:
             constant.add(position)
-        elif layer.layer_type not in _NO_TIME:
+        elif layer.layer_type not in _NO_TIME and not layer.moves_nothing:
             running.append(position)
     return running
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from akd_deploy.engines.openvino_kernels import NOTHING_MOVES
 from akd_deploy.fusion.node import Node
 from akd_deploy.fusion.rules_openvino_layers import Layer, LayerGraph
 from akd_deploy.fusion.rules_openvino_layouts import LETTERS, Forms, channels_last, planar
@@ -68,6 +69,7 @@ def _merge_with_reorder_after(forms: Forms, layer: Layer) -> bool:
     source = forms.of[layer.inputs[0]].layout
     if _lies_as(layer, source) != forms.of[after.output].layout:
         return False
+    after.name += NOTHING_MOVES
     forms.graph.set_input(after, 0, layer.inputs[0])
     forms.graph.remove(layer)
     forms.computed[id(after)] = forms.of[after.inputs[0]].dtype
@@ -101,6 +103,7 @@ def _merge_with_reorder_before(forms: Forms, layer: Layer) -> bool:
     if _lies_as(layer, channels_last(len(split))) != planar(len(split)):
         return False
     layer.op = "Reorder"
+    layer.name += NOTHING_MOVES
     layer.origins = []
     graph.drop_input(layer, 1)
     graph.set_input(layer, 0, before.inputs[0])

@@ -31,6 +31,7 @@ from akd_deploy.pipeline.fusion_rules import Rules, is_ruled, rules_of, why_no_r
 from akd_deploy.predictor.cold_weights import network_weights
 from akd_deploy.predictor.probe_choice import choose_probes, expected_s
 from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.channels_last import with_channels_last_ends
 from akd_deploy.profiling.profile import ProfilePlan
 from akd_deploy.profiling.stacks import Stack
 from akd_deploy.profiling.subjects import Subjects, WholeNetwork, evenly, written_by_itself
@@ -53,6 +54,9 @@ STACKED_BYTES = tuple(mib << 20 for mib in (4, 8, 16, 32, 64))
 """Weights of the stacks of one stretch."""
 LEAST_WEIGHTS = 256 << 10
 """Bytes of weights below which a stretch takes more copies than a model should have."""
+
+REORDER = "Reorder"
+"""What OpenVINO calls a change of layout. Layouts in blocks, as in ONNX Runtime, no transpose at the ends brings."""
 
 Counts = Mapping[Kernel, int]
 
@@ -168,6 +172,23 @@ def _candidates(
         if number < CANDIDATES or missing & set(counts):
             missing -= set(counts)
             yield window, counts
+            if (without := _without_reorders(window, counts, listed)) is not None:
+                yield without
+
+
+def _without_reorders(
+    window: Window, counts: Counter[Kernel], listed: _Lister
+) -> tuple[Window, Counter[Kernel]] | None:
+    """The stretch with its ends as the engine would have them, where that saves it reorders and costs it nothing."""
+    reorders = sum(n for kernel, n in counts.items() if kernel.op == REORDER)
+    if not reorders or (wrapped := with_channels_last_ends(window)) is None:
+        return None
+    try:
+        left = listed(wrapped.model)
+    except AkdError:
+        return None
+    saved = counts - left
+    return (wrapped, left) if saved and not left - counts else None
 
 
 def _measuring_s(counts: Counts) -> float:
