@@ -23,6 +23,16 @@ class TestTpe(StrategyContract):
     name = "tpe"
 
 
+class TestAkdPpo(StrategyContract):
+    name = "akd-ppo"
+    proposes_within_budget = True
+
+
+class TestAkdReinforce(StrategyContract):
+    name = "akd-reinforce"
+    proposes_within_budget = True
+
+
 class TestConstrainedEvolution(StrategyContract):
     name = "constrained_evolution"
     proposes_within_budget = True

@@ -56,7 +56,21 @@ def _constrained_evolution(seed: int, settings: Mapping[str, Any], budget: Laten
     return constrained_evolution(seed, settings, budget)
 
 
+def _akd_ppo(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.policy_gradient import ppo
+
+    return ppo(seed, settings, budget)
+
+
+def _akd_reinforce(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
+    from akd_deploy.search.strategies.policy_gradient import reinforce
+
+    return reinforce(seed, settings, budget)
+
+
 STRATEGIES: Mapping[str, StrategyFactory] = {
+    "akd-ppo": _akd_ppo,
+    "akd-reinforce": _akd_reinforce,
     "constrained_evolution": _constrained_evolution,
     "evolution": _evolution,
     "random": _random,

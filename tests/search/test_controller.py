@@ -1,0 +1,141 @@
+"""AKD's controller: a distribution that adds up, losses by hand, and what it learns."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from akd_deploy.errors import InfeasibleBudgetError
+from akd_deploy.search.strategies import LatencyBudget
+from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss
+from akd_deploy.search.strategies.policy_gradient import PpoSettings, ReinforceSettings, ppo, reinforce
+
+SIZES = (2, 1, 3)
+EVERY = torch.tensor(list(itertools.product(*map(range, SIZES))))
+
+
+def controller(sizes=SIZES, seed=0):
+    return Controller(sizes, 8, torch.Generator().manual_seed(seed))
+
+
+def test_probabilities_of_all_encodings_add_up_to_one():
+    log_probabilities, entropies = (values.detach() for values in controller()(EVERY))
+    assert log_probabilities.sum(1).exp().sum().item() == pytest.approx(1, abs=1e-6)
+    assert log_probabilities[:, 1] == pytest.approx(0)  # a choice of one option is no choice
+    assert entropies[:, 1] == pytest.approx(0, abs=1e-6)
+    assert (entropies[:, 2] <= np.log(3) + 1e-6).all()
+
+
+def test_a_token_depends_on_those_before_it_and_not_on_those_after_it():
+    model = controller()
+    with torch.no_grad():
+        for head in model.heads:
+            head.weight.mul_(30)
+    first, last = model(EVERY)[0][:, 0], model(EVERY)[0][:, 2]
+    assert torch.equal(first[:3], first[:1].expand(3))  # the same first token, other third ones
+    assert not torch.allclose(last[0], last[3], atol=1e-3)  # the same third token, another first one
+
+
+def test_it_draws_what_it_says_it_draws():
+    model, rng = controller(), np.random.default_rng(1)
+    with torch.no_grad():
+        model.heads[2].bias.copy_(torch.tensor([0.0, 1.0, -2.0]))
+    drawn = model.sample(3000, rng)
+    expected = model(EVERY)[0].sum(1).exp().detach().numpy()
+    found = [(drawn == row.numpy()).all(1).mean() for row in EVERY]
+    assert found == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 3000))
+
+
+def test_reinforce_loss_is_minus_the_mean_of_advantage_times_log_probability():
+    log_probabilities = torch.tensor([[-1.0, -2.0], [-0.5, -0.25]])
+    assert reinforce_loss(log_probabilities, torch.tensor([2.0, -4.0])).item() == pytest.approx(-(-6 + 3) / 2)
+
+
+def test_ppo_loss_begins_as_reinforce_does_and_stops_where_a_probability_has_moved_by_the_clip():
+    old = torch.tensor([[-1.0, -2.0], [-0.5, -0.25]])
+    new = old.clone().requires_grad_()
+    advantages = torch.tensor([2.0, -4.0])
+    ppo_loss(new, old, advantages, 0.2).backward()
+    assert new.grad.flatten().tolist() == pytest.approx([-1.0, -1.0, 2.0, 2.0])  # −A / n, as of REINFORCE
+    moved = (old + torch.tensor([[0.5, -0.5], [0.5, -0.5]])).requires_grad_()
+    ppo_loss(moved, old, advantages, 0.2).backward()
+    good_and_likelier, good_and_rarer, bad_and_likelier, bad_and_rarer = moved.grad.flatten().tolist()
+    assert good_and_likelier == bad_and_rarer == 0  # far enough the right way
+    assert good_and_rarer == pytest.approx(-np.exp(-0.5))  # the wrong way: pulled back
+    assert bad_and_likelier == pytest.approx(2 * np.exp(0.5))
+
+
+def test_the_baseline_is_what_was_usual_before_the_batch():
+    baseline = Baseline(0.75)
+    assert baseline.advantages(np.array([1.0, 3.0])).tolist() == [-1, 1]
+    assert baseline.value == 2
+    assert baseline.advantages(np.array([6.0, 6.0])).tolist() == [1, 1]  # all better than usual
+    assert baseline.value == 3
+    assert Baseline(0.9).advantages(np.array([0.5, 0.5])).tolist() == [0, 0]
+
+
+SPACE = {f"c{i}": {"_type": "choice", "_value": [10, 20, 30]} for i in range(6)}
+
+
+def taught(make, seed, batches=40):
+    """Rewards of the last batches where each choice's last option is worth most."""
+    strategy = make(seed, {}, None)
+    strategy.update_search_space(SPACE)
+    values = []
+    for number in range(8 * batches):
+        row = strategy.generate_parameters(number)
+        values.append(sum(row.values()) / 180)
+        strategy.receive_trial_result(number, row, values[-1])
+    return np.mean(values[:16]), np.mean(values[-16:])
+
+
+@pytest.mark.parametrize("make", [ppo, reinforce])
+def test_it_learns_what_is_rewarded(make):
+    before, after = np.mean([taught(make, seed) for seed in range(2)], axis=0)
+    assert before < 0.75
+    assert after > 0.9
+
+
+def test_ppo_goes_over_a_batch_several_times_and_reinforce_once():
+    def moved(make, settings):
+        strategy = make(0, settings, None)
+        strategy.update_search_space(SPACE)
+        begun = [p.detach().clone() for p in strategy._controller.parameters()]
+        for number in range(8):
+            row = strategy.generate_parameters(number)
+            strategy.receive_trial_result(number, row, row["c0"] / 30)
+        steps = {int(state["step"]) for state in strategy._optimiser.state.values()}
+        changed = any(not torch.equal(a, b) for a, b in zip(begun, strategy._controller.parameters(), strict=True))
+        return steps, changed
+
+    assert moved(ppo, {}) == ({PpoSettings().epochs}, True)
+    assert moved(reinforce, {}) == ({1}, True)
+    assert ReinforceSettings().batch == PpoSettings().batch == 8
+
+
+def test_what_failed_teaches_nothing():
+    strategy = ppo(0, {}, None)
+    strategy.update_search_space(SPACE)
+    before = [p.detach().clone() for p in strategy._controller.parameters()]
+    for number in range(30):
+        strategy.generate_parameters(number)
+        strategy.trial_end(number, False)
+    assert all(torch.equal(a, b) for a, b in zip(before, strategy._controller.parameters(), strict=True))
+
+
+def test_with_a_budget_it_is_taught_by_penalties_only_until_something_fits():
+    asked = []
+
+    def upper_s(candidates):
+        asked.append(len(candidates))
+        return np.array([sum(row.values()) for row in candidates], float)
+
+    strategy = ppo(0, {}, LatencyBudget(60.5, upper_s))  # one encoding in 729: every choice at its first option
+    strategy.update_search_space(SPACE)
+    assert set(strategy.generate_parameters(0).values()) == {10}
+    assert len(asked) > 1
+    strategy = ppo(0, {}, LatencyBudget(59.5, upper_s))
+    strategy.update_search_space(SPACE)
+    with pytest.raises(InfeasibleBudgetError):
+        strategy.generate_parameters(0)
