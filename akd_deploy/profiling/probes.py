@@ -67,13 +67,7 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
         count: how many probes to return; a small space may have fewer.
         candidates: how many stretches to draw and choose from.
     """
-    drawn: dict[tuple[Layer, ...], None] = {}
-    for _ in range(candidates):
-        layers = space.layers(space.sample(rng))
-        length = int(rng.integers(1, min(MAX_LAYERS, len(layers) - 1) + 1))
-        start = int(rng.integers(0, len(layers) - length + 1))
-        drawn[_renamed(layers[start : start + length])] = None
-    pool = list(drawn)
+    pool = _drawn(space, candidates, rng)
     shapes = [_shapes(stretch) for stretch in pool]
     chosen = dict.fromkeys(_one_of_each_kind(pool)[:count])
     covered = {shape for index in chosen for shape in shapes[index]}
@@ -96,6 +90,23 @@ def space_probes(space: SearchSpace, count: int, rng: np.random.Generator, candi
         covered |= shapes[best]
         gains[best] = -1.0
     return [Probe(PROBE, _family(space, pool[index]), pool[index]) for index in chosen]
+
+
+def drawn_probes(space: SearchSpace, draws: int, rng: np.random.Generator) -> tuple[list[Probe], list[int]]:
+    """Different stretches of random architectures out of so many draws, and positions of some that together hold every
+    kind of operation among them."""
+    pool = _drawn(space, draws, rng)
+    return [Probe(PROBE, _family(space, stretch), stretch) for stretch in pool], _one_of_each_kind(pool)
+
+
+def _drawn(space: SearchSpace, draws: int, rng: np.random.Generator) -> list[tuple[Layer, ...]]:
+    drawn: dict[tuple[Layer, ...], None] = {}
+    for _ in range(draws):
+        layers = space.layers(space.sample(rng))
+        length = int(rng.integers(1, min(MAX_LAYERS, len(layers) - 1) + 1))
+        start = int(rng.integers(0, len(layers) - length + 1))
+        drawn[_renamed(layers[start : start + length])] = None
+    return list(drawn)
 
 
 def _one_of_each_kind(pool: Sequence[Sequence[Layer]]) -> list[int]:
