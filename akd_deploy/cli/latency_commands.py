@@ -80,7 +80,13 @@ def profile(
     from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
     from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN, Enough, LiveError
     from akd_deploy.pipeline.planning import Domain, planned_probes
-    from akd_deploy.pipeline.probe_plan import GENERAL_MINUTES, MOST_STRETCHES, STRETCHES, stretches_plan
+    from akd_deploy.pipeline.probe_plan import (
+        GENERAL_MINUTES,
+        GENERAL_STRETCHES,
+        MOST_STRETCHES,
+        STRETCHES,
+        stretches_plan,
+    )
     from akd_deploy.pipeline.spaces import named_space
     from akd_deploy.profiling.measured_journal import JOURNAL_NAME
     from akd_deploy.profiling.profile import (
@@ -128,7 +134,8 @@ def profile(
         raise UsageError(
             asked="--calibrate-on", found="no --onnx beside it", next="Name the networks whose windows are probes."
         )
-    most = probes or (MOST_STRETCHES if general or limit is not None else PROBES)
+    usual = GENERAL_STRETCHES if general else MOST_STRETCHES if limit is not None else PROBES
+    most = probes or usual
     if general or (onnx and chosen.engine != "torch"):
         stretches = replace(STRETCHES, blocks=blocks)
         plan = stretches_plan(most, resumed_protocol(directory, stretches) if resume else stretches, minutes, seed)
@@ -198,6 +205,7 @@ def profile(
         if planned.expected is not None:
             data["expected_error"] = planned.error_of(measured)
             data["plan_ended_by"] = planned.ended
+        data["left_out"] = dict(planned.unlisted)
 
     def show(console: Console) -> None:
         if dry_run:
@@ -214,6 +222,8 @@ def profile(
                 console.print(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
             elif planned.ended == GAIN:
                 console.print(f"more would lower it by less than {LEAST_GAIN:.0%} of itself; --probes measures so many")
+        for name, why in data["left_out"].items():
+            console.print(f"left out: {name}: {why}", markup=False, highlight=False)
         if profiled.measured < profiled.planned:
             console.print(
                 f"time was enough for {profiled.measured:,} of {profiled.planned:,} planned blocks; "

@@ -85,6 +85,7 @@ def chosen_among(
     measured: Sequence[TableRow] = (),
     seconds: Sequence[float] | None = None,
     required: Sequence[int] = (),
+    in_order: bool = False,
 ) -> tuple[list[Choice], ExpectedError, str]:
     """The candidates to measure, what to expect of them, and why no more are chosen.
 
@@ -92,12 +93,16 @@ def chosen_among(
         names: of the candidates; `measured` rows of a table come first where they have one, and are known where not.
         seconds: what measuring each candidate takes; equal where None.
         required: positions of candidates that are chosen in any case.
+        in_order: the candidates are in order already, and only how many of them are enough is asked.
     """
     of_table = {row.name: row.counts() for row in measured if row.kind == PROBE}
     position = {name: i for i, name in enumerate(names)}
     first = [position[name] for name in of_table if name in position]
     first = list(dict.fromkeys([*first, *required]))
+    least = len(first)
+    if in_order:
+        first = list(dict.fromkeys([*first, *range(len(names))]))
     before = beliefs(candidates, networks, [counts for name, counts in of_table.items() if name not in position])
-    choices, ended = enough.of(choose(before, seconds, first), least=len(first))
+    choices, ended = enough.of(choose(before, seconds, first), least)
     indices = [choice.index for choice in choices]
     return choices, ExpectedError([names[i] for i in indices], before.of(indices)), ended

@@ -9,7 +9,7 @@ from pathlib import Path
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import TableRow
 from akd_deploy.pipeline.expected_error import Enough
-from akd_deploy.pipeline.probe_plan import ProbePlan, carried_networks, given_networks, plan_probes
+from akd_deploy.pipeline.probe_plan import ProbePlan, given_networks, plan_general, plan_probes
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.target import Target
 
@@ -54,9 +54,11 @@ def planned_probes(
         from akd_deploy.pipeline.archive_plan import plan_archives
 
         plan = plan_archives(target, domain.given, enough, seed, domain.whole, on_listed, measured)
-    else:
-        networks = given_networks(domain.given, target.batch) if domain.given else carried_networks(target)
+    elif domain.given:
+        networks = given_networks(domain.given, target.batch)
         plan = plan_probes(target, networks, enough, seed, domain.whole, on_listed, measured)
+    else:
+        plan = plan_general(target, enough, seed, domain.whole, on_listed, measured)
     if plan.expected is None and enough.until_error is not None:
         raise UsageError(
             asked=f"a profile of target {target.name} until an expected error of {enough.until_error:.1%}",

@@ -22,7 +22,10 @@ from akd_deploy.errors import AkdError, UsageError
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import PROBE, LatencyTable, TableRow
 from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
+from akd_deploy.models.operator_graphs import FAMILY as OPERATORS
+from akd_deploy.models.operator_graphs import operator_graphs
 from akd_deploy.models.published import FAMILY_OF, skeleton_path
+from akd_deploy.models.rebatch import rebatched
 from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
 from akd_deploy.pipeline.listing import Lister
 from akd_deploy.predictor.cold_weights import network_weights
@@ -38,6 +41,8 @@ STRETCHES = Protocol(blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min
 """For stretches of milliseconds: samples enough for a 90th percentile over all blocks, and time for many stretches."""
 MOST_STRETCHES = 800
 """Measured unless told otherwise: on a quiet CPU core four to five minutes, and hardly any gain expected beyond."""
+GENERAL_STRETCHES = MOST_STRETCHES + 344
+"""Of a general profile: those, and every operator graph."""
 GENERAL_MINUTES = 15.0
 """Of a general profile, unless told otherwise: three times what it takes on a quiet CPU core."""
 CANDIDATES, MOST_CANDIDATES = 40, 200
@@ -103,15 +108,26 @@ def given_networks(paths: Sequence[Path], batch: int) -> dict[str, onnx.ModelPro
     return networks
 
 
-def carried_networks(target: Target) -> dict[str, onnx.ModelProto]:
-    """Name → skeleton of each published network, for a target of batch 1."""
-    if target.batch != 1 or target.engine == "torch":
+def carried_networks(target: Target) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+    """Name → skeleton of each published network, of the target's batch; and name → why for those that have no other
+    batch than 1.
+
+    Raises:
+        UsageError: the engine reads no ONNX.
+    """
+    if target.engine == "torch":
         raise UsageError(
             asked=f"a general profile for target {target.name}",
-            found=f"batch {target.batch}, engine {target.engine}: the networks carried here are ONNX of batch 1",
-            next="Name networks of your own: `--onnx` for each.",
+            found="engine torch: the networks carried here are ONNX",
+            next="Name networks of your own: `--model` for each.",
         )
-    return {name: read_skeleton(skeleton_path(name)) for name in FAMILY_OF}
+    networks, fixed = {}, {}
+    for name in FAMILY_OF:
+        try:
+            networks[name] = rebatched(read_skeleton(skeleton_path(name)), target.batch)
+        except UsageError as error:
+            fixed[name] = error.found
+    return networks, fixed
 
 
 def plan_probes(
@@ -122,6 +138,7 @@ def plan_probes(
     whole: Sequence[Path] = (),
     on_listed: Callable[[int, int], None] = lambda done, total: None,
     measured: Sequence[TableRow] = (),
+    operators: Mapping[str, onnx.ModelProto] | None = None,
 ) -> ProbePlan:
     """The most telling stretches of the networks until they are `enough`, stacks of some, and `whole` networks.
 
@@ -130,6 +147,7 @@ def plan_probes(
         on_listed: called with (models so far, all) as their kernels are listed.
         measured: rows of the table that is gone on with. Stretches among them come first, others need not tell again
             what they have told.
+        operators: name → skeleton of further stretches, which are all chosen where there is room for twice as many.
 
     Raises:
         UsageError: nothing in the networks can be measured on its own.
@@ -139,6 +157,14 @@ def plan_probes(
     candidates: dict[str, tuple[Window, Counter[Kernel]]] = {}
     wanted: list[Counter[Kernel]] = []
     unlisted: dict[str, str] = {}
+    required: dict[str, None] = {}
+    for name, model in (operators or {}).items():
+        try:
+            window = Window(OPERATORS, model)
+            candidates.setdefault(window.name, (window, listed(model)))
+            required[window.name] = None
+        except AkdError as error:
+            unlisted[name] = error.found
     for done, (name, model) in enumerate(networks.items()):
         kernels: Counter[Kernel] = Counter()
         try:
@@ -157,19 +183,48 @@ def plan_probes(
         )
     windows, all_counts = zip(*candidates.values(), strict=True)
     chosen, expected, ended = chosen_among(
-        [window.name for window in windows], all_counts, wanted, enough, measured, [_measuring_s(c) for c in all_counts]
+        list(candidates),
+        all_counts,
+        wanted,
+        enough,
+        measured,
+        [_measuring_s(counts) for counts in all_counts],
+        [i for i, name in enumerate(candidates) if name in required] if enough.most >= 2 * len(required) else (),
     )
     stretches = [windows[choice.index] for choice in chosen]
     stacks = _stacks(stretches, [all_counts[choice.index] for choice in chosen])
+    own: Sequence[Any] = [window for window in stretches if window.name not in required]
+    theirs: Sequence[Any] = [window for window in stretches if window.name in required]
     networks_whole: list[Any] = [WholeNetwork(path) for path in whole]
+    # The operators are spread over the first stretches: a time limit cuts off the last ones.
+    first = evenly(theirs, own[: len(theirs)])
     return ProbePlan(
-        subjects=Subjects(evenly(stretches, stacks, networks_whole), written_by_itself),
+        subjects=Subjects(evenly([*first, *own[len(theirs) :]], stacks, networks_whole), written_by_itself),
         expected=expected,
         errors=tuple(choice.error for choice in chosen),
         ended=ended,
         unlisted=unlisted,
         seconds=time.monotonic() - began,
     )
+
+
+def plan_general(
+    target: Target,
+    enough: Enough,
+    seed: int,
+    whole: Sequence[Path] = (),
+    on_listed: Callable[[int, int], None] = lambda done, total: None,
+    measured: Sequence[TableRow] = (),
+) -> ProbePlan:
+    """`plan_probes` of the published networks, with the operators that others may have.
+
+    Raises:
+        UsageError: the target's engine reads no ONNX.
+    """
+    networks, fixed = carried_networks(target)
+    operators = operator_graphs(target.batch)
+    plan = plan_probes(target, networks, enough, seed, whole, on_listed, measured, operators)
+    return replace(plan, unlisted={**fixed, **plan.unlisted})
 
 
 def _candidates(

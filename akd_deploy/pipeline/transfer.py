@@ -155,7 +155,7 @@ def candidates(target: Target, domain: Domain, networks: int, seed: int) -> Subj
     if domain.given:
         whole = list(dict.fromkeys([*domain.given, *domain.whole]))
         return model_subjects(target, domain.given, CANDIDATE_PROBES, seed, whole)
-    published = carried_networks(target)
+    published, _ = carried_networks(target)
     plan = plan_probes(target, published, Enough(CANDIDATE_PROBES, least_gain=None), seed)
     stretches = [subject for subject in plan.subjects.subjects if subject.kind == PROBE]
     predicted: list[Subject] = [WholeSkeleton(FAMILY_OF[name], model) for name, model in published.items()]
