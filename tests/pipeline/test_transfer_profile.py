@@ -159,6 +159,20 @@ def test_ten_probes_predict_networks_far_better_than_any_source_scaled_to_them(
     assert np.mean(coverages) > 0.8  # devices unlike all sources are covered less often, others more
 
 
+def test_a_device_told_with_one_thread_is_predicted_with_two(
+    bench: Bench, tables: Path, tmp_path: Path, unseen: list[Item]
+) -> None:
+    one, two = KNOWN["server"], replace(KNOWN["server"], threads=2)
+    speedup = [one.seconds(dict(item.kernels)) / two.seconds(dict(item.kernels)) for item in unseen]
+    assert max(speedup) - min(speedup) > 0.1  # large kernels gain more than small ones: no factor tells it
+    bench.device = two
+    profiled = profile(tables, tmp_path / "here")
+    error, covered = errors(predictor_of(profiled.table, tmp_path / "here"), two, unseen)
+    assert len(profiled.table.rows) == PROBES
+    assert error.mean() < 0.04
+    assert covered.mean() > 0.8
+
+
 def test_the_header_and_the_plan_say_what_the_table_builds_on(bench: Bench, tables: Path, tmp_path: Path) -> None:
     profiled = profile(tables, tmp_path / "here", "server", "board")
     origin = read_table(tmp_path / "here").header.transfer
@@ -308,3 +322,6 @@ def test_sources_of_another_precision_batch_or_engine_are_pointed_out(tables: Pa
     assert one.unlike(HERE) == []
     other = one.unlike(Target("x", device="cpu", engine="openvino", precision="int8", batch=8))
     assert [note.split(" is of ")[1].split()[0] for note in other] == ["precision", "batch", "engine"]
+    two = replace(HERE, engine_options={"threads": 2})
+    assert one.unlike(two) == [f"source server is of threads 1, target {HERE.name} of 2"]
+    assert FoundSource("s", tables, replace(one.table, header=replace(one.table.header, target=two))).unlike(two) == []
