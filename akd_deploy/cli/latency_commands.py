@@ -209,8 +209,8 @@ def profile(
 
     def show(console: Console) -> None:
         if dry_run:
-            limit = f" for {minutes:g} minutes at most" if minutes else ""
-            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}{limit}")
+            at_most = f" for {minutes:g} minutes at most" if minutes else ""
+            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}{at_most}")
             return
         console.print(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "

@@ -18,6 +18,8 @@ MAPS = ((32, 40), (96, 14))
 """Channels, and rows and columns, of feature maps."""
 SEQUENCES = ((128, 64), (320, 196))
 """Width and tokens of sequences."""
+OPERATOR_GRAPHS = len(MAPS) * len(MAP_OPERATORS) + len(SEQUENCES) * len(SEQUENCE_OPERATORS)
+"""How many networks there are."""
 
 
 def operator_graphs(batch: int) -> dict[str, onnx.ModelProto]:

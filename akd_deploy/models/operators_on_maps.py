@@ -96,6 +96,13 @@ def _normalized_sum(g: Graph) -> str:
     return g.conv(g("Relu", g("BatchNormalization", total, *statistics)), g.width, g.width)
 
 
+def _normalized_input(g: Graph) -> str:
+    """Where runtimes have not laid the channels out in blocks yet."""
+    statistics = *(g.weight(g.width) for _ in range(3)), g.constant(np.full(g.width, 0.5))
+    first = g("Relu", g("BatchNormalization", g.given(g.width, g.extent, g.extent), *statistics))
+    return g.conv(g("Add", first, g.x), g.width, g.width)
+
+
 def _tiled(g: Graph) -> str:
     tiled = g("Tile", g("GlobalAveragePool", g.x), g.whole(1, 1, g.extent, g.extent))
     return g.conv(tiled, g.width, g.width)
@@ -111,7 +118,7 @@ def _recipes() -> dict[str, Recipe]:
     return {
         "GroupNormalization": _normalized("GroupNormalization", num_groups=8),
         "InstanceNormalization": _normalized("InstanceNormalization"),
-        "BatchNormalization": _normalized_sum,
+        "BatchNormalization": _normalized_sum, "BatchNormalizationFirst": _normalized_input,
         "LRN": _then_conv("LRN", size=5),
         **{name: _then_conv(name) for name in (
             "HardSwish", "HardSigmoid", "Mish", "Elu", "Selu", "Celu", "Softplus", "Softsign", "LeakyRelu", "Sigmoid",

@@ -23,7 +23,7 @@ from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import PROBE, LatencyTable, TableRow
 from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
 from akd_deploy.models.operator_graphs import FAMILY as OPERATORS
-from akd_deploy.models.operator_graphs import operator_graphs
+from akd_deploy.models.operator_graphs import OPERATOR_GRAPHS, operator_graphs
 from akd_deploy.models.published import FAMILY_OF, skeleton_path
 from akd_deploy.models.rebatch import rebatched
 from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
@@ -41,7 +41,7 @@ STRETCHES = Protocol(blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min
 """For stretches of milliseconds: samples enough for a 90th percentile over all blocks, and time for many stretches."""
 MOST_STRETCHES = 800
 """Measured unless told otherwise: on a quiet CPU core four to five minutes, and hardly any gain expected beyond."""
-GENERAL_STRETCHES = MOST_STRETCHES + 344
+GENERAL_STRETCHES = MOST_STRETCHES + OPERATOR_GRAPHS
 """Of a general profile: those, and every operator graph."""
 GENERAL_MINUTES = 15.0
 """Of a general profile, unless told otherwise: three times what it takes on a quiet CPU core."""
