@@ -15,7 +15,10 @@ from akd_deploy import latency_table
 from akd_deploy.errors import MismatchError, MissingFileError, StorageError, UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, read_table, table_lock, write_table
+from akd_deploy.models.onnx_skeleton import read_skeleton
+from akd_deploy.models.published import skeleton_path
 from akd_deploy.pipeline import transfer, transfer_sources
+from akd_deploy.pipeline.planning import Domain
 from akd_deploy.pipeline.transfer import TransferProfile, list_items, profile_transfer
 from akd_deploy.pipeline.transfer_sources import FoundSource, find_sources
 from akd_deploy.predictor.cache import predictor_of
@@ -325,3 +328,17 @@ def test_sources_of_another_precision_batch_or_engine_are_pointed_out(tables: Pa
     two = replace(HERE, engine_options={"threads": 2})
     assert one.unlike(two) == [f"source server is of threads 1, target {HERE.name} of 2"]
     assert FoundSource("s", tables, replace(one.table, header=replace(one.table.header, target=two))).unlike(two) == []
+
+
+def test_candidates_of_a_general_transfer_are_published_networks_and_stretches_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("squeezenet1_1", "bert_tiny")
+    few = {name: read_skeleton(skeleton_path(name)) for name in names}
+    monkeypatch.setattr(transfer, "carried_networks", lambda target: (few, {}))
+    monkeypatch.setattr(transfer, "CANDIDATE_PROBES", 30)
+    found = transfer.candidates(HERE, Domain(None), 0, 0)
+    kinds = Counter((one.kind, one.family) for one in found.subjects)
+    assert {family for kind, family in kinds if kind == NETWORK} == {"squeezenet", "bert"}
+    assert sum(count for (kind, _), count in kinds.items() if kind == PROBE) == 30
+    assert all(found.write(one, tmp_path).is_file() for one in found.subjects if one.kind == NETWORK)
