@@ -43,6 +43,7 @@ def errors_as(*errors: float) -> list[Choice]:
 def test_what_is_measured_counts_by_name_in_any_order_and_other_names_do_not() -> None:
     expected = ExpectedError(NAMES, beliefs(COUNTS, WANTED))
     last = expected.of(NAMES[40:])
+    assert last == pytest.approx(list(choose_probes(COUNTS[40:], WANTED))[-1].error)
     assert expected.of([*reversed(NAMES[40:]), "of another plan", NAMES[50]]) == pytest.approx(last)
     assert expected.of(["of another plan"]) is None
     assert expected.of(NAMES) < last < expected.of(NAMES[58:])
