@@ -19,10 +19,17 @@ from akd_deploy.predictor.transferred import Item
 from akd_deploy.profiling.blocks import Protocol, Taken
 from akd_deploy.target import Target
 
+GRAIN_S = 2e-6
+"""Work of one thread that is worth another one."""
+
 
 @dataclass(frozen=True)
 class HiddenDevice:
-    """Seconds of a call, a kernel, a multiply-accumulate and a byte; `clock` divides them all."""
+    """Seconds of a call, a kernel, a multiply-accumulate and a byte; `clock` divides them all.
+
+    The work of a kernel, but not its start, is shared among `threads`, and the more of it there is the better: of the
+    part w / (w + `GRAIN_S`) of it by Amdahl's law.
+    """
 
     clock: float = 1.0
     call_s: float = 4e-6
@@ -30,20 +37,22 @@ class HiddenDevice:
     mac_s: float = 2e-11
     depthwise_mac_s: float = 9e-11
     byte_s: float = 4e-11
+    threads: int = 1
 
     def seconds(self, counts: Mapping[Kernel, int]) -> float:
         """Of one call that executes these kernels."""
         return (self.call_s + sum(n * self._kernel(kernel) for kernel, n in counts.items())) / self.clock
 
     def _kernel(self, kernel: Kernel) -> float:
-        seconds = self.kernel_s + self.byte_s * kernel.traffic_bytes
+        seconds = self.byte_s * kernel.traffic_bytes
         if kernel.op.endswith("Conv"):
             weight = kernel.inputs[1]
             macs = prod(kernel.outputs[0]) * prod(weight[1:])
             seconds += macs * (self.depthwise_mac_s if weight[1] == 1 else self.mac_s)
         elif "Gemm" in kernel.op or "MatMul" in kernel.op:
             seconds += self.mac_s * prod(kernel.inputs[0]) * kernel.outputs[0][-1]
-        return seconds
+        shared = seconds / (seconds + GRAIN_S)
+        return self.kernel_s + seconds * (1 - shared + shared / self.threads)
 
 
 NOISE = 0.01

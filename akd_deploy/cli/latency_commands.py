@@ -13,7 +13,7 @@ from rich.console import Console
 from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
-from akd_deploy.units import format_seconds, parse_latency_budget
+from akd_deploy.units import format_seconds, parse_fraction, parse_latency_budget
 
 LEAST_PROBES, PROBES = 20, 240
 """Of a profile that builds on no other: at least, and unless told otherwise."""
@@ -45,7 +45,18 @@ def profile(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.05, help="End after this long, with as many measured as it is enough for.")
+        float | None,
+        typer.Option(
+            min=0.05,
+            help="End after this long, with as many measured as it is enough for; with --general 15 by default.",
+        ),
+    ] = None,
+    until_error: Annotated[
+        str | None,
+        typer.Option(
+            help="Plan no more than lowers the expected error of networks to this, like 3%. Unless this or --probes is "
+            "given, the plan ends where its rest would lower it by less than 1 %, relatively."
+        ),
     ] = None,
     probes: Annotated[
         int | None,
@@ -66,19 +77,18 @@ def profile(
 ) -> None:
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
-    from akd_deploy.latency_table import HEADER_NAME, table_directory
+    from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
+    from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN, Enough, LiveError
+    from akd_deploy.pipeline.planning import Domain, planned_probes
     from akd_deploy.pipeline.probe_plan import (
+        GENERAL_MINUTES,
+        GENERAL_STRETCHES,
         MOST_STRETCHES,
         STRETCHES,
-        carried_networks,
-        given_networks,
-        plan_probes,
         stretches_plan,
     )
     from akd_deploy.pipeline.spaces import named_space
-    from akd_deploy.pipeline.typed import typed_network
     from akd_deploy.profiling.measured_journal import JOURNAL_NAME
-    from akd_deploy.profiling.preparing import ForTarget
     from akd_deploy.profiling.profile import (
         PROFILE,
         ProfilePlan,
@@ -87,7 +97,6 @@ def profile(
         resumed_protocol,
         unfinished,
     )
-    from akd_deploy.profiling.subjects import Subjects, model_subjects, space_subjects
     from akd_deploy.target import load_target
 
     if transfer_from is None and probes is not None and probes < LEAST_PROBES:
@@ -102,14 +111,22 @@ def profile(
             found="both --transfer-from and --minutes",
             next="Say with --probes how many to measure; each takes a few seconds.",
         )
-    chosen, engine = load_target(target), None
+    limit = None if until_error is None else parse_fraction(until_error)
+    if limit is not None and transfer_from is not None:
+        raise UsageError(
+            asked="a transfer --until-error",
+            found="both --transfer-from and --until-error",
+            next="Say with --probes how many to measure.",
+        )
+    if general and minutes is None and transfer_from is None:
+        minutes = GENERAL_MINUTES
+    chosen = load_target(target)
     engine = load_engine(chosen)
     engine.require(engine.why_not())
     directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
     protocol = replace(PROFILE, blocks=blocks)
     if resume:
         protocol = resumed_protocol(directory, protocol)
-    plan = plan_within(minutes, protocol, seed) if minutes else ProfilePlan(probes or PROBES, networks, protocol, seed)
     asked = [name for name, given in (("--space", space), ("--onnx", onnx), ("--general", general)) if given]
     if len(asked) > 1:
         raise UsageError(asked="one thing to profile", found=" and ".join(asked), next="Give one of them.")
@@ -117,15 +134,17 @@ def profile(
         raise UsageError(
             asked="--calibrate-on", found="no --onnx beside it", next="Name the networks whose windows are probes."
         )
-    by_plan = general or (bool(onnx) and chosen.engine != "torch")
-    if by_plan:
+    usual = GENERAL_STRETCHES if general else MOST_STRETCHES if limit is not None else PROBES
+    most = probes or usual
+    if general or (onnx and chosen.engine != "torch"):
         stretches = replace(STRETCHES, blocks=blocks)
-        plan = stretches_plan(
-            probes or (MOST_STRETCHES if general else PROBES),
-            resumed_protocol(directory, stretches) if resume else stretches,
-            minutes,
-            seed,
-        )
+        plan = stretches_plan(most, resumed_protocol(directory, stretches) if resume else stretches, minutes, seed)
+    elif minutes:
+        plan = plan_within(minutes, protocol, seed)
+    else:
+        plan = ProfilePlan(most, networks, protocol, seed)
+    of = named_space(space or "mobile") if not onnx and not general else None
+    domain = Domain(of, tuple(onnx or ()), tuple(calibrate_on or ()), plan.networks)
     if not dry_run and not resume and (directory / JOURNAL_NAME).is_file():
         raise unfinished(directory / JOURNAL_NAME)
     if not dry_run and not resume and (directory / HEADER_NAME).is_file():
@@ -136,18 +155,11 @@ def profile(
         )
     if transfer_from is not None:
         from akd_deploy.cli.transfer_profile import TransferJob, transfer_outcome
-        from akd_deploy.pipeline.transfer import CANDIDATE_PROBES
         from akd_deploy.pipeline.transfer import PROBES as FEW
-
-        def candidates() -> Subjects:
-            if onnx:
-                whole = list(dict.fromkeys([*onnx, *(calibrate_on or ())]))
-                return model_subjects(chosen, onnx, CANDIDATE_PROBES, seed, whole)
-            typed = ForTarget(typed_network, chosen.as_dict(), seed)
-            return space_subjects(chosen, named_space(space or "mobile"), CANDIDATE_PROBES, networks, seed, typed)
+        from akd_deploy.pipeline.transfer import candidates
 
         job = TransferJob(chosen, transfer_from, probes or FEW, protocol, directory, seed, resume)
-        emit(transfer_outcome(job, candidates, dry_run, as_json), as_json)
+        emit(transfer_outcome(job, lambda: candidates(chosen, domain, networks, seed), dry_run, as_json), as_json)
         return
     data: dict[str, Any] = {
         "table": str(directory),
@@ -158,34 +170,29 @@ def profile(
     }
     if not dry_run:
         with progress_bars(as_json) as on_progress:
-            if by_plan:
-                given = carried_networks(chosen) if general else given_networks(onnx or (), chosen.batch)
-                planned = plan_probes(
-                    chosen,
-                    given,
-                    plan.probes,
-                    seed,
-                    calibrate_on or (),
-                    on_listed=lambda done, total: on_progress("planning", done, total),
-                )
-                subjects, plan = planned.subjects, planned.within_what_is_left(plan)
-            elif onnx:
-                subjects = model_subjects(chosen, onnx, plan.probes, seed, calibrate_on or ())
-            else:
-                typed = ForTarget(typed_network, chosen.as_dict(), seed)
-                searched = named_space(space or "mobile")
-                subjects = space_subjects(chosen, searched, plan.probes, plan.networks, seed, typed)
+            planned = planned_probes(
+                chosen,
+                domain,
+                Enough(plan.probes, limit, None if probes or limit is not None else LEAST_GAIN),
+                seed,
+                read_table(directory).rows if resume and (directory / HEADER_NAME).is_file() else (),
+                lambda done, total: on_progress("planning", done, total),
+                plan.within_s,
+            )
+            watch = LiveError(planned.expected)
             profiled = measure_subjects(
                 chosen,
-                subjects,
-                plan,
+                planned.subjects,
+                planned.within_what_is_left(plan),
                 directory,
                 resume=resume,
                 on_prepared=lambda done, total: on_progress("preparing", done, total),
-                on_model=lambda done, total: on_progress("measuring", done, total),
+                on_model=lambda done, total: on_progress("measuring", done, total, watch.note),
+                on_measured=watch.measured,
             )
         measured = profiled.table
         data |= {
+            "probes": planned.probes,
             "kernels": len({kernel for row in measured.rows for kernel, _ in row.kernels}),
             "rows": len(measured.rows),
             "seconds": profiled.seconds,
@@ -195,13 +202,15 @@ def profile(
             "disturbed_blocks": profiled.disturbed,
             "torn_lines": profiled.torn_lines,
         }
-        if by_plan:
+        if planned.expected is not None:
             data["expected_error"] = planned.error_of(measured)
+            data["plan_ended_by"] = planned.ended
+        data["left_out"] = dict(planned.unlisted)
 
     def show(console: Console) -> None:
         if dry_run:
-            limit = f" for {minutes:g} minutes at most" if minutes else ""
-            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}{limit}")
+            at_most = f" for {minutes:g} minutes at most" if minutes else ""
+            console.print(f"would measure {plan.probes} probes and {plan.networks} networks into {directory}{at_most}")
             return
         console.print(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
@@ -209,6 +218,12 @@ def profile(
         )
         if data.get("expected_error") is not None:
             console.print(f"expected error of a network like those measured: {data['expected_error']:.1%}")
+            if limit is not None and data["expected_error"] > limit:
+                console.print(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
+            elif planned.ended == GAIN:
+                console.print(f"more would lower it by less than {LEAST_GAIN:.0%} of itself; --probes measures so many")
+        for name, why in data["left_out"].items():
+            console.print(f"left out: {name}: {why}", markup=False, highlight=False)
         if profiled.measured < profiled.planned:
             console.print(
                 f"time was enough for {profiled.measured:,} of {profiled.planned:,} planned blocks; "

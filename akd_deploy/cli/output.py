@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -108,8 +108,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     return result
 
 
+class OnProgress(Protocol):
+    """Told what is under way, how much of it is done, and a note to show beside it."""
+
+    def __call__(self, what: str, done: int, total: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(as_json: bool) -> Iterator[OnProgress]:
     """A function (what, done, total) that draws one bar per `what` on stderr, full when the next one begins.
 
     Where stderr is no terminal each new `what` is a line instead; with `--json` there is neither.
@@ -127,7 +133,7 @@ def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
                 progress.update(task, completed=total, total=total)
                 progress.stop_task(task)
 
-        def on_progress(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int, note: str = "") -> None:
             nonlocal current
             if what != current:
                 complete()
@@ -136,7 +142,8 @@ def progress_bars(as_json: bool) -> Iterator[Callable[[str, int, int], None]]:
                 tasks[what] = progress.add_task(what, total=total or None)
                 if not (as_json or on_terminal):
                     stderr.print(what, markup=False, highlight=False, soft_wrap=True)
-            progress.update(tasks[what], completed=done, total=total or None)
+            shown = f"{what}, {note}" if note else what
+            progress.update(tasks[what], completed=done, total=total or None, description=shown)
 
         yield on_progress
         complete()

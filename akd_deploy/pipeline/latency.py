@@ -15,15 +15,16 @@ from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.errors import MismatchError
 from akd_deploy.kernel import ExecutedKernel
-from akd_deploy.latency_table import LatencyTable, find_table, read_table
+from akd_deploy.latency_table import HEADER_NAME, LatencyTable, find_table, read_table
+from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.kernels import AUTO, FileKernels, KernelReader, Recent
+from akd_deploy.pipeline.space_plan import plan_space
 from akd_deploy.pipeline.typed import mode_for, typed_network
 from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
 from akd_deploy.predictor.compiled_cache import compiled_key, compiled_of
 from akd_deploy.predictor.predictor import Prediction, Predictor
-from akd_deploy.profiling.preparing import ForTarget
-from akd_deploy.profiling.profile import ProfilePlan, profile_space
+from akd_deploy.profiling.profile import ProfilePlan, measure_subjects
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target, user_data_dir
 
@@ -110,16 +111,14 @@ def profile_target(
     resume: bool,
     on_model: Callable[[int, int], None],
 ) -> tuple[LatencyTable, float]:
-    """`profile_space` with probes in the precision that the target ships."""
-    return profile_space(
-        target,
-        space,
-        plan,
-        directory,
-        typed=ForTarget(typed_network, target.as_dict(), plan.seed),
-        resume=resume,
-        on_model=on_model,
+    """The table of a space, with probes in the precision that the target ships, and the seconds it took."""
+    rows = read_table(directory).rows if resume and (directory / HEADER_NAME).is_file() else ()
+    planned = plan_space(
+        target, space, Enough(plan.probes, least_gain=None), plan.networks, plan.seed, rows, within_s=plan.within_s
     )
+    within = planned.within_what_is_left(plan)
+    profiled = measure_subjects(target, planned.subjects, within, directory, resume=resume, on_model=on_model)
+    return profiled.table, profiled.seconds + planned.seconds
 
 
 def chain_kernels(engine: Engine, target: Target) -> KernelsOf:

@@ -6,11 +6,9 @@ carries as skeletons.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,17 +17,19 @@ from typing import Any
 import numpy as np
 import onnx
 
-from akd_deploy.engines import load_engine
-from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.errors import AkdError, UsageError
 from akd_deploy.kernel import Kernel
-from akd_deploy.latency_table import PROBE, LatencyTable
-from akd_deploy.models.onnx_skeleton import filled, read_skeleton, skeleton
+from akd_deploy.latency_table import PROBE, LatencyTable, TableRow
+from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
+from akd_deploy.models.operator_graphs import FAMILY as OPERATORS
+from akd_deploy.models.operator_graphs import OPERATOR_GRAPHS, operator_graphs
 from akd_deploy.models.published import FAMILY_OF, skeleton_path
-from akd_deploy.pipeline.fusion_rules import Rules, is_ruled, rules_of, why_no_rules
+from akd_deploy.models.rebatch import rebatched
+from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
+from akd_deploy.pipeline.listing import Lister
 from akd_deploy.predictor.cold_weights import network_weights
-from akd_deploy.predictor.probe_choice import choose_probes, expected_s
+from akd_deploy.predictor.probe_choice import expected_s
 from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.profiling.channels_last import with_channels_last_ends
 from akd_deploy.profiling.profile import ProfilePlan
@@ -42,6 +42,10 @@ STRETCHES = Protocol(blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min
 """For stretches of milliseconds: samples enough for a 90th percentile over all blocks, and time for many stretches."""
 MOST_STRETCHES = 800
 """Measured unless told otherwise: on a quiet CPU core four to five minutes, and hardly any gain expected beyond."""
+GENERAL_STRETCHES = MOST_STRETCHES + OPERATOR_GRAPHS
+"""Of a general profile: those, and every operator graph."""
+GENERAL_MINUTES = 15.0
+"""Of a general profile, unless told otherwise: three times what it takes on a quiet CPU core."""
 CANDIDATES, MOST_CANDIDATES = 40, 200
 """Stretches of each network to choose from; up to the greater number until all of its costly kernels are in one."""
 COSTLY = 0.002
@@ -64,21 +68,33 @@ Counts = Mapping[Kernel, int]
 @dataclass(frozen=True)
 class ProbePlan:
     """Subjects in the order of measuring; `errors[i]` is the error expected of a network, relatively, once i + 1 of the
-    stretches are measured, and `unlisted` names networks that play no part and why. Making it took `seconds`."""
+    stretches are measured in the order in which they were chosen, and `ended` why no more were (`expected_error`).
+    Nothing is expected where the engine takes too long to say what stretches execute.
+
+    `unlisted` names networks that play no part and why. Making it took `seconds`.
+    """
 
     subjects: Subjects
+    expected: ExpectedError | None
     errors: tuple[float, ...]
+    ended: str
     unlisted: Mapping[str, str]
     seconds: float
 
+    @property
+    def probes(self) -> int:
+        """How many stretches are to be measured, stacks of them not counted."""
+        return sum(subject.kind == PROBE for subject in self.subjects.subjects)
+
     def within_what_is_left(self, plan: ProfilePlan) -> ProfilePlan:
-        """The profile's plan less the time that this one took."""
-        return plan if plan.within_s is None else replace(plan, within_s=max(0.0, plan.within_s - self.seconds))
+        """The profile's plan less the time that this one took, but half of its time in any case."""
+        if plan.within_s is None:
+            return plan
+        return replace(plan, within_s=max(plan.within_s / 2, plan.within_s - self.seconds))
 
     def error_of(self, table: LatencyTable) -> float | None:
-        """The expected error once so many stretches are measured as the table holds; None without any."""
-        measured = len(table.of_kind(PROBE))
-        return self.errors[min(measured, len(self.errors)) - 1] if measured else None
+        """The expected error now that the table holds what it does of the stretches; None where it holds none."""
+        return None if self.expected is None else self.expected.of(row.name for row in table.of_kind(PROBE))
 
 
 def stretches_plan(probes: int, protocol: Protocol, minutes: float | None, seed: int) -> ProfilePlan:
@@ -96,39 +112,63 @@ def given_networks(paths: Sequence[Path], batch: int) -> dict[str, onnx.ModelPro
     return networks
 
 
-def carried_networks(target: Target) -> dict[str, onnx.ModelProto]:
-    """Name → skeleton of each published network, for a target of batch 1."""
-    if target.batch != 1 or target.engine == "torch":
+def carried_networks(target: Target) -> tuple[dict[str, onnx.ModelProto], dict[str, str]]:
+    """Name → skeleton of each published network, of the target's batch; and name → why for those that have no other
+    batch than 1.
+
+    Raises:
+        UsageError: the engine reads no ONNX.
+    """
+    if target.engine == "torch":
         raise UsageError(
             asked=f"a general profile for target {target.name}",
-            found=f"batch {target.batch}, engine {target.engine}: the networks carried here are ONNX of batch 1",
-            next="Name networks of your own: `--onnx` for each.",
+            found="engine torch: the networks carried here are ONNX",
+            next="Name networks of your own: `--model` for each.",
         )
-    return {name: read_skeleton(skeleton_path(name)) for name in FAMILY_OF}
+    networks, fixed = {}, {}
+    for name in FAMILY_OF:
+        try:
+            networks[name] = rebatched(read_skeleton(skeleton_path(name)), target.batch)
+        except UsageError as error:
+            fixed[name] = error.found
+    return networks, fixed
 
 
 def plan_probes(
     target: Target,
     networks: Mapping[str, onnx.ModelProto],
-    count: int,
+    enough: Enough,
     seed: int,
     whole: Sequence[Path] = (),
     on_listed: Callable[[int, int], None] = lambda done, total: None,
+    measured: Sequence[TableRow] = (),
+    operators: Mapping[str, onnx.ModelProto] | None = None,
 ) -> ProbePlan:
-    """The `count` most telling stretches of the networks, stacks of some of them, and `whole` networks.
+    """The most telling stretches of the networks until they are `enough`, stacks of some, and `whole` networks.
 
     Args:
         networks: name → skeleton. Stretches of published ones have their family's name, others the network's.
         on_listed: called with (models so far, all) as their kernels are listed.
+        measured: rows of the table that is gone on with. Stretches among them come first, others need not tell again
+            what they have told.
+        operators: name → skeleton of further stretches, which are all chosen where there is room for twice as many.
 
     Raises:
         UsageError: nothing in the networks can be measured on its own.
     """
     rng, began = np.random.default_rng(seed), time.monotonic()
-    listed = _Lister(target)
+    listed = Lister(target)
     candidates: dict[str, tuple[Window, Counter[Kernel]]] = {}
     wanted: list[Counter[Kernel]] = []
     unlisted: dict[str, str] = {}
+    required: dict[str, None] = {}
+    for name, model in (operators or {}).items():
+        try:
+            window = Window(OPERATORS, model)
+            candidates.setdefault(window.name, (window, listed(model)))
+            required[window.name] = None
+        except AkdError as error:
+            unlisted[name] = error.found
     for done, (name, model) in enumerate(networks.items()):
         kernels: Counter[Kernel] = Counter()
         try:
@@ -146,16 +186,53 @@ def plan_probes(
             next="Give float inputs and static shapes to the networks.",
         )
     windows, all_counts = zip(*candidates.values(), strict=True)
-    order = list(islice(choose_probes(all_counts, wanted, [_measuring_s(one) for one in all_counts]), count))
-    chosen = [windows[choice.index] for choice in order]
-    stacks = _stacks(chosen, [all_counts[choice.index] for choice in order])
+    chosen, expected, ended = chosen_among(
+        list(candidates),
+        all_counts,
+        wanted,
+        enough,
+        measured,
+        [_measuring_s(counts) for counts in all_counts],
+        [i for i, name in enumerate(candidates) if name in required] if enough.most >= 2 * len(required) else (),
+    )
+    stretches = [windows[choice.index] for choice in chosen]
+    stacks = _stacks(stretches, [all_counts[choice.index] for choice in chosen])
+    own: Sequence[Any] = [window for window in stretches if window.name not in required]
+    theirs: Sequence[Any] = [window for window in stretches if window.name in required]
     networks_whole: list[Any] = [WholeNetwork(path) for path in whole]
-    subjects = Subjects(evenly(chosen, stacks, networks_whole), written_by_itself)
-    return ProbePlan(subjects, tuple(choice.error for choice in order), unlisted, time.monotonic() - began)
+    # The operators are spread over the first stretches: a time limit cuts off the last ones.
+    first = evenly(theirs, own[: len(theirs)])
+    return ProbePlan(
+        subjects=Subjects(evenly([*first, *own[len(theirs) :]], stacks, networks_whole), written_by_itself),
+        expected=expected,
+        errors=tuple(choice.error for choice in chosen),
+        ended=ended,
+        unlisted=unlisted,
+        seconds=time.monotonic() - began,
+    )
+
+
+def plan_general(
+    target: Target,
+    enough: Enough,
+    seed: int,
+    whole: Sequence[Path] = (),
+    on_listed: Callable[[int, int], None] = lambda done, total: None,
+    measured: Sequence[TableRow] = (),
+) -> ProbePlan:
+    """`plan_probes` of the published networks, with the operators that others may have.
+
+    Raises:
+        UsageError: the target's engine reads no ONNX.
+    """
+    networks, fixed = carried_networks(target)
+    operators = operator_graphs(target.batch)
+    plan = plan_probes(target, networks, enough, seed, whole, on_listed, measured, operators)
+    return replace(plan, unlisted={**fixed, **plan.unlisted})
 
 
 def _candidates(
-    family: str, network: onnx.ModelProto, kernels: Counter[Kernel], listed: _Lister, rng: np.random.Generator
+    family: str, network: onnx.ModelProto, kernels: Counter[Kernel], listed: Lister, rng: np.random.Generator
 ) -> Iterator[tuple[Window, Counter[Kernel]]]:
     """Stretches of a network with their kernels, `CANDIDATES` of them at least and then until its costly kernels are
     in one."""
@@ -176,9 +253,7 @@ def _candidates(
                 yield without
 
 
-def _without_reorders(
-    window: Window, counts: Counter[Kernel], listed: _Lister
-) -> tuple[Window, Counter[Kernel]] | None:
+def _without_reorders(window: Window, counts: Counter[Kernel], listed: Lister) -> tuple[Window, Counter[Kernel]] | None:
     """The stretch with its ends as the engine would have them, where that saves it reorders and costs it nothing."""
     reorders = sum(n for kernel, n in counts.items() if kernel.op == REORDER)
     if not reorders or (wrapped := with_channels_last_ends(window)) is None:
@@ -212,25 +287,3 @@ def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
             if copies > 1:
                 stacks.append(Stack(windows[i], copies))
     return stacks
-
-
-class _Lister:
-    """The kernels of a skeleton on a target: by rules where there are any for this CPU, which is quick, else by the
-    engine."""
-
-    def __init__(self, target: Target) -> None:
-        self._engine: Engine = load_engine(target)
-        self._rules: Rules | None = None
-        if is_ruled(self._engine):
-            device = self._engine.fingerprint()
-            if why_no_rules(self._engine, device, self._engine.version()) is None:
-                self._rules = rules_of(self._engine, device)
-
-    def __call__(self, model: onnx.ModelProto) -> Counter[Kernel]:
-        if self._rules is not None and self._rules.doubtful(model) is None:
-            with suppress(UsageError):  # the runtime itself knows more than the rules
-                return Counter(executed.kernel for executed in self._rules.kernels_of(model))
-        with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
-            path = Path(scratch) / "model.onnx"
-            onnx.save_model(filled(model, np.random.default_rng(0)), path)
-            return Counter(executed.kernel for executed in self._engine.executed_kernels(path))

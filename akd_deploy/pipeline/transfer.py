@@ -13,6 +13,11 @@ import numpy as np
 
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.latency_table import HEADER_NAME, PROBE, LatencyTable, read_table, table_lock
+from akd_deploy.models.published import FAMILY_OF
+from akd_deploy.pipeline.expected_error import Enough
+from akd_deploy.pipeline.planning import Domain
+from akd_deploy.pipeline.probe_plan import carried_networks, plan_probes
+from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.predictor.fitting import MIN_POINTS
 from akd_deploy.predictor.transfer_design import measure_probes
 from akd_deploy.predictor.transfer_lessons import Source, plan_transfer
@@ -20,10 +25,19 @@ from akd_deploy.predictor.transfer_plan import PLAN_NAME, TransferPlan, read_pla
 from akd_deploy.predictor.transferred import Item
 from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.profiling.measured_journal import JOURNAL_NAME
-from akd_deploy.profiling.preparing import Preparation
+from akd_deploy.profiling.preparing import ForTarget, Preparation, Subject
 from akd_deploy.profiling.profile import Profiled, ProfilePlan, measure_subjects
 from akd_deploy.profiling.rounds import Progress
-from akd_deploy.profiling.subjects import Subjects, is_plain_data
+from akd_deploy.profiling.subjects import (
+    Subjects,
+    WholeNetwork,
+    WholeSkeleton,
+    evenly,
+    is_plain_data,
+    model_subjects,
+    space_subjects,
+    written_by_itself,
+)
 from akd_deploy.target import Target
 
 CANDIDATE_PROBES, CANDIDATE_NETWORKS = 240, 40
@@ -127,6 +141,25 @@ def profile_transfer(
         disturbed=sum(one.disturbed for one in done),
         torn_lines=sum(one.torn_lines for one in done),
     )
+
+
+def candidates(target: Target, domain: Domain, networks: int, seed: int) -> Subjects:
+    """What probes of a transfer are chosen from: stretches of the domain, and whole networks of it to predict.
+
+    Args:
+        networks: how many of a space to draw.
+    """
+    if domain.space is not None:
+        typed = ForTarget(typed_network, target.as_dict(), seed)
+        return space_subjects(target, domain.space, CANDIDATE_PROBES, networks, seed, typed)
+    if domain.given:
+        whole = list(dict.fromkeys([*domain.given, *domain.whole]))
+        return model_subjects(target, domain.given, CANDIDATE_PROBES, seed, whole)
+    published, _ = carried_networks(target)
+    plan = plan_probes(target, published, Enough(CANDIDATE_PROBES, least_gain=None), seed)
+    stretches = [subject for subject in plan.subjects.subjects if subject.kind == PROBE]
+    predicted: list[Subject] = [WholeSkeleton(FAMILY_OF[name], model) for name, model in published.items()]
+    return Subjects(evenly(stretches, predicted, [WholeNetwork(path) for path in domain.whole]), written_by_itself)
 
 
 def list_items(target: Target, subjects: Subjects, probes: int, on_prepared: Progress) -> list[Item]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,18 @@ class FoundSource:
                 ("precision", mine.precision, target.precision),
                 ("batch", mine.batch, target.batch),
                 ("engine", mine.engine, target.engine),
+                ("threads", _threads(mine), _threads(target)),
             )
-            if theirs != ours
+            if theirs != ours and None not in (theirs, ours)
         ]
+
+
+def _threads(target: Target) -> object:
+    """As the target says, or as its engine does where the target says nothing; None where neither does."""
+    with suppress(AkdError):  # a table may be of an engine that is none here
+        engine = load_engine(target)
+        return engine.option("threads") if "threads" in engine.options else None
+    return None
 
 
 def find_sources(text: str, destination: Path) -> list[FoundSource]:

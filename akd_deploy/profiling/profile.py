@@ -28,6 +28,9 @@ PROFILE = Protocol(blocks=3, extra_blocks=2)
 SECONDS_PER_MODEL = 0.03
 """What one model costs in one block beside its warm-up and samples: loading, the reference (seen: 10–25 ms)."""
 
+MOST_MODELS = 930
+"""Of a space, however much time there is: eight hundred probes, beyond which next to nothing is gained."""
+
 
 @dataclass(frozen=True)
 class ProfilePlan:
@@ -44,7 +47,8 @@ class ProfilePlan:
 
 
 def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
-    """A profile that ends after `minutes`: six probes for every network, as many as fit where all of them are small."""
+    """A profile that ends after `minutes`: six probes for every network, as many as fit where all of them are small,
+    `MOST_MODELS` at most."""
     per_model = protocol.blocks * (protocol.seconds + 2 * protocol.warmup_s + SECONDS_PER_MODEL)
     models = int(minutes * 60 / per_model)
     if models < 20:
@@ -53,6 +57,7 @@ def plan_within(minutes: float, protocol: Protocol, seed: int) -> ProfilePlan:
             found=f"time for {models} measurements only",
             next=f"Give at least {20 * per_model / 60:.1f} minutes.",
         )
+    models = min(models, MOST_MODELS)
     probes = models * 6 // 7
     return ProfilePlan(probes, models - probes, protocol, seed, within_s=minutes * 60)
 
@@ -141,6 +146,7 @@ def measure_subjects(
     transfer: TransferOrigin | None = None,
     on_prepared: Progress = lambda done, total: None,
     on_model: Progress = lambda done, total: None,
+    on_measured: Callable[[str], None] = lambda name: None,
 ) -> Profiled:
     """Measure subjects into the table in `directory`, by the plan's protocol and within its time.
 
@@ -151,6 +157,7 @@ def measure_subjects(
     Args:
         transfer: what the table builds on, for its header.
         on_prepared, on_model: called with (so far, planned) after each model is prepared, or measured.
+        on_measured: called with the name of each subject as soon as the table or the journal holds a block of it.
 
     Raises:
         MissingRuntimeError: the target cannot run here.
@@ -190,6 +197,7 @@ def measure_subjects(
             None if plan.within_s is None else began + plan.within_s,
             on_prepared,
             on_model,
+            on_measured,
         )
         rounds.measure(unique, recovered)
     planned = len(unique) * plan.protocol.blocks

@@ -32,6 +32,7 @@ class Rounds:
     Args:
         until_s: time (of `time.monotonic`) after which no model is begun. So many models are taken on as are
             expected to get all their blocks by then.
+        on_measured: called with the name of each subject as soon as one block of it is held, before `on_model`.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class Rounds:
         until_s: float | None,
         on_prepared: Progress,
         on_model: Progress,
+        on_measured: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.table = table
         self.disturbed = 0
         """Blocks of this profile that stayed disturbed however often they were measured."""
         self._directory, self._journal, self._preparation = directory, journal, preparation
         self._protocol, self._rng, self._until_s = protocol, rng, until_s
-        self._on_prepared, self._on_model = on_prepared, on_model
+        self._on_prepared, self._on_model, self._on_measured = on_prepared, on_model, on_measured
         self._rows: dict[str, TableRow] = {row.name: row for row in table.rows}
         self._medians_s: dict[str, np.ndarray] = {row.name: row.measurement.block_medians_s for row in table.rows}
         self._subjects: dict[str, Subject] = {}
@@ -75,6 +77,9 @@ class Rounds:
             self._references_s = list(recovered.references_s)
             self._measure_suspects()
             self._commit()
+        for name in self._subjects:
+            if name in self._rows:
+                self._on_measured(name)
         self._waiting = [s for s in self._subjects.values() if self.lacking(s.name) or self._wants_extra(s.name)]
         grown = True
         while grown:
@@ -192,6 +197,8 @@ class Rounds:
         self._journal.append(measured)
         is_extra = self.lacking(name) == 0
         self._fresh[name] = measured
+        if row is None and first:
+            self._on_measured(name)
         if first and not is_extra:
             self._done += 1
             left = sum(map(self.lacking, self._models))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import onnx
 
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK
+from akd_deploy.models.onnx_skeleton import filled
 from akd_deploy.profiling.preparing import Subject, WriteSubject
 from akd_deploy.profiling.probes import Probe, as_written, probe_writer, space_networks, space_probes
 from akd_deploy.profiling.windows import Window, file_windows
@@ -43,6 +46,26 @@ class WholeNetwork:
     def write(self, _: Path) -> Path:
         """The file itself; nothing is written."""
         return self.path
+
+
+@dataclass(frozen=True, eq=False)
+class WholeSkeleton:
+    """A network known by its skeleton (`onnx_skeleton`), as a whole with weights drawn anew."""
+
+    family: str
+    model: onnx.ModelProto
+    kind: str = NETWORK
+
+    @cached_property
+    def name(self) -> str:
+        """Equal for equal skeletons only."""
+        return f"network-{hashlib.sha256(self.model.SerializeToString(deterministic=True)).hexdigest()[:12]}"
+
+    def write(self, folder: Path) -> Path:
+        """Write it as ONNX, the same weights for the same skeleton."""
+        path = folder / f"{self.name}.onnx"
+        onnx.save_model(filled(self.model, np.random.default_rng(int(self.name.rpartition("-")[2], 16))), path)
+        return path
 
 
 @dataclass(frozen=True)
@@ -103,7 +126,7 @@ def model_subjects(
     return Subjects(evenly(evenly(*windows), networks), written_by_itself)
 
 
-def written_by_itself(subject: Window | ArchiveWindow | WholeNetwork, folder: Path) -> Path:
+def written_by_itself(subject: Window | ArchiveWindow | WholeNetwork | WholeSkeleton, folder: Path) -> Path:
     """The model file of a stretch, or a whole, of a given network."""
     return subject.write(folder)
 
@@ -121,4 +144,4 @@ def evenly(*groups: Sequence[Item]) -> list[Item]:
 
 def is_plain_data(subject: object) -> bool:
     """Whether another process can be sent it: an archive's window holds a traced module, which is not sent."""
-    return isinstance(subject, Probe | Window | WholeNetwork)
+    return isinstance(subject, Probe | Window | WholeNetwork | WholeSkeleton)

@@ -87,3 +87,31 @@ def test_one_thing_is_profiled_at_a_time(tmp_path):
     answer = call(tmp_path, "profile", "--target", TARGET, "--general", "--space", "mobile", "--json")
     assert (answer.code, answer.error["kind"]) == (2, "usage")
     assert answer.error["found"] == "--space and --general"
+
+
+def test_an_expected_error_ends_the_plan_and_is_said_to_be_missed_where_it_is(workshop, tmp_path):
+    space = ("--space", workshop.folder / "space.toml", "--networks", 3, "--blocks", 1)
+    answer = call(tmp_path, "profile", "--target", TARGET, *space, "--until-error", "15%", "--json")
+    assert answer.code == 0
+    assert answer.data["plan_ended_by"] == "error"
+    assert answer.data["expected_error"] <= 0.15
+    assert 0 < answer.data["probes"] < 60
+    more = call(tmp_path, "profile", "--target", TARGET, *space, "--until-error", "0.01%", "--probes", 20, "--resume")
+    assert more.code == 0
+    assert "more than the 0.0% asked for" in " ".join(more.stdout.split())
+
+
+def test_what_cannot_stop_at_an_error_is_refused(tmp_path):
+    both = ("--transfer-from", "x", "--until-error", "3%")
+    answer = call(tmp_path, "profile", "--target", TARGET, *both, "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "usage")
+    assert "--until-error" in answer.error["found"]
+    torch = call(tmp_path, "profile", "--target", "cpu_torch_fp32", "--until-error", "3%", "--probes", 20, "--json")
+    assert (torch.code, torch.error["kind"]) == (2, "usage")
+    assert "takes too long" in torch.error["found"]
+
+
+def test_a_general_profile_is_bounded_unless_told_otherwise(tmp_path):
+    answer = call(tmp_path, "profile", "--target", TARGET, "--general", "--dry-run")
+    assert answer.code == 0
+    assert "15 minutes at most" in " ".join(answer.stdout.split())

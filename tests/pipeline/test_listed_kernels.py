@@ -11,7 +11,7 @@ from engines.engine_graphs import Graph
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines import load_engine
 from akd_deploy.fusion import openvino_cpu
-from akd_deploy.pipeline.probe_plan import _Lister
+from akd_deploy.pipeline.listing import Lister
 from akd_deploy.target import Target
 
 TARGET = Target("t", "cpu", "openvino", engine_options={"pinning": False})
@@ -28,10 +28,10 @@ def asked(monkeypatch):
     return calls
 
 
-def on_cpu(monkeypatch, isa: str, target: Target = TARGET) -> _Lister:
+def on_cpu(monkeypatch, isa: str, target: Target = TARGET) -> Lister:
     device = DeviceFingerprint({"kind": "cpu", "machine": "x86_64", "isa": isa})
     monkeypatch.setattr(type(load_engine(target)), "fingerprint", lambda self: device)
-    return _Lister(target)
+    return Lister(target)
 
 
 def pooled(op: str = "MaxPool"):

@@ -13,6 +13,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, STACK
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
 from akd_deploy.models.published import FAMILIES, FAMILY_OF, skeleton_path
+from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.probe_plan import (
     STACKED,
     STACKED_BYTES,
@@ -34,6 +35,10 @@ def student(seed: int) -> onnx.ModelProto:
     return onnx_from_architecture(load_space("mobile").sample(rng), rng)
 
 
+def exactly(count: int) -> Enough:
+    return Enough(count, least_gain=None)
+
+
 def test_every_published_network_has_a_skeleton_and_the_family_it_is_known_by() -> None:
     assert {name: NETWORKS[name].family for name in FAMILY_OF} == dict(FAMILY_OF)
     assert sum(map(len, FAMILIES.values())) == len(FAMILY_OF)
@@ -43,7 +48,7 @@ def test_every_published_network_has_a_skeleton_and_the_family_it_is_known_by() 
 
 def test_the_first_probes_tell_most_and_hold_the_kernels_that_networks_spend_their_time_on() -> None:
     names = ("resnet18", "mobilenet_v2", "bert_tiny")
-    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, 60, 0)
+    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, exactly(60), 0)
     probes = [s for s in plan.subjects.subjects if s.kind == PROBE]
     assert len(probes) == 60 == len(plan.errors)
     assert plan.errors[-1] < 0.05 < 0.1 < plan.errors[0]
@@ -53,7 +58,7 @@ def test_the_first_probes_tell_most_and_hold_the_kernels_that_networks_spend_the
 
 def test_stretches_with_many_weights_are_stacked_until_they_outgrow_caches() -> None:
     names = ("resnet18", "bert_mini")
-    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, 60, 0)
+    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, exactly(60), 0)
     stacks = [s for s in plan.subjects.subjects if s.kind == STACK]
     probes = {s.name for s in plan.subjects.subjects if s.kind == PROBE}
     assert {s.window.name for s in stacks} <= probes
@@ -64,7 +69,7 @@ def test_stretches_with_many_weights_are_stacked_until_they_outgrow_caches() -> 
 
 def test_equal_seeds_plan_alike_and_a_small_network_has_no_stacks(tmp_path: Path) -> None:
     networks = {"a": skeleton(student(1)), "b": skeleton(student(2))}
-    plans = [plan_probes(TARGET, networks, 30, seed) for seed in (0, 0, 1)]
+    plans = [plan_probes(TARGET, networks, exactly(30), seed) for seed in (0, 0, 1)]
     names = [[s.name for s in plan.subjects.subjects] for plan in plans]
     assert names[0] == names[1] != names[2]
     assert {s.kind for s in plans[0].subjects.subjects} == {PROBE}
@@ -78,13 +83,20 @@ def test_given_files_are_planned_and_whole_ones_are_spread_among_their_stretches
     for seed in (1, 2):
         paths.append(tmp_path / f"net{seed}.onnx")
         onnx.save_model(student(seed), paths[-1])
-    plan = plan_probes(TARGET, given_networks(paths, 1), 20, 0, whole=paths)
+    plan = plan_probes(TARGET, given_networks(paths, 1), exactly(20), 0, whole=paths)
     kinds = [s.kind for s in plan.subjects.subjects]
     assert kinds.count(NETWORK) == 2
     assert kinds[-1] == PROBE
     assert {s.family for s in plan.subjects.subjects} == {"net1", "net2"}
 
 
-def test_a_target_of_another_batch_is_told_what_to_give() -> None:
-    with pytest.raises(UsageError, match="batch 8"):
-        carried_networks(Target("t", "cpu", "onnxruntime", "fp32", 8))
+def test_a_target_of_another_batch_gets_networks_of_it_and_is_told_which_have_no_other() -> None:
+    networks, fixed = carried_networks(Target("t", "cpu", "onnxruntime", "fp32", 8))
+    assert {*networks, *fixed} == set(FAMILY_OF)
+    assert set(fixed) == {"swin_tiny", "autoformer_tiny", "shufflenet_space_0", "spos"}
+    assert {model.graph.input[0].type.tensor_type.shape.dim[0].dim_value for model in networks.values()} == {8}
+
+
+def test_networks_carried_as_onnx_are_none_for_torch() -> None:
+    with pytest.raises(UsageError, match="engine torch"):
+        carried_networks(Target("t", "cpu", "torch", "fp32"))

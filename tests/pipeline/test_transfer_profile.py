@@ -15,7 +15,10 @@ from akd_deploy import latency_table
 from akd_deploy.errors import MismatchError, MissingFileError, StorageError, UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, read_table, table_lock, write_table
+from akd_deploy.models.onnx_skeleton import read_skeleton
+from akd_deploy.models.published import skeleton_path
 from akd_deploy.pipeline import transfer, transfer_sources
+from akd_deploy.pipeline.planning import Domain
 from akd_deploy.pipeline.transfer import TransferProfile, list_items, profile_transfer
 from akd_deploy.pipeline.transfer_sources import FoundSource, find_sources
 from akd_deploy.predictor.cache import predictor_of
@@ -157,6 +160,20 @@ def test_ten_probes_predict_networks_far_better_than_any_source_scaled_to_them(
             best = min(best, float(np.abs(there * np.median(true / there) / true - 1).mean()))
         assert error.mean() < (0.5 if device is NEW else 1.0) * best
     assert np.mean(coverages) > 0.8  # devices unlike all sources are covered less often, others more
+
+
+def test_a_device_told_with_one_thread_is_predicted_with_two(
+    bench: Bench, tables: Path, tmp_path: Path, unseen: list[Item]
+) -> None:
+    one, two = KNOWN["server"], replace(KNOWN["server"], threads=2)
+    speedup = [one.seconds(dict(item.kernels)) / two.seconds(dict(item.kernels)) for item in unseen]
+    assert max(speedup) - min(speedup) > 0.1  # large kernels gain more than small ones: no factor tells it
+    bench.device = two
+    profiled = profile(tables, tmp_path / "here")
+    error, covered = errors(predictor_of(profiled.table, tmp_path / "here"), two, unseen)
+    assert len(profiled.table.rows) == PROBES
+    assert error.mean() < 0.04
+    assert covered.mean() > 0.8
 
 
 def test_the_header_and_the_plan_say_what_the_table_builds_on(bench: Bench, tables: Path, tmp_path: Path) -> None:
@@ -308,3 +325,20 @@ def test_sources_of_another_precision_batch_or_engine_are_pointed_out(tables: Pa
     assert one.unlike(HERE) == []
     other = one.unlike(Target("x", device="cpu", engine="openvino", precision="int8", batch=8))
     assert [note.split(" is of ")[1].split()[0] for note in other] == ["precision", "batch", "engine"]
+    two = replace(HERE, engine_options={"threads": 2})
+    assert one.unlike(two) == [f"source server is of threads 1, target {HERE.name} of 2"]
+    assert FoundSource("s", tables, replace(one.table, header=replace(one.table.header, target=two))).unlike(two) == []
+
+
+def test_candidates_of_a_general_transfer_are_published_networks_and_stretches_of_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("squeezenet1_1", "bert_tiny")
+    few = {name: read_skeleton(skeleton_path(name)) for name in names}
+    monkeypatch.setattr(transfer, "carried_networks", lambda target: (few, {}))
+    monkeypatch.setattr(transfer, "CANDIDATE_PROBES", 30)
+    found = transfer.candidates(HERE, Domain(None), 0, 0)
+    kinds = Counter((one.kind, one.family) for one in found.subjects)
+    assert {family for kind, family in kinds if kind == NETWORK} == {"squeezenet", "bert"}
+    assert sum(count for (kind, _), count in kinds.items() if kind == PROBE) == 30
+    assert all(found.write(one, tmp_path).is_file() for one in found.subjects if one.kind == NETWORK)

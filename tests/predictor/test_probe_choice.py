@@ -64,6 +64,32 @@ def test_every_candidate_comes_once_and_the_error_expected_after_each_is_the_pos
     assert all(b <= a + 1e-12 for a, b in pairwise(errors))
 
 
+def slow_gain(measured: list[dict[Kernel, int]], candidate: dict[Kernel, int], network: dict[Kernel, int]) -> float:
+    """Weighted variance of the network's kernels that the candidate takes away."""
+    total = sum(count * expected_s(kernel) for kernel, count in network.items())
+    gain = 0.0
+    for kernel in {kernel for row in (*measured, candidate, network) for kernel in row}:
+        weight = network.get(kernel, 0) * expected_s(kernel) / total + 1e-6
+        before = expected_error(measured, [{kernel: 1}]) if measured else OFFSET**2 + AMPLITUDE**2 + OWN**2
+        before = before**2 if measured else before
+        gain += weight * (before - expected_error([*measured, candidate], [{kernel: 1}]) ** 2)
+    return gain
+
+
+def test_every_choice_takes_most_variance_away_given_those_before_it() -> None:
+    candidates = [
+        {conv(c, s): 1, relu(r): 2} for c, s, r in ((8, 14, 8), (16, 7, 64), (64, 14, 8), (64, 28, 64), (24, 9, 16))
+    ]
+    network = {conv(32): 3, conv(64, 28): 1, relu(16): 4}
+    measured: list[dict[Kernel, int]] = []
+    left = list(range(len(candidates)))
+    for choice in choose_probes(candidates, [network]):
+        gains = {i: slow_gain(measured, candidates[i], network) for i in left}
+        assert gains[choice.index] == pytest.approx(max(gains.values()), rel=1e-3)
+        measured.append(candidates[choice.index])
+        left.remove(choice.index)
+
+
 def test_what_networks_spend_their_time_on_is_measured_first() -> None:
     candidates = [{relu(16): 1}, {conv(256): 1}, {conv(16): 1}]
     order = [choice.index for choice in choose_probes(candidates, [{conv(256): 10, relu(256): 10}])]

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper
 
 from akd_deploy.models.onnx_skeleton import filled, read_skeleton
 from akd_deploy.models.published import skeleton_path
+from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.probe_plan import plan_probes
 from akd_deploy.profiling.channels_last import with_channels_last_ends
 from akd_deploy.profiling.windows import Window
@@ -90,7 +91,7 @@ def test_a_plan_for_openvino_has_stretches_with_and_without_reorders_and_each_st
 
     target = openvino_target()
     engine = load_engine(target)
-    plan = plan_probes(target, {"resnet18": read_skeleton(skeleton_path("resnet18"))}, 40, seed=0)
+    plan = plan_probes(target, {"resnet18": read_skeleton(skeleton_path("resnet18"))}, Enough(40), seed=0)
     with_reorders = []
     for subject in plan.subjects.subjects:
         if isinstance(subject, Window):

@@ -1,0 +1,36 @@
+"""The how-tos' commands do what they say, in the order they say them."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+from documents import ROOT, Document
+
+PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
+
+pytestmark = pytest.mark.xdist_group("how-tos")
+
+
+@pytest.mark.slow
+def test_every_command_of_the_how_to_on_profiling_works_in_the_order_given(tmp_path: Path) -> None:
+    assert len(PROFILE.commands) > 8
+    PROFILE.run(tmp_path)
+    tables = [path.parent.parent.name for path in tmp_path.glob("latency_tables/*/*/header.json")]
+    assert sorted(tables) == ["cpu_onnxruntime_fp32", "two_threads"]
+
+
+def test_every_command_line_of_the_how_to_names_a_command_and_options_that_exist() -> None:
+    from typer.main import get_command
+
+    from akd_deploy.cli.app import app
+
+    known = get_command(app).commands  # type: ignore[attr-defined]
+    shell = "\n".join(text for kind, _, text in PROFILE.blocks if kind == "sh").replace("\\\n", " ")
+    lines = [line.partition("#")[0] for line in [*PROFILE.commands, *shell.splitlines()]]
+    for words in (shlex.split(line.replace("$(", " ").replace(")", " ")) for line in lines):
+        if words[:1] == ["akd-deploy"]:
+            options = {name for parameter in known[words[1]].params for name in parameter.opts}
+            given = {word for word in words[2:] if word.startswith("--") and word != "--"}
+            assert {name.split()[0] for name in given} <= options, words
