@@ -186,7 +186,7 @@ class KernelCostModel:
         return found
 
     def _envelope_of(self, kernel: Kernel, key: tuple[object, ...]) -> Envelope:
-        """Through the observed kernels of this setting; where they are few, also the regime's others as if they had it."""
+        """Through the observed kernels of this setting; where they are few, also the regime's others as if with it."""
         r, h = self.regimes.index(regime(kernel)), self.hyperparameters
         members = self._members[r]
         there = self.features.coordinates[members]
