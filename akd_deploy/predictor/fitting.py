@@ -125,10 +125,16 @@ def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list
     return kept, points
 
 
+def _is_of_a_space(family: str) -> bool:
+    """Rows of a space say which of its networks; a family of published networks may be called as a space is."""
+    space, dash, _ = family.partition("-")
+    return bool(dash) and space in SPACES
+
+
 def _family_folds(rows: Iterable[TableRow]) -> dict[str, int]:
     """Family → fold, where there are families enough to hold some out; none for probes of a search space."""
     families = sorted({family_of(row) for row in rows})
-    if len(families) < MIN_NETWORKS or any(name.partition("-")[0] in SPACES for name in families):
+    if len(families) < MIN_NETWORKS or any(map(_is_of_a_space, families)):
         return {}
     return {family: i % FOLDS for i, family in enumerate(families)}
 

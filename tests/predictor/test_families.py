@@ -83,3 +83,10 @@ def test_published_networks_belong_to_their_family_and_others_to_themselves() ->
     row = drawn_rows(np.random.default_rng(0))[0]
     assert family_of(replace(row, family="resnet18")) == family_of(replace(row, family="resnet50")) == "resnet"
     assert family_of(replace(row, family="mine")) == "mine"
+
+
+def test_a_family_called_like_a_space_is_held_out_as_any_other_and_a_spaces_networks_are_not() -> None:
+    row = drawn_rows(np.random.default_rng(0))[0]
+    families = ("mobilenet", *(f"f{i}" for i in range(9)))
+    assert len(fitting._family_folds([replace(row, family=family) for family in families])) == 10
+    assert fitting._family_folds([replace(row, family=f"mobilenet-{i}") for i in range(10)]) == {}
