@@ -25,8 +25,8 @@ from akd_deploy.target import load_target
 
 TARGET = load_target("cpu_onnxruntime_fp32")
 NAMES = (
-    "resnet18", "resnet34", "mobilenet_v1", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x1_0", "googlenet", "densenet121",
-    "efficientnet_lite0", "mnasnet_b1", "regnetx_400mf", "repvgg_a0", "ghostnet", "proxylessnas_mobile",
+    "resnet18", "resnet34", "mobilenet_v1", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x1_0", "googlenet",
+    "densenet121", "efficientnet_lite0", "mnasnet_b1", "regnetx_400mf", "repvgg_a0", "ghostnet", "proxylessnas_mobile",
 )  # fmt: skip
 DEVICE = ExecutedDevice()
 PROBES = 220
