@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -59,6 +60,23 @@ def by_family_quantile(points: Sequence[CalibrationPoint], coverage: float, fact
         families.setdefault(point.family, []).append(score(point, factor))
     own = [quantile(scores, coverage) for scores in families.values() if len(scores) >= 10]
     return max([pooled, *own])
+
+
+def unseen_family_quantile(points: Sequence[CalibrationPoint], coverage: float, factor: float) -> float:
+    """The width for a network of another family: every family counts alike, and one more as if beyond all of them.
+
+    Networks of a family err together, so that families are what is exchangeable (Dunn, Wasserman & Ramdas 2023,
+    arXiv:1809.07441, pooled distributions). With fewer than coverage / (1 − coverage) families the largest is widened
+    as `quantile` does.
+    """
+    sizes = Counter(point.family for point in points)
+    ordered = sorted((score(point, factor), 1 / sizes[point.family]) for point in points)
+    needed, held = coverage * (len(sizes) + 1), 0.0
+    for value, weight in ordered:
+        held += weight
+        if held >= needed - 1e-9:
+            return value
+    return ordered[-1][0] * (needed / len(sizes))
 
 
 def in_place_factor(points: Sequence[CalibrationPoint]) -> float:

@@ -9,6 +9,8 @@ from itertools import takewhile
 from math import ceil, log2, sqrt
 from math import prod as _prod
 
+import numpy as np
+
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel, Shape
 
 VECTOR_CHANNELS = 16
@@ -155,6 +157,7 @@ def _layout(name: object) -> int | None:
     return 0 if list(name) == sorted(name) else 1
 
 
+@lru_cache(maxsize=65_536)
 def regime(kernel: Kernel) -> str:
     """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for transpositions
     whether rows stay whole, and for reorders from which layout to which."""
@@ -184,19 +187,24 @@ def _padded(channels: int) -> int:
     return VECTOR_CHANNELS * ceil(channels / VECTOR_CHANNELS)
 
 
+@lru_cache(maxsize=65_536)
 def cost_terms(kernel: Kernel) -> tuple[float, ...]:
     """Non-negative quantities that a kernel's time is a non-negative combination of; see `TERMS`.
 
-    `padded_macs` counts channels rounded up to full vectors; `rows` are output rows (with broadcasting: runs), each of
-    which costs a loop; the
-    filling terms are `padded_macs` and `traffic_bytes` to the power `FILLING`.
+    `padded_macs` counts channels rounded up to full vectors; `rows` are output rows (of channels: full vectors of them;
+    of planes: full vectors of one row of each; with broadcasting: runs), each of which costs a loop; the filling terms
+    are `padded_macs` and `traffic_bytes` to the power `FILLING`. None of them falls where a kernel's sizes grow.
     """
     size, counted = dimensions(kernel), float(macs(kernel))
     padded = counted * _padded(size.out) / size.out
     if size.kind in ("dense", "pointwise"):
         padded *= _padded(int(size.reduced)) / max(1.0, size.reduced)
     output = kernel.outputs[0] if kernel.outputs else ()
-    rows = prod(output[:-1]) * _padded(size.out) / size.out / VECTOR_CHANNELS if len(output) > 2 else 0.0
+    rows = prod(output[:-1]) / VECTOR_CHANNELS if len(output) > 2 else 0.0
+    if size.kind == "pool" or size.kind in CONVOLUTIONS:
+        rows *= _padded(size.out) / size.out
+    elif size.kind == "" and len(output) > 3:
+        rows = prod(output[:-2]) * _padded(size.out) / VECTOR_CHANNELS
     if size.broadcast:
         rows = kernel.output_elements / size.run
     traffic = kernel.traffic_bytes
@@ -208,8 +216,11 @@ SIZES, GEOMETRY, SETTINGS = 0, 1, 2
 COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 6
 """What each of `coordinates` is: costs change with sizes, geometry and settings over distances of their own."""
 GROUP_NAMES = ("sizes", "geometry", "settings")
+RUN = 14
+"""The coordinate of runs: a setting whose length changes with sizes."""
 
 
+@lru_cache(maxsize=65_536)
 def coordinates(kernel: Kernel) -> tuple[float, ...]:
     """Where a kernel lies among its regime's: logarithms of its sizes, one unit a doubling, then its geometry and
     settings, as `COORDINATE_GROUPS` says.
@@ -235,3 +246,26 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         log2(1 + size.run) if size.broadcast else 0.0,
         float(_layout(kernel.attribute("layout")) or 0),
     )
+
+
+def order_sizes(coordinates: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """(n, coordinates), (n, terms) → (n, sizes): in which kernels of one `setting` are smaller and larger."""
+    sizes = coordinates[:, np.array(COORDINATE_GROUPS) == SIZES]
+    return np.round(np.column_stack([sizes, np.log2(1 + terms[:, TERMS.index("rows")])]), 9)
+
+
+@lru_cache(maxsize=65_536)
+def setting(kernel: Kernel) -> tuple[object, ...]:
+    """What kernels that differ in sizes alone share: regime, type, attributes, and coordinates that are no size."""
+    own = [pair for pair in kernel.attributes if pair[0] != "groups" or dimensions(kernel).kind != "depthwise"]
+    place = coordinates(kernel)
+    fixed = [place[i] for i, group in enumerate(COORDINATE_GROUPS) if group != SIZES and i != RUN]
+    return (regime(kernel), kernel.dtype, len(kernel.outputs), tuple(map(len, kernel.inputs)), *own, *fixed)
+
+
+def with_window_and_type(terms: np.ndarray, kernel: Kernel, other: Kernel) -> np.ndarray:
+    """(terms,) of a kernel as if its window and its type were another's of its regime, about."""
+    window = dimensions(other).window / dimensions(kernel).window
+    width = BYTES_PER_ELEMENT[other.dtype] / BYTES_PER_ELEMENT[kernel.dtype]
+    result: np.ndarray = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING)
+    return result

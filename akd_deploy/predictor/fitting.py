@@ -10,14 +10,16 @@ import numpy as np
 from akd_deploy.certificate import samples_needed
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableRow
+from akd_deploy.models.published import FAMILY_OF
 from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, fit_cold_weights, network_weights
 from akd_deploy.predictor.conformal import (
     CalibrationPoint,
     by_family_quantile,
     in_place_factor,
     score,
+    unseen_family_quantile,
 )
-from akd_deploy.predictor.kernel_cost import KernelCostModel
+from akd_deploy.predictor.kernel_cost import Hyperparameters, KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import fit_kernel_costs, observation_of
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
@@ -27,6 +29,8 @@ COVERAGE = 0.9
 """Nominal coverage of intervals."""
 MIN_NETWORKS = 10
 """With fewer measured networks, held-out probes calibrate instead."""
+MIN_FAMILIES = 9
+"""With networks of fewer families, intervals say nothing of families never seen: 90 % of ten places are nine."""
 MIN_POINTS = 5
 """Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
@@ -40,6 +44,11 @@ TAIL_PERCENTILES = (50, 75, 90, 95, 99)
 """Percentiles that tail factors are kept for."""
 TAIL_CONFIDENCE = 0.95
 """A row speaks about a percentile's tail when its largest sample bounds the percentile with this confidence."""
+
+
+def family_of(row: TableRow) -> str:
+    """A published network's family, whatever its row is called; else the row's own."""
+    return FAMILY_OF.get(row.family, row.family)
 
 
 def _covered(model: KernelCostModel, rows: Iterable[TableRow]) -> list[TableRow]:
@@ -60,11 +69,13 @@ def _points(
             cost = costs[kernel]
             predicted += count * cost.mean_s
             spread += count * cost.spread_s * (1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING)
-        points.append(CalibrationPoint(row.family, predicted, spread, row.measurement.median_s))
+        points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.median_s))
     return points
 
 
-def _fit(rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS) -> KernelCostModel:
+def _fit(
+    rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS, known: Hyperparameters | None = None
+) -> KernelCostModel:
     """Kernel costs from probes, of whose latency what their own weights' distance costs is left out."""
     observations = []
     for row in rows:
@@ -72,7 +83,7 @@ def _fit(rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS) 
         warm_s = max(seen.latency_s - cold_s, LEAST_WARM * seen.latency_s)
         noise = np.hypot(seen.noise * seen.latency_s, COLD_NOISE * cold_s) / warm_s
         observations.append(replace(seen, latency_s=warm_s, noise=float(noise)))
-    return fit_kernel_costs(observations)
+    return fit_kernel_costs(observations, known)
 
 
 def _cold_s(row: TableRow, cold_weights: ColdWeights) -> float:
@@ -100,10 +111,9 @@ def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list
     all is a point: predictions will be asked for sums of kernels of families that nobody measured. A search space's
     probes are like what will be asked for already.
     """
-    families = sorted({row.family for row in rows})
-    by_family = len(families) >= MIN_NETWORKS and not any(name.partition("-")[0] in SPACES for name in families)
-    fold_of = {family: i % FOLDS for i, family in enumerate(families)}
-    folds = [fold_of[row.family] if by_family else i % FOLDS for i, row in enumerate(rows)]
+    fold_of = _family_folds(rows)
+    by_family = bool(fold_of)
+    folds = [fold_of[family_of(row)] if by_family else i % FOLDS for i, row in enumerate(rows)]
     kept: list[TableRow] = []
     points: list[CalibrationPoint] = []
     for fold in range(FOLDS):
@@ -113,6 +123,49 @@ def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list
         found = _points(model, covered, cold_weights)
         points += _summed(found) if by_family else found
     return kept, points
+
+
+def _is_of_a_space(family: str) -> bool:
+    """Rows of a space say which of its networks; a family of published networks may be called as a space is."""
+    space, dash, _ = family.partition("-")
+    return bool(dash) and space in SPACES
+
+
+def _family_folds(rows: Iterable[TableRow]) -> dict[str, int]:
+    """Family → fold, where there are families enough to hold some out; none for probes of a search space."""
+    families = sorted({family_of(row) for row in rows})
+    if len(families) < MIN_NETWORKS or any(map(_is_of_a_space, families)):
+        return {}
+    return {family: i % FOLDS for i, family in enumerate(families)}
+
+
+def _of_unseen_families(
+    probes: Sequence[TableRow], networks: Sequence[TableRow], model: KernelCostModel, cold_weights: ColdWeights
+) -> list[CalibrationPoint]:
+    """Networks predicted by models that saw no stretch of their families, with the hyper-parameters of one that did.
+
+    Predictions will be asked for networks of other families than those measured, and err more there than where
+    stretches of the network itself were measured.
+    """
+    fold_of = _family_folds(probes)
+    points: list[CalibrationPoint] = []
+    for fold in range(FOLDS):
+        tested = [row for row in networks if fold_of.get(family_of(row)) == fold]
+        if tested:
+            kept = [row for row in probes if fold_of[family_of(row)] != fold]
+            without = _fit(kept, cold_weights, model.hyperparameters)
+            points += _points(without, _covered(without, tested), cold_weights)
+    return points
+
+
+def _width(
+    points: Sequence[CalibrationPoint], unseen: Sequence[CalibrationPoint], coverage: float, factor: float
+) -> float:
+    """That of networks as they are predicted, and of families never seen where enough of them say something."""
+    width = by_family_quantile(points, coverage, factor)
+    if len({point.family for point in unseen}) < MIN_FAMILIES:
+        return width
+    return max(width, unseen_family_quantile(unseen, coverage, factor))
 
 
 def _summed(points: Sequence[CalibrationPoint]) -> list[CalibrationPoint]:
@@ -158,13 +211,15 @@ def tail_factors(rows: Sequence[TableRow]) -> dict[float, float]:
     return factors
 
 
-def _scored_without_itself(points: Sequence[CalibrationPoint], coverage: float, sigma: float | None) -> Scores:
-    """Each point predicted with factor and width calibrated on the others."""
+def _scored_without_itself(
+    points: Sequence[CalibrationPoint], unseen: Sequence[CalibrationPoint], coverage: float, sigma: float | None
+) -> Scores:
+    """Each point predicted with factor and width calibrated on the others, `unseen` ones of other families alone."""
     predicted, measured, covered = [], [], []
     for i, point in enumerate(points):
         others = [*points[:i], *points[i + 1 :]]
         factor = in_place_factor(others)
-        width = by_family_quantile(others, coverage, factor)
+        width = _width(others, [p for p in unseen if p.family != point.family], coverage, factor)
         predicted.append(factor * point.predicted_s)
         measured.append(point.measured_s)
         covered.append(score(point, factor) <= width)
@@ -197,20 +252,22 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
             found=f"{len(points)} measurements to calibrate it on",
             next="Profile more: `akd-deploy profile --minutes 2`.",
         )
-    factor = in_place_factor(points) if calibrated_on == "networks" else 1.0
+    factor, unseen = 1.0, list[CalibrationPoint]()
+    if calibrated_on == "networks":
+        factor, unseen = in_place_factor(points), _of_unseen_families(probes, covered, model, cold_weights)
     return Predictor(
         target=table.header.target.name,
         device=table.header.device,
         table_digest=table.digest(),
         model=model,
         factor=factor,
-        width=by_family_quantile(points, coverage, factor),
+        width=_width(points, unseen, coverage, factor),
         coverage=coverage,
         tail_factors=tail_factors(networks or probes),
         sigma=table.sigma,
         calibrated_on=calibrated_on,
         left_out=len(networks) - len(covered),
-        scores=_scored_without_itself(points, coverage, _label_sigma(scored)),
+        scores=_scored_without_itself(points, unseen, coverage, _label_sigma(scored)),
         cold_weights=cold_weights,
     )
 

@@ -135,8 +135,8 @@ class _Problem:
         return result, alpha, factor
 
 
-def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
-    """Fit base costs, then the Gaussian process and its hyper-parameters.
+def fit_kernel_costs(observations: Sequence[Observation], known: Hyperparameters | None = None) -> KernelCostModel:
+    """Fit base costs, then the Gaussian process and its hyper-parameters, unless these are `known`.
 
     Raises:
         ValueError: fewer than five observations, or one whose latency is not positive.
@@ -160,7 +160,7 @@ def fit_kernel_costs(observations: Sequence[Observation]) -> KernelCostModel:
     problem = _Problem(latency, overhead_s, counts, base_s, noise, _blocks(features, counts, len(regimes)))
     # Matrices are small: threads that wait for each other cost more than they bring, on a loaded machine tenfold.
     with threadpool_limits(1, user_api="blas"):
-        jacobian, alpha, factor, parameters = _mode(problem)
+        jacobian, alpha, factor, parameters = _mode(problem, known)
     amplitude, own, misfit, jitter, *lengths = (float(value) for value in np.exp(parameters))
     return KernelCostModel(
         overhead_s,
@@ -184,11 +184,14 @@ def _blocks(features: Features, counts: np.ndarray, regimes: int) -> tuple[_Bloc
     return tuple(blocks)
 
 
-def _mode(problem: _Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """J, α and the factor of S at the mode, and the logarithms of the hyper-parameters."""
     parameters = np.log(PRIOR_MEDIANS)
+    if known is not None:
+        jitter = known.jitter_s / float(problem.latency_s.min())
+        parameters = np.log([known.amplitude, known.own, known.misfit, jitter, *known.lengths])
     correction = _settled(problem, np.zeros(len(problem.base_s)), parameters)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS if known is None else 0):
         jacobian, target = problem.linearised(correction)
         parameters = optimize.minimize(
             lambda p, j=jacobian, z=target: problem.loss(j, z, p),

@@ -22,7 +22,7 @@ from akd_deploy.predictor.transfer_calibration import (
 )
 from akd_deploy.predictor.transfer_design import measure_probes
 from akd_deploy.predictor.transfer_plan import TransferPlan
-from akd_deploy.predictor.transferred import Item, item_costs, items_prior
+from akd_deploy.predictor.transferred import Item, item_costs, items_prior, shared_cold_weights
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def plan_transfer(
         rehearsals = [_rehearsed(one, weights, probes, criterion, rng) for one in played]
         width = calibrated_width(rehearsals, coverage)
     described = tuple(source.described for source in sources.values())
-    return TransferPlan(tuple(items), prior, criterion, width, described, coverage)
+    cold_weights = shared_cold_weights({name: source.predictor for name, source in sources.items()}, items)
+    return TransferPlan(tuple(items), prior, criterion, width, described, coverage, cold_weights)
 
 
 def _played(name: str, sources: Mapping[str, Source], probes: int) -> _Played | None:

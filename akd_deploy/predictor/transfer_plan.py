@@ -18,6 +18,7 @@ import numpy as np
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError
 from akd_deploy.kernel import kernel_from_signature
 from akd_deploy.latency_table import LatencyTable, TransferOrigin, TransferSource
+from akd_deploy.predictor.cold_weights import ColdWeights
 from akd_deploy.predictor.fitting import COVERAGE
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.transfer_prior import Setting, TransferPrior
@@ -34,7 +35,7 @@ class TransferPlan:
     """`prior` is that of `items`, its settings weighted by how often they held where sources played the target.
 
     `width` is that of intervals at `coverage`, rehearsed on the sources; None where they are of one family, so that
-    none could play. `criterion` is the design's.
+    none could play. `criterion` is the design's, `cold_weights` what the sources know of them (`shared_cold_weights`).
     """
 
     items: tuple[Item, ...]
@@ -43,6 +44,7 @@ class TransferPlan:
     width: float | None
     sources: tuple[TransferSource, ...]
     coverage: float = COVERAGE
+    cold_weights: ColdWeights | None = None
 
     def _document(self) -> str:
         kernels = list(dict.fromkeys(kernel for item in self.items for kernel, _ in item.kernels))
@@ -61,6 +63,9 @@ class TransferPlan:
             "coverage": self.coverage,
             "sources": [asdict(source) for source in self.sources],
         }
+        if self.cold_weights is not None:  # plans had none of these once, and keep their digest
+            fields["cold_total_bytes"] = self.cold_weights.total_bytes.tolist()
+            fields["cold_per_byte"] = self.cold_weights.per_byte_s.tolist()
         return json.dumps(fields, sort_keys=True)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -87,7 +92,7 @@ class TransferPlan:
                 found=f"a {PLAN_NAME} that is not the one its table was measured by",
                 next="Put the two files of one profile together again.",
             )
-        return transfer_predictor(self.prior, self.items, table, self.coverage, self.width)
+        return transfer_predictor(self.prior, self.items, table, self.coverage, self.width, self.cold_weights)
 
     def save(self, directory: Path) -> Path:
         """Write it beside the table.
@@ -126,9 +131,11 @@ def read_plan(directory: Path) -> TransferPlan:
             tuple(bases), fields["prior_sources"], tuple(Setting(**one) for one in fields["settings"]), log_weights
         )
         sources = tuple(TransferSource(**source) for source in fields["sources"])
-        return TransferPlan(
-            _items(fields), prior, fields["criterion"], fields["width"], sources, float(fields["coverage"])
-        )
+        cold = None
+        if "cold_per_byte" in fields:
+            cold = ColdWeights(np.array(fields["cold_total_bytes"]), np.array(fields["cold_per_byte"]))
+        coverage = float(fields["coverage"])
+        return TransferPlan(_items(fields), prior, fields["criterion"], fields["width"], sources, coverage, cold)
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptFileError(
             asked=f"the plan of a transfer in {path}",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
-from akd_deploy.predictor.cold_weights import network_weights
+from akd_deploy.predictor.cold_weights import CLASSES, NO_COLD_WEIGHTS, ColdWeights, network_weights
 from akd_deploy.predictor.conformal import CalibrationPoint, in_place_factor, quantile, score
 from akd_deploy.predictor.features import regime
 from akd_deploy.predictor.fitting import COVERAGE, MIN_POINTS, tail_factors
@@ -90,6 +90,25 @@ def items_prior(
     return transfer_prior([Account(latencies, features)], names)
 
 
+def shared_cold_weights(sources: Mapping[str, Predictor], items: Sequence[Item]) -> ColdWeights | None:
+    """What a byte of weights costs more in large networks, as a share of the items' mean latency: the sources' median.
+
+    None where no source knows. A new target is measured on too little to tell; its scale is that of its items.
+    """
+    known = [source for source in sources.values() if source.cold_weights.per_byte_s.any()]
+    if not known:
+        return None
+    kernels = list(dict.fromkeys(kernel for item in items for kernel, _ in item.kernels))
+    counts = _counts(items, kernels)
+    amounts = np.unique(np.concatenate([source.cold_weights.total_bytes for source in known]))
+    rates = []
+    for source in sources.values():
+        mean_s = float((source.overhead_s + counts @ [cost.mean_s for cost in source.costs(kernels)]).mean())
+        alone = [[source.network_cold_s(amount * one) / amount for one in np.eye(len(CLASSES))] for amount in amounts]
+        rates.append(np.array(alone) / mean_s)
+    return ColdWeights(amounts, np.median(rates, axis=0))
+
+
 def _counts(items: Sequence[Item], kernels: Sequence[Kernel]) -> np.ndarray:
     """(items, kernels) how often each is executed."""
     position = {kernel: k for k, kernel in enumerate(kernels)}
@@ -110,13 +129,17 @@ class ItemCosts:
 
     model: KernelCostModel
     factor: float
+    cold_weights: ColdWeights
     covered: np.ndarray
     predicted_s: np.ndarray
     spread_s: np.ndarray
 
 
-def item_costs(items: Sequence[Item], latency_s: np.ndarray) -> ItemCosts:
+def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdWeights | None = None) -> ItemCosts:
     """Fit kernel costs to the items that are probes; the networks among them give the in-place factor.
+
+    Args:
+        cold_weights: as `shared_cold_weights` says.
 
     Raises:
         UsageError: too few items are probes.
@@ -134,14 +157,22 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray) -> ItemCosts:
     covered = np.array([i for i, one in enumerate(items) if all(model.covered(kernel) for kernel, _ in one.kernels)])
     sums_s, spread_s = _summed(model, [items[i] for i in covered])
     networks = np.array([items[i].kind == NETWORK for i in covered])
+    cold_s = np.zeros(len(covered))
+    if cold_weights is not None:
+        cold_weights = replace(cold_weights, per_byte_s=cold_weights.per_byte_s * latency_s.mean())
+        weights = np.array([network_weights(dict(items[i].kernels)) for i in covered])
+        cold_s = np.where(networks, cold_weights.seconds(weights).sum(-1), 0.0)
     factor = in_place_factor(
         [
-            CalibrationPoint(items[i].family, float(sum_s), 0.0, float(latency_s[i]))
-            for i, sum_s in zip(covered[networks], sums_s[networks], strict=True)
+            CalibrationPoint(items[i].family, float(sum_s), 0.0, float(latency_s[i]) - float(extra_s))
+            for i, sum_s, extra_s in zip(covered[networks], sums_s[networks], cold_s[networks], strict=True)
         ]
     )
     place = np.where(networks, factor, 1.0)
-    return ItemCosts(model, factor, covered, place * sums_s, place * spread_s)
+    cold = NO_COLD_WEIGHTS
+    if cold_weights is not None:
+        cold = replace(cold_weights, per_byte_s=cold_weights.per_byte_s / factor)
+    return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, place * spread_s)
 
 
 def left_out_points(
@@ -164,6 +195,7 @@ def transfer_predictor(
     table: LatencyTable,
     coverage: float = COVERAGE,
     width: float | None = None,
+    cold_weights: ColdWeights | None = None,
 ) -> Predictor:
     """The predictor of `table`'s target: its rows are the measured items, by name; the other items are predicted.
 
@@ -173,6 +205,7 @@ def transfer_predictor(
     Args:
         prior: what other targets say of the items (`items_prior`), its settings weighted or not.
         width: of intervals, from transfers that were rehearsed; from the measured items where None.
+        cold_weights: as `shared_cold_weights` says of the sources.
 
     Raises:
         UsageError: too few measured items to calibrate on, a row that is no item, too few items that are probes.
@@ -187,7 +220,7 @@ def transfer_predictor(
         )
     rows = np.array([position[row.name] for row in table.rows])
     measured_s = np.array([row.measurement.median_s for row in table.rows])
-    costs = item_costs(items, predict_items(believe(prior, rows, measured_s)).latency_s)
+    costs = item_costs(items, predict_items(believe(prior, rows, measured_s)).latency_s, cold_weights)
     points = left_out_points(prior, items, rows, measured_s, costs)
     if len(points) < MIN_POINTS:
         raise UsageError(
@@ -211,6 +244,7 @@ def transfer_predictor(
         scores=scores_of(
             np.array([p.predicted_s for p in points]), np.array([p.measured_s for p in points]), None, sigma
         ),
+        cold_weights=costs.cold_weights,
     )
 
 

@@ -13,6 +13,7 @@ from akd_deploy.predictor.conformal import (
     quantile,
     scale_s,
     score,
+    unseen_family_quantile,
 )
 
 
@@ -73,6 +74,19 @@ def test_the_width_never_falls_below_the_pooled_one() -> None:
     calm = [point(1 + 0.001 * i) for i in range(20)]
     strays = [point(3.0, family=f"f{i}") for i in range(9)]
     assert by_family_quantile([*calm, *strays], 0.9, 1.0) >= score(point(3.0))
+
+
+def test_an_unseen_familys_width_counts_families_and_not_networks() -> None:
+    # Ten families: 0.9 · 11 = 9.9 of them, hence all ten.
+    one_each = [point(1 + 0.01 * i, family=f"f{i}") for i in range(10)]
+    assert unseen_family_quantile(one_each, 0.9, 1.0) == pytest.approx(score(one_each[-1]))
+    # A hundred more networks of the calmest family change nothing.
+    crowd = [*one_each, *[point(1.0, family="f0") for _ in range(100)]]
+    assert unseen_family_quantile(crowd, 0.9, 1.0) == pytest.approx(score(one_each[-1]))
+    # 0.5 · 11 = 5.5 families.
+    assert unseen_family_quantile(one_each, 0.5, 1.0) == pytest.approx(score(one_each[5]))
+    # Four families: 4.5 of them are not there, and the largest is widened by that share.
+    assert unseen_family_quantile(one_each[:4], 0.9, 1.0) == pytest.approx(score(one_each[3]) * 4.5 / 4)
 
 
 def test_in_place_factor_is_the_median_ratio() -> None:

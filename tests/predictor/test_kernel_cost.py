@@ -83,7 +83,7 @@ def test_posterior_is_laplaces_around_the_mode_of_the_joint_density() -> None:
     data = observations()
     model = fit_kernel_costs(data)
     expected = slow_posterior(data, model)
-    for kernel, cost in zip(model.kernels, model.costs(model.kernels), strict=True):
+    for kernel, cost in zip(model.kernels, model.posterior(model.kernels), strict=True):
         mean_s, spread_s = expected[kernel]
         assert cost.mean_s == pytest.approx(mean_s, rel=2e-3)
         assert cost.spread_s == pytest.approx(spread_s, rel=2e-2)
@@ -119,7 +119,7 @@ def test_a_mode_with_large_corrections_stays_positive_and_explains_the_sums() ->
     cost = {Kernel("Add", (s, s), (s,)): 1e-6 * (6.0 if i % 2 else 1.0) for i, s in enumerate(shapes)}
     data = [Observation({k: n}, 1e-6 + n * c, 0.004) for k, c in cost.items() for n in (1, 2, 5)]
     model = fit_kernel_costs(data)
-    for kernel, found in zip(cost, model.costs(list(cost)), strict=True):
+    for kernel, found in zip(cost, model.posterior(list(cost)), strict=True):
         assert found.mean_s == pytest.approx(cost[kernel], rel=0.1)
 
 

