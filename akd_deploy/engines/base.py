@@ -159,6 +159,16 @@ class Engine(ABC):
             BuildError: it could not be built, or not in the precision asked for.
         """
 
+    def loadable(self, path: Path, folder: Path) -> Path:
+        """The file that `load` takes: `path` itself, or what is built from it in `folder` where no model file is taken.
+
+        Raises:
+            MissingRuntimeError, BuildError: as `build`.
+        """
+        if self.loads_models or path.suffix == self.suffix:
+            return path
+        return self.build(path, folder).path
+
     @abstractmethod
     def load(self, engine_path: Path) -> Session:
         """Load what `build` wrote (or a model file the runtime reads directly).

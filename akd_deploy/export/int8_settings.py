@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from akd_deploy.errors import UnknownNameError
 from akd_deploy.export.calibration import split_calibration
+from akd_deploy.export.operators import FLOAT_ALONE
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Int8Settings:
     """How activations and weights become int8. Weights are always signed and symmetric.
 
     `activation` is "uint8" or "int8"; `reduce_range` gives weights 7 bits; `exclude` names nodes that stay in
-    floating point; `calibration` is how ranges of activations are found: "minmax", "entropy" or "percentile:99.99".
+    floating point, `float_operators` operators that do; `calibration` is how ranges of activations are found:
+    "minmax", "entropy" or "percentile:99.99".
     """
 
     activation: str = "uint8"
@@ -23,6 +25,7 @@ class Int8Settings:
     reduce_range: bool = False
     quantize_bias: bool = True
     exclude: tuple[str, ...] = ()
+    float_operators: frozenset[str] = frozenset()
     calibration: str = "minmax"
 
     def __post_init__(self) -> None:
@@ -34,6 +37,7 @@ class Int8Settings:
 def int8_settings(engine: str, isa: Collection[str]) -> Int8Settings:
     """What an engine's int8 kernels expect.
 
+    Operators that it computes in floating point all the same are left there: Q/DQ around them only cost time.
     TensorRT takes signed, symmetric activations and floating biases only. CPUs take unsigned activations with
     signed weights; x86 without VNNI adds products in 16 bits, which saturate unless weights have 7 bits.
 
@@ -41,7 +45,11 @@ def int8_settings(engine: str, isa: Collection[str]) -> Int8Settings:
         engine: as targets write it.
         isa: the device's instruction sets, as its fingerprint lists them.
     """
+    float_operators = FLOAT_ALONE.get(engine, frozenset())
     if engine in ("tensorrt", "tensorrt-rtx"):
-        return Int8Settings(activation="int8", symmetric_activations=True, quantize_bias=False)
+        return Int8Settings(
+            activation="int8", symmetric_activations=True, quantize_bias=False, float_operators=float_operators
+        )
     on_arm = "asimd" in isa
-    return Int8Settings(reduce_range=not on_arm and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(isa))
+    narrow = not on_arm and not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(isa)
+    return Int8Settings(reduce_range=narrow, float_operators=float_operators)

@@ -243,7 +243,7 @@ def _quantized(
     folder: Path,
     ranges: Path,
 ) -> onnx.ModelProto:
-    op_types = _op_types()
+    op_types = _op_types(settings)
     if not ranges.is_file():
         network = folder / "to_calibrate.onnx"
         network.write_bytes(prepared.SerializeToString(deterministic=True))
@@ -284,11 +284,11 @@ def _portable(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _op_types() -> list[str]:
-    """Operators that are worth Q/DQ: the quantiser's own choice without those that no engine runs on int8."""
+def _op_types(settings: Int8Settings) -> list[str]:
+    """Operators that are worth Q/DQ: the quantiser's own choice without those that the engine does not run on int8."""
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    return sorted(INT8_OPERATORS & {*QDQRegistry, *QLinearOpsRegistry})
+    return sorted((INT8_OPERATORS & {*QDQRegistry, *QLinearOpsRegistry}) - settings.float_operators)
 
 
 def _runtime_errors(onnxruntime: ModuleType) -> tuple[type[Exception], ...]:

@@ -19,17 +19,6 @@ _FULL = ("fp32", "tf32")
 _FLOAT8 = (onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT8E5M2)
 
 
-def built_for(engine: Engine, path: Path, folder: Path) -> Path:
-    """The file that `engine.load` takes: `path` itself, or what the engine builds from it in `folder`.
-
-    Raises:
-        MissingRuntimeError, BuildError: as `Engine.build`.
-    """
-    if engine.loads_models or path.suffix == engine.suffix:
-        return path
-    return engine.build(path, folder).path
-
-
 def precision_of(path: Path, batch: int) -> str:
     """What an ONNX file is typed to compute in, read from its tensors: a precision as targets write it."""
     model = read_onnx(path, batch)
@@ -54,8 +43,8 @@ def target_as_typed(target: Target, path: Path) -> Target:
 
 
 def built_as_typed(target: Target, path: Path, folder: Path) -> Path:
-    """`built_for` a variant whose precision need not be the target's."""
-    return built_for(load_engine(target_as_typed(target, path)), path, folder)
+    """`Engine.loadable` of a variant whose precision need not be the target's."""
+    return load_engine(target_as_typed(target, path)).loadable(path, folder)
 
 
 @contextmanager
@@ -64,6 +53,6 @@ def ready_models(engine: Engine, models: Mapping[str, Path]) -> Iterator[dict[st
     lasts."""
     with tempfile.TemporaryDirectory(prefix="akd-built-") as folder:
         yield {
-            name: built_for(engine, path, Path(folder) / str(i)).absolute()
+            name: engine.loadable(path, Path(folder) / str(i)).absolute()
             for i, (name, path) in enumerate(models.items())
         }

@@ -10,7 +10,7 @@ import torch
 
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
-from akd_deploy.errors import ParityError
+from akd_deploy.errors import BuildError, ParityError
 from akd_deploy.export.divergence import Divergence, Evaluate, reference_evaluate
 from akd_deploy.export.locate import failing_batch, locate, located
 from akd_deploy.export.parity import Arrays, Parity, Tolerance, check_parity, compare_outputs, tolerance_for
@@ -66,18 +66,25 @@ def checked_build(
 
     Args:
         models: mode → file, as `build_for` had them.
-        required: the run's own target, whose file is compared even where it was not built, and whose failure ends
-            the run.
+        required: the run's own target, whose failure ends the run.
 
     Raises:
-        ParityError: the required engine differs.
+        BuildError: the required engine was not built.
+        ParityError: it differs.
     """
     target = build.target
     engine = load_engine(target)
+    if required and build.built is None:
+        raise BuildError(
+            asked=f"the engine of target {target.name}, which the run is for",
+            found=str(build.why_not),
+            next="Correct the cause and resume the run; nothing but this stage is done again.",
+        )
     if not required and (build.built is None or build.why_not_measured is not None):
         return build, None
     model = model_for(target, models)
-    loaded = build.built.path if build.built else model
+    assert build.built is not None
+    loaded = build.built.path
     source = None if is_archive(mode_for(target)) else models["fp32"]
     try:
         return build, student_parity(student, engine, loaded, images, source, model).as_dict()

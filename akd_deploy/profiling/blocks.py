@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from akd_deploy import errors
+from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BOUNDARIES
 from akd_deploy.errors import AkdError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.measurement import Measurement
@@ -242,8 +243,9 @@ def measure_blocks(
 ) -> dict[str, Measured]:
     """Measure every model in every block, each block a fresh process in a fresh random order.
 
-    Models whose reference drifted, or from which CPU time was stolen, are measured again in another
-    process, `protocol.max_remeasure` times at most; what stays disturbed is kept and counted.
+    Engines that take no model files are given what they build of them, once. Models whose reference drifted, or from
+    which CPU time was stolen, are measured again in another process, `protocol.max_remeasure` times at most; what
+    stays disturbed is kept and counted.
 
     Args:
         target: must run on this machine (`host` "local").
@@ -271,6 +273,29 @@ def measure_blocks(
             found="only this machine can be measured so far",
             next="Run akd-deploy on that machine.",
         )
+    with tempfile.TemporaryDirectory(prefix="akd-built-") as folder:
+        engine = load_engine(target)
+        ready = {name: engine.loadable(path, Path(folder, str(i))) for i, (name, path) in enumerate(models.items())}
+        return _measured_blocks(
+            target, ready, protocol, rng, on_model, on_block, have, references_s, on_taken, earlier, until_s, group
+        )
+
+
+def _measured_blocks(
+    target: Target,
+    models: Mapping[str, Path],
+    protocol: Protocol,
+    rng: np.random.Generator,
+    on_model: Callable[[int, int], None],
+    on_block: Callable[[dict[str, Measured]], None],
+    have: Mapping[str, int],
+    references_s: list[float] | None,
+    on_taken: Callable[[str, int, Taken], None],
+    earlier: Mapping[str, Sequence[Taken]],
+    until_s: float | None,
+    group: int | None,
+) -> dict[str, Measured]:
+    """`measure_blocks` of files that the engine loads."""
     taken: dict[str, dict[int, Taken]] = {name: dict(enumerate(earlier.get(name, ()))) for name in models}
     usual_s: list[float] = [] if references_s is None else references_s
     missing = {name: max(0, protocol.blocks - have.get(name, 0)) for name in models}

@@ -204,9 +204,9 @@ def _can_be_sent(value: object) -> bool:
 
 def _prepared(engine: Engine, write: WriteSubject, subject: Any, folder: Path, known: Kernels | None) -> Prepared:
     path = write(subject, folder)
-    if known is not None:
-        return Prepared(path, known)
-    return Prepared(path, counted([executed.kernel for executed in engine.executed_kernels(path)]))
+    if known is None:
+        known = counted([executed.kernel for executed in engine.executed_kernels(path)])
+    return Prepared(engine.loadable(path, folder), known)
 
 
 # --- in the other processes -------------------------------------------------------------------------------------

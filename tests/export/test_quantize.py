@@ -76,6 +76,31 @@ def test_seven_bit_weights_where_the_cpu_would_saturate(source, tmp_path):
     assert np.abs(weights["w0_quantized"].astype(int)).max() <= 64
 
 
+def test_operators_that_an_engine_computes_in_floating_point_get_no_conversions(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
+            helper.make_node("Tanh", ["c"], ["h"], name="tanh"),
+            helper.make_node("Conv", ["h", "w"], ["y"], name="last"),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 6, 6])],
+        [onnx.numpy_helper.from_array(np.random.default_rng(0).standard_normal((4, 4, 1, 1), np.float32), "w")],
+    )
+    source = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), source)
+    feeds = [{"x": np.random.default_rng(i).standard_normal((1, 4, 6, 6), np.float32)} for i in range(4)]
+    read_by_tanh = {}
+    for engine in ("onnxruntime", "openvino"):
+        settings = int8_settings(engine, ["avx512_vnni"])
+        model = onnx.load(quantize_onnx(source, "int8", feeds, tmp_path / f"{engine}.onnx", settings).path)
+        writers = {name: node.op_type for node in model.graph.node for name in node.output}
+        (tanh,) = (node for node in model.graph.node if node.op_type == "Tanh")
+        read_by_tanh[engine] = writers[tanh.input[0]]
+    assert read_by_tanh == {"onnxruntime": "Conv", "openvino": "DequantizeLinear"}
+
+
 def test_excluded_nodes_stay_in_floating_point(source, tmp_path):
     written = quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx", Int8Settings(exclude=("pointwise",)))
     assert "w2" in {t.name for t in onnx.load(written.path).graph.initializer}

@@ -47,16 +47,16 @@ def feeds(count=4):
 
 
 def test_an_engine_that_loads_models_is_given_the_file_itself(network, tmp_path):
-    assert building.built_for(load_engine(CPU), network, tmp_path / "out") == network
+    assert load_engine(CPU).loadable(network, tmp_path / "out") == network
     assert not (tmp_path / "out").exists()
 
 
 @needs_rtx
 def test_an_engine_that_loads_plans_is_given_the_plan_it_builds_and_a_plan_as_it_is(network, tmp_path):
     engine = load_engine(Target("rtx", "rtx", "tensorrt-rtx"))
-    plan = building.built_for(engine, network, tmp_path / "out")
+    plan = engine.loadable(network, tmp_path / "out")
     assert (plan.suffix, plan.is_file()) == (".plan", True)
-    assert building.built_for(engine, plan, tmp_path / "again") == plan
+    assert engine.loadable(plan, tmp_path / "again") == plan
 
 
 @pytest.mark.parametrize("mode", ["fp16", "bf16", "int8", "fp8"])

@@ -12,11 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 
+from akd_deploy.engines.base import Engine
 from akd_deploy.errors import AkdError, MissingFileError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_layers
 from akd_deploy.profiling import blocks
@@ -243,6 +245,37 @@ def test_once_the_time_is_up_nothing_is_measured_again(processes) -> None:
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_takes_no_models_is_given_what_it_builds_once_and_its_own_files_as_they_are(
+    processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    class Builds:
+        loads_models, suffix = False, ".plan"
+
+        def build(self, path: Path, folder: Path) -> SimpleNamespace:
+            built.append(path.name)
+            return SimpleNamespace(path=folder / f"{path.stem}.plan")
+
+        loadable = Engine.loadable
+
+    seen: list[dict[str, Path]] = []
+    processes(lambda name, nth: CALM)
+    run_block = blocks._run_block
+
+    def watched(target, models, *more):
+        seen.append(dict(models))
+        return run_block(target, models, *more)
+
+    monkeypatch.setattr(blocks, "_run_block", watched)
+    monkeypatch.setattr(blocks, "load_engine", lambda _: Builds())
+    models = {"a": Path("a.onnx"), "b": Path("b.plan")}
+    measure_blocks(HERE, models, Protocol(blocks=3), np.random.default_rng(0))
+    assert built == ["a.onnx"]
+    assert len(seen) == 3
+    assert all(one["a"].name == "a.plan" and one["a"].parent != Path() and one["b"] == Path("b.plan") for one in seen)
 
 
 def test_a_remote_host_is_refused() -> None:

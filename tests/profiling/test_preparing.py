@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,10 +19,11 @@ import psutil
 import pytest
 
 from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import Engine
 from akd_deploy.errors import UnknownNameError
 from akd_deploy.models.onnx_from_student import onnx_from_layers
 from akd_deploy.profiling import preparing
-from akd_deploy.profiling.preparing import ForTarget, Preparation, Prepared, WriteSubject, counted
+from akd_deploy.profiling.preparing import ForTarget, Preparation, Prepared, WriteSubject, _prepared, counted
 from akd_deploy.profiling.probes import ProbeWriter, space_networks, space_probes
 from akd_deploy.profiling.subjects import WholeNetwork, is_plain_data, space_subjects, written_by_itself
 from akd_deploy.profiling.windows import Window, file_windows
@@ -236,6 +238,24 @@ def test_an_engine_that_times_its_builds_has_the_device_for_itself(tmp_path: Pat
     timed = Target("board", "gpu", "tensorrt", precision="fp16")
     assert not Preparation(timed, write_with_pid, tmp_path, lambda _: True)._travels(Named("m"))
     assert Preparation(HERE, write_with_pid, tmp_path, lambda _: True)._travels(Named("m"))
+
+
+def test_what_is_prepared_for_an_engine_that_takes_no_models_is_what_it_builds(tmp_path: Path) -> None:
+    class Builds:
+        loads_models, suffix = False, ".plan"
+
+        def build(self, path: Path, folder: Path) -> SimpleNamespace:
+            return SimpleNamespace(path=folder / f"{path.stem}.plan")
+
+        def executed_kernels(self, path: Path) -> tuple[()]:
+            assert path.suffix == ".onnx"
+            return ()
+
+        loadable = Engine.loadable
+
+    for known in (None, ()):
+        prepared = _prepared(Builds(), write_with_pid, Named("m"), tmp_path, known)
+        assert prepared.path == tmp_path / f"{write_with_pid(Named('m'), tmp_path).stem}.plan"
 
 
 # --- the end of it ----------------------------------------------------------------------------------------------
