@@ -120,3 +120,12 @@ def test_a_cpu_that_the_rules_are_not_for_is_refused(precision, isa):
     graph = Graph()
     with pytest.raises(UsageError, match="CPU"):
         kernels_of(graph.model({"x": [1, 16, 8, 8]}, [graph.conv("x", 16, 16, 3)]), precision, isa=isa)
+
+
+def test_a_constant_of_three_dimensions_is_told_and_a_convolutions_weights_are_not():
+    graph = Graph()
+    kernels = executed(graph, graph("MatMul", "x", graph.weight(8, 32, 64)), (8, 16, 32))
+    assert [kernel.attribute("constants") for kernel in kernels] == [(1,)]
+    graph = Graph()
+    (kernel,) = executed(graph, graph.conv("x", 16, 64, 3))
+    assert kernel.attribute("constants") is None
