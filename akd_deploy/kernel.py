@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 
@@ -31,6 +31,23 @@ def _plain(value: object) -> AttributeValue:
     raise ValueError(f"{value!r} is not a number, a text or a tuple of whole numbers")
 
 
+LEAST_CONSTANT = 4096
+"""Elements below which a constant operand is none worth telling of."""
+
+
+def constant_operands(inputs: Sequence[Shape], constant: Iterable[int], *, is_convolution: bool) -> tuple[int, ...]:
+    """Positions of the inputs that are weights though nothing else says so: the kernel's attribute `constants`.
+
+    A convolution's weights and matrices of two dimensions are known for what they are. A constant of three or more,
+    in a batched product or an elementwise operator, cannot be told from data by its shape.
+    """
+    return tuple(
+        i
+        for i in sorted(constant)
+        if not is_convolution and i < len(inputs) and len(inputs[i]) > 2 and prod(inputs[i]) >= LEAST_CONSTANT
+    )
+
+
 @dataclass(frozen=True, order=True)
 class Kernel:
     """One executed operator at one shape.
@@ -38,7 +55,7 @@ class Kernel:
     `op` is the engine's own name for what runs ("Conv", "ReorderInput", "QLinearConv"), `inputs` and
     `outputs` the shapes of every tensor it reads and writes in order, weights included. `dtype` is
     the element type it computes in. `attributes` are the settings its cost can depend on
-    (`kernel_size`, `strides`, `dilations`, `groups`, `activation`, `residual` …), sorted by name.
+    (`kernel_size`, `strides`, `dilations`, `groups`, `activation`, `residual`, `constants` …), sorted by name.
     """
 
     op: str

@@ -15,7 +15,7 @@ import onnx
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.onnxruntime_attribution import LAYOUT_OPS, attribute_nodes
 from akd_deploy.errors import BuildError
-from akd_deploy.kernel import BYTES_PER_ELEMENT, ExecutedKernel, Kernel, Shape
+from akd_deploy.kernel import BYTES_PER_ELEMENT, ExecutedKernel, Kernel, Shape, constant_operands
 
 _DTYPES = {"float": "float32", "double": "float64", "float8e4m3fn": "float8e4m3"}
 """ONNX Runtime's element types, as profiles print them in lower case → ours, where they differ in name."""
@@ -215,6 +215,10 @@ def _kernel(
     attributes = node_attributes(node, [shape for _, shape in inputs], constants)
     if node.op_type == "Cast":
         attributes["from"] = inputs[0][0]
+    shapes, read = [shape for _, shape in inputs], [name for name in node.input if name]
+    fixed = [i for i, name in enumerate(read) if name in constants]
+    if weights := constant_operands(shapes, fixed, is_convolution="kernel_size" in attributes):
+        attributes["constants"] = weights
     return Kernel(
         op=_operator(node),
         inputs=tuple(shape for _, shape in inputs),

@@ -11,7 +11,7 @@ import onnx
 from akd_deploy.engines.onnx_attributes import node_attributes
 from akd_deploy.engines.original_graph import OriginalGraph, original_graph
 from akd_deploy.errors import BuildError
-from akd_deploy.kernel import AttributeValue, ExecutedKernel, Kernel, Shape
+from akd_deploy.kernel import AttributeValue, ExecutedKernel, Kernel, Shape, constant_operands
 
 _DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i8": "int8", "u8": "uint8",
@@ -200,6 +200,10 @@ def _attributes(
             values["residual"] = 1
     elif main is None and layer.layer_type not in ("Reshape", "Transpose"):
         values["operators"] = "+".join(n.op_type for n in nodes)
+    constant = [i for i, source in enumerate(layer.sources) if source in fixed]
+    is_convolution = layer.layer_type in ("Convolution", "Deconvolution")
+    if weights := constant_operands(layer.inputs, constant, is_convolution=is_convolution):
+        values["constants"] = weights
     values["layout"] = layer.layout
     return values
 

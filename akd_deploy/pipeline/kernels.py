@@ -23,7 +23,7 @@ AUTO, RUNTIME, RULES = "auto", "runtime", "rules"
 SOURCES = (AUTO, RUNTIME, RULES)
 """Who may be asked for kernels: the runtime, the rules that stand for it, or the rules first."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT_IN_MEMORY = 64
 KEPT_ON_DISK = 256
 """So many files' kernels are remembered; the oldest make room."""

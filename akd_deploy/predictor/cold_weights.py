@@ -34,6 +34,9 @@ def weight_bytes(kernel: Kernel) -> np.ndarray:
         result[0] = sum(map(prod, weights))
     elif kind == "shared" and len(kernel.inputs) > 1:
         result[1] = sum(prod(shape) for shape in kernel.inputs[1:] if len(shape) <= 2)
+    constants = kernel.attribute("constants")
+    if isinstance(constants, tuple):
+        result[1] += sum(prod(kernel.inputs[i]) for i in constants)
     return result * BYTES_PER_ELEMENT[kernel.dtype]
 
 

@@ -34,6 +34,8 @@ MIN_FAMILIES = 9
 MIN_POINTS = 5
 """Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
+UNSEEN_FOLDS = 10
+"""Of families that networks are predicted without: the fewer a fold leaves out, the less it tells too wide a width."""
 LEAST_WARM = 0.1
 """Share of a probe's latency that is left to its kernels, however cold its weights."""
 COLD_NOISE = 0.25
@@ -131,12 +133,12 @@ def _is_of_a_space(family: str) -> bool:
     return bool(dash) and space in SPACES
 
 
-def _family_folds(rows: Iterable[TableRow]) -> dict[str, int]:
+def _family_folds(rows: Iterable[TableRow], folds: int = FOLDS) -> dict[str, int]:
     """Family → fold, where there are families enough to hold some out; none for probes of a search space."""
     families = sorted({family_of(row) for row in rows})
     if len(families) < MIN_NETWORKS or any(map(_is_of_a_space, families)):
         return {}
-    return {family: i % FOLDS for i, family in enumerate(families)}
+    return {family: i % folds for i, family in enumerate(families)}
 
 
 def _of_unseen_families(
@@ -147,9 +149,9 @@ def _of_unseen_families(
     Predictions will be asked for networks of other families than those measured, and err more there than where
     stretches of the network itself were measured.
     """
-    fold_of = _family_folds(probes)
+    fold_of = _family_folds(probes, UNSEEN_FOLDS)
     points: list[CalibrationPoint] = []
-    for fold in range(FOLDS):
+    for fold in range(UNSEEN_FOLDS):
         tested = [row for row in networks if fold_of.get(family_of(row)) == fold]
         if tested:
             kept = [row for row in probes if fold_of[family_of(row)] != fold]

@@ -323,3 +323,15 @@ def test_time_grows_no_faster_than_the_network():
 
     seconds(5)
     assert min(seconds(200) for _ in range(3)) < 30 * min(seconds(20) for _ in range(3))
+
+
+def test_a_constant_in_a_batched_product_or_a_sum_is_told_and_obvious_weights_are_not():
+    graph = Graph()
+    product = graph("MatMul", "x", graph.weight(8, 32, 64))
+    total = graph("Add", graph("MatMul", product, graph.weight(64, 32)), graph.weight(8, 16, 32))
+    small = graph("Mul", total, graph.weight(1, 1, 32))
+    model = graph.model({"x": [8, 16, 32]}, [small])
+    told = [(kernel.kernel.op, kernel.kernel.attribute("constants")) for kernel in kernels_of(model, "all")]
+    assert told == [("MatMul", (1,)), ("MatMul", None), ("Add", (1,)), ("Mul", None)]
+    between = graph.model({"x": [8, 16, 32], "y": [8, 32, 64]}, [graph("MatMul", "x", "y")])
+    assert kernels_of(between, "all")[-1].kernel.attribute("constants") is None

@@ -138,3 +138,12 @@ def test_channels_are_blocked_by_the_width_of_registers(isa, layout):
     (one,) = kernels_of(graph.model({"x": [1, 3, 8, 8]}, [graph("MaxPool", "x", kernel_shape=[2, 2])]), isa=isa)[1:2]
     assert one.kernel.attribute("layout") == layout
     assert all(k.kernel.attribute("layout") != layout for k in kernels_of(graph.model({"x": [1, 16, 8, 8]}, [y])))
+
+
+def test_a_constant_of_three_dimensions_is_told_and_a_convolutions_weights_are_not():
+    graph = Graph()
+    kernels = executed(graph, graph("MatMul", "x", graph.weight(8, 32, 64)), (8, 16, 32))
+    assert [kernel.attribute("constants") for kernel in kernels] == [(1,)]
+    graph = Graph()
+    (kernel,) = executed(graph, graph.conv("x", 16, 64, 3))
+    assert kernel.attribute("constants") is None

@@ -139,3 +139,16 @@ def test_a_probe_that_is_cold_itself_does_not_make_its_kernel_dear() -> None:
     rows = LatencyTable(HEADER, (*whole.rows, row(PROBE, {large: 1})))
     predicted = fit_predictor(rows).predict([ExecutedKernel(large, "large")]).latency_s
     assert predicted == pytest.approx(warm_s({large: 1}) + cold_s({large: 1}), rel=0.15)
+
+
+def test_constants_of_batched_products_and_sums_are_weights_and_data_are_not() -> None:
+    inputs, output = ((197, 3, 64), (197, 64, 197)), ((197, 3, 197),)
+    attention = Kernel("MatMul", inputs, output)
+    constant = Kernel("MatMul", inputs, output, attributes=(("constants", (1,)),))
+    assert weight_bytes(attention).tolist() == [0, 0]
+    assert weight_bytes(constant).tolist() == [0, 4 * 197 * 64 * 197]
+    added = Kernel("Add", ((1, 197, 192),) * 2, ((1, 197, 192),), attributes=(("constants", (1,)),))
+    assert weight_bytes(added).tolist() == [0, 4 * 197 * 192]
+    # A matrix that is told to be constant besides is one weight and not two.
+    shared = Kernel("MatMul", ((4, 64), (1, 64, 32)), ((4, 32),), attributes=(("constants", (1,)),))
+    assert weight_bytes(shared).tolist() == [0, 4 * 64 * 32]
