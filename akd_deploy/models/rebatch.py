@@ -17,8 +17,8 @@ SHAPED_BY = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
 def rebatched(model: ModelProto, batch: int) -> ModelProto:
     """The network for inputs of `batch`, of one whose inputs are of batch 1.
 
-    A constant that says a shape beginning with 1 (or, for a reshape that folds the batch into its first dimension, with
-    anything) gets the batch there, and a constant that is joined to batches (a class token) is repeated.
+    A constant that says a shape beginning with 1 (or, where a reshape folds the batch into its first dimension, with
+    anything) gets the batch there, and one that is joined to batches (a class token) is repeated.
 
     Raises:
         UsageError: shapes then contradict each other, or outputs are not `batch` times as large.
@@ -38,10 +38,13 @@ def rebatched(model: ModelProto, batch: int) -> ModelProto:
     for value in graph.input:
         if value.name not in weights:
             value.type.tensor_type.shape.dim[0].dim_value *= batch
+    fed = {value.name for value in graph.input if value.name not in weights}
     for node in graph.node:
+        if not fed.isdisjoint(node.input):
+            fed.update(node.output)
         place = SHAPED_BY.get(node.op_type)
         if place is not None and len(node.input) > place and (shape := _constant(node.input[place], constants, nodes)):
-            new = _shape(node, numpy_helper.to_array(shape), sizes, batch)
+            new = _shape(node, numpy_helper.to_array(shape), fed, batch)
             node.input[place] = _added(graph, node, numpy_helper.from_array(new))
         elif node.op_type == "Concat" and _axis(node) != 0:
             for place, name in enumerate(node.input):
@@ -56,6 +59,12 @@ def rebatched(model: ModelProto, batch: int) -> ModelProto:
         after = onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise _fixed(batch, str(error).splitlines()[0]) from error
+    known = {value.name: _elements(value) for value in (*after.graph.value_info, *after.graph.input)}
+    known |= {value.name: _elements(value) for value in after.graph.output}
+    for node in after.graph.node:  # inference takes a reshape's word for it
+        given, made = known.get(node.input[0]) if node.input else None, known.get(node.output[0])
+        if node.op_type == "Reshape" and given is not None and given != made:
+            raise _fixed(batch, f"{node.name} makes {made} elements of {given}")
     for value in after.graph.output:
         if _elements(value) != batch * sizes[value.name]:
             raise _fixed(batch, f"output {value.name} of {_elements(value)} elements for {sizes[value.name]}")
@@ -87,15 +96,14 @@ def _constant(name: str, constants: dict[str, TensorProto], nodes: dict[str, Nod
     return next((attribute.t for attribute in attributes if attribute.name == "value"), None)
 
 
-def _shape(node: NodeProto, shape: np.ndarray, sizes: dict[str, int], batch: int) -> np.ndarray:
+def _shape(node: NodeProto, shape: np.ndarray, fed: set[str], batch: int) -> np.ndarray:
     """A shape with the batch in it; one that only shapes constants, or takes its first dimension as it comes, stays."""
     if not shape.size or shape.ndim != 1:
         return shape
-    first = int(shape[0])
-    folded = node.op_type == "Reshape" and first > 1 and -1 not in shape and node.input[0] in sizes
-    if node.op_type in ("Reshape", "Expand") and node.input[0] not in sizes:
-        return shape  # of a constant
-    if first == 1 or folded:
+    if node.op_type == "Reshape" and node.input[0] not in fed:
+        return shape  # of weights
+    folded = node.op_type == "Reshape" and shape[0] > 1 and -1 not in shape
+    if shape[0] == 1 or folded:
         return np.concatenate([shape[:1] * batch, shape[1:]])
     return shape
 

@@ -98,5 +98,6 @@ def test_a_network_of_another_batch_gives_as_many_outputs_of_the_same_shape(tmp_
 
 
 def test_a_network_whose_batch_is_fixed_within_is_refused() -> None:
-    with pytest.raises(UsageError, match="its batch is fixed within"):
-        rebatched(read_skeleton(skeleton_path("swin_tiny")), 2)
+    for name in ("swin_tiny", "autoformer_tiny"):
+        with pytest.raises(UsageError, match="its batch is fixed within"):
+            rebatched(read_skeleton(skeleton_path(name)), 2)
