@@ -23,6 +23,10 @@ MAX_ACCURACY_LOSS = 0.01
 """A faster variant that loses more than this share of the test images is not recommended."""
 
 
+PARITY_SHOWN = ("max_abs", "cosine", "top1_agreement")
+"""What the summary has of each engine's comparison with torch."""
+
+
 def _mean_spread(values: Sequence[float]) -> dict[str, Any]:
     """Mean, standard deviation over seeds, and how many."""
     return {
@@ -211,6 +215,7 @@ def _engines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 **{key: build[key] for key in ("precision", "size_bytes", "seconds")},
                 "latency_stats_s": found["latency_stats_s"] if found else None,
                 "ratio": found["ratio"] if found else None,
+                "parity": {key: build["parity"][key] for key in PARITY_SHOWN} if build["parity"] else None,
                 "sigma": found["sigma"] if found else None,
                 "why_not": why_not,
             }

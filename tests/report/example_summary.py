@@ -175,6 +175,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                     "latency_stats_s": {"median": 3.21e-4, "p90": 3.49e-4, "p99": 4.4e-4},
                     "ratio": None,
                     "sigma": 0.012,
+                    "parity": {"max_abs": 1.2e-5, "cosine": 0.99998, "top1_agreement": 1.0},
                     "why_not": None,
                 },
                 {
@@ -185,6 +186,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
                     "latency_stats_s": {"median": 2.87e-4, "p90": 3.2e-4, "p99": 4.1e-4},
                     "ratio": {"ratio": 0.894, "low": 0.871, "high": 0.918},
                     "sigma": 0.012,
+                    "parity": {"max_abs": 1.2e-5, "cosine": 0.99998, "top1_agreement": 1.0},
                     "why_not": None,
                 },
                 {
