@@ -88,8 +88,8 @@ class Features:
         index = {name: i for i, name in enumerate(regimes)}
         return Features(
             np.array([index[regime(kernel)] for kernel in kernels]),
-            np.array([cost_terms(kernel) for kernel in kernels]),
-            np.array([coordinates(kernel) for kernel in kernels]),
+            np.array([cost_terms(kernel) for kernel in kernels], dtype=float),
+            np.array([coordinates(kernel) for kernel in kernels], dtype=float),
         )
 
 
