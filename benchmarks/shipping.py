@@ -39,6 +39,7 @@ from akd_deploy.latency_table import table_directory
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.latency import TargetLatency, profile_target, target_latency
+from akd_deploy.pipeline.parity import student_parity
 from akd_deploy.pipeline.spaces import named_space
 from akd_deploy.pipeline.typed import mode_for
 from akd_deploy.profiling.blocks import Measured
@@ -192,7 +193,7 @@ def shipped(
     }
     if build.why_not_measured is None:
         try:
-            row["parity"] = shipping.student_parity(student, load_engine(target), build.built.path, images).as_dict()
+            row["parity"] = student_parity(student, load_engine(target), build.built.path, images).as_dict()
         except AkdError as error:
             row["parity"] = {"failed": error.found}
     if latency is not None:

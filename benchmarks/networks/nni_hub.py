@@ -42,6 +42,8 @@ def _hub(file: str) -> types.ModuleType:
     """One module of the hub."""
     with warnings.catch_warnings(), _without_lightning():
         warnings.simplefilter("ignore")  # NNI's last release is older than what it warns about
+        # NNI may have been imported before, and then asks nobody for its framework again.
+        importlib.import_module("nni.common.framework").set_default_framework("none")
         module = importlib.import_module(f"nni.nas.hub.pytorch.{file}")
     logging.getLogger("nni").setLevel(logging.WARNING)  # it prints every pruned cell
     return module

@@ -102,13 +102,16 @@ def test_an_engine_that_cannot_be_recorded_is_built_all_the_same_and_says_so(net
 
 
 def test_inspect_lets_no_plan_reach_a_runtime(tmp_path, monkeypatch):
-    """TensorRT-RTX tells kernels of what it builds itself; a plan is refused unread."""
+    """Without a card nobody reads it; with one, it must have been built here."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr("akd_deploy.engines.tensorrt_session.deserialised", _never)
     (tmp_path / "m.plan").write_bytes(b"plan")
     answer = call(tmp_path, "inspect", tmp_path / "m.plan", "--target", "rtx_tensorrt-rtx_fp16", "--json")
-    assert answer.code == 2
-    assert "Give the ONNX file it was built from" in answer.error["next"]
+    assert (answer.code, answer.error["kind"]) == (5, "missing_runtime")
+    monkeypatch.setattr("akd_deploy.engines.tensorrt_engine.TensorRtEngine.why_not", lambda self: None)
+    answer = call(tmp_path, "inspect", tmp_path / "m.plan", "--target", "rtx_tensorrt-rtx_fp16", "--json")
+    assert (answer.code, answer.error["kind"]) == (3, "verification")
+    assert "--trust-engine" in answer.error["next"]
 
 
 def test_a_bench_is_given_with_an_engine_alone_and_an_engine_must_have_been_built_here(bundle, network, tmp_path):

@@ -226,7 +226,7 @@ def test_a_missing_runtime_is_told_with_what_to_install(workshop, refused, tmp_p
 def test_an_unknown_mode_is_named_with_the_known_ones_before_samples_are_missed(refused, twin, tmp_path):
     arguments = ("--onnx", twin.onnx, "--target", TARGET, "-o", tmp_path / "out")
     error = refused(2, "quantize", *arguments, "--mode", "nonsense")
-    assert error["known"] == ["auto", "bf16", "fp16", "int8"]
+    assert error["known"] == ["auto", "bf16", "fp16", "fp8", "int8"]
     assert refused(2, "quantize", *arguments, "--mode", "int8", "--seed", 3)["found"] == "no samples"
 
 

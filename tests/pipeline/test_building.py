@@ -78,7 +78,7 @@ def on_a_machine_with_a_card(monkeypatch):
     """Everything but the card itself: what would run there is asked for, and recorded."""
     monkeypatch.setattr(TensorRtEngine, "why_not", lambda self: None)
     monkeypatch.setattr(
-        TensorRtEngine, "fingerprint", lambda self: SimpleNamespace(facts={"compute_capability": "7.0"})
+        TensorRtEngine, "fingerprint", lambda self: SimpleNamespace(facts={"kind": "gpu", "compute_capability": "7.0"})
     )
     measured = []
 
@@ -87,9 +87,9 @@ def on_a_machine_with_a_card(monkeypatch):
             assert path.suffix == ".plan"
             measured.append(path.read_bytes())
         samples = tuple(1e-3 + 1e-6 * i for i in range(60))
-        return {name: Measured(Measurement(name, samples, tuple(range(6)) * 10), 0, 0) for name in models}
+        return {name: Measured(Measurement(name, samples, tuple(range(10)) * 6), 0, 0) for name in models}
 
-    monkeypatch.setattr(building, "measure_blocks", blocks)
+    monkeypatch.setattr(benching, "measure_blocks", blocks)
     monkeypatch.setattr(quantizing, "measure_blocks", blocks)
     return measured
 
@@ -98,12 +98,12 @@ def on_a_machine_with_a_card(monkeypatch):
 def test_bench_of_onnx_files_measures_their_plans(network, tmp_path, monkeypatch):
     measured = on_a_machine_with_a_card(monkeypatch)
     fp16 = quantize_onnx(network, "fp16", [], tmp_path / "fp16.onnx").path
-    settings = {"blocks": 6, "seconds": 0.1, "budget_s": None, "percentile": 90, "confidence": 0.95}
+    settings = benching.BenchSettings(benching.bench_protocol(6, 0.1, 0.0, "host"))
     rng = np.random.default_rng(0)
-    benching.bench_models(RTX, fp16, fp16, **settings, rng=rng, on_model=lambda *_: None)
+    benching.bench_models(RTX, fp16, fp16, settings, rng, lambda *_: None)
     assert len(measured) == 2
     with pytest.raises(BuildError, match="float32"):  # a latency of the other precision would be a lie
-        benching.bench_models(RTX, network, None, **settings, rng=rng, on_model=lambda *_: None)
+        benching.bench_models(RTX, network, None, settings, rng, lambda *_: None)
 
 
 @needs_rtx
@@ -132,7 +132,9 @@ def test_auto_measures_and_scores_the_plan_of_every_variant_and_keeps_it(network
     assert {"fp32", "fp16", "bf16", "int8"} <= built
     assert "fp8" in rows["fp8"]["why"]  # refused by the build, which is no reason to measure nothing
     assert len(measured) == len(set(measured)) == len(built)
-    assert set(loaded) == {path.name for path in (tmp_path / "out").glob("*.plan")}
+    kept = {path.name for path in (tmp_path / "out").glob("*.plan")}
+    source = network.with_suffix(".plan").name
+    assert set(loaded) == {*kept, source, "trial.plan"}  # int8 is tried before it is kept
 
 
 def test_a_gpu_that_is_not_here_has_no_cpu_instructions_and_stops_no_typing(network, without_gpu):

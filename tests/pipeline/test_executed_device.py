@@ -15,6 +15,7 @@ from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import LatencyTable, TableRow
 from akd_deploy.models.onnx_skeleton import read_skeleton
 from akd_deploy.models.published import FAMILY_OF, skeleton_path
+from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.probe_plan import STRETCHES, plan_probes
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
@@ -45,7 +46,9 @@ def networks() -> dict[str, Counter[Kernel]]:
 @pytest.fixture(scope="module")
 def profiled() -> tuple[LatencyTable, ThrottledBench, int]:
     """The table, the bench that filled it, and how many blocks were measured again."""
-    plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in NAMES}, PROBES, 0)
+    plan = plan_probes(
+        TARGET, {name: read_skeleton(skeleton_path(name)) for name in NAMES}, Enough(PROBES, least_gain=None), 0
+    )
     subjects = {subject.name: subject for subject in plan.subjects.subjects}
     counts: dict[str, Counter[Kernel]] = {}
     for name, subject in subjects.items():

@@ -147,7 +147,7 @@ def test_a_fast_start_of_the_reference_is_seen_through_later(processes) -> None:
 
 def test_a_host_that_waits_for_its_device_is_not_disturbed(processes) -> None:
     processes(lambda name, nth: WAITED)
-    board = Target("board", device="gpu", engine="onnxruntime")
+    board = Target("board", device="gpu", engine="onnxruntime", engine_options={"provider": "cuda"})
     measured = measure_blocks(board, MODELS, Protocol(blocks=2), np.random.default_rng(0))
     assert all((m.remeasured, m.disturbed) == (0, 0) for m in measured.values())
 
