@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from own_cpu import own_cpu
 
 from akd_deploy.cli.app import run
 
@@ -60,6 +61,7 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             pytest.raises(SystemExit) as left,
+            own_cpu(),
         ):
             run([str(argument) for argument in arguments])
     assert isinstance(left.value.code, int)

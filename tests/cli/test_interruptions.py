@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command_line import TARGET, call, written
+from own_cpu import on_own_cpu
 
 from akd_deploy.errors import AkdError
 from akd_deploy.search import Trial, read_journal
@@ -138,6 +139,7 @@ def _start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,
+        preexec_fn=on_own_cpu,
     )
 
 
