@@ -24,6 +24,8 @@ _BYPASSED = ("nni.nas.hub.pytorch", "nni.nas.oneshot.pytorch")
 def _without_lightning() -> Iterator[None]:
     """Empty packages stand in for the bypassed ones while a module inside them is imported."""
     os.environ.setdefault("NNI_FRAMEWORK", "none")
+    # NNI may have been imported before, and then asks nobody for its framework again.
+    importlib.import_module("nni.common.framework").set_default_framework("none")
     placed = [package for package in _BYPASSED if package not in sys.modules]
     try:
         for package in placed:
@@ -42,8 +44,6 @@ def _hub(file: str) -> types.ModuleType:
     """One module of the hub."""
     with warnings.catch_warnings(), _without_lightning():
         warnings.simplefilter("ignore")  # NNI's last release is older than what it warns about
-        # NNI may have been imported before, and then asks nobody for its framework again.
-        importlib.import_module("nni.common.framework").set_default_framework("none")
         module = importlib.import_module(f"nni.nas.hub.pytorch.{file}")
     logging.getLogger("nni").setLevel(logging.WARNING)  # it prints every pruned cell
     return module
