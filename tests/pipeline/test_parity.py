@@ -12,7 +12,7 @@ from models.random_students import SPACES, trained_like
 from onnx import numpy_helper
 
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import ParityError
+from akd_deploy.errors import BuildError, ParityError
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.parity import checked_build, student_parity
 from akd_deploy.target import Target
@@ -110,3 +110,11 @@ def test_an_engine_that_differs_is_not_shipped_and_the_runs_own_ends_the_run(stu
     assert parity["cosine"] < 1
     with pytest.raises(ParityError):
         checked_build(student, build, models, IMAGES, required=True)
+
+
+def test_a_run_whose_own_engine_was_not_built_ends_with_the_reason(student, source):
+    build = shipping.TargetBuild(TARGET, None, "no such operator")
+    with pytest.raises(BuildError, match="no such operator") as caught:
+        checked_build(student, build, {"fp32": source}, IMAGES, required=True)
+    assert caught.value.exit_code == 6
+    assert checked_build(student, build, {"fp32": source}, IMAGES, required=False) == (build, None)
