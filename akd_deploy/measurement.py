@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from akd_deploy.bounds import clustered_upper_bound_s
+
+SEGMENT_S = 0.005
+"""Consecutive samples that take so long together are one segment: what slows a shared machine lasts longer."""
+QUICKEST = 0.05
+"""Quantile of the segments that tells a subject's full speed."""
+FULL_SPEED = 1.08
+"""A segment within this factor of the quickest ones ran at full speed. (A shared CPU whose neighbour works runs at half
+to two thirds of its speed for tenths of seconds to seconds; processes on a quiet one differ by 1–2 %.)"""
 
 
 @dataclass(frozen=True)
@@ -67,15 +76,35 @@ class Measurement:
         medians = self.block_medians_s
         return float(np.std(medians, ddof=1) / np.mean(medians)) if len(medians) > 1 else None
 
+    @cached_property
+    def _full_speed_s(self) -> dict[int, np.ndarray]:
+        """Block id → medians of its segments that ran at full speed; blocks with none are left out."""
+        segments = {i: _segment_medians_s(samples) for i, samples in self.blocks.items()}
+        quick_s = np.quantile(np.concatenate(list(segments.values())), QUICKEST)
+        kept = {i: medians[medians <= FULL_SPEED * quick_s] for i, medians in segments.items()}
+        return {i: medians for i, medians in kept.items() if medians.size}
+
+    @property
+    def label_s(self) -> float:
+        """Latency while nothing else slowed the machine: what a latency model is fitted to and scored on.
+
+        The median of the segments at full speed, of all blocks. Where nothing disturbs, all are, and it is the median;
+        where a neighbour takes part of a shared CPU now and then, the median tells how often it did, and this does not.
+        What is promised of a latency rests on all samples and never on this.
+        """
+        return float(np.median(np.concatenate(list(self._full_speed_s.values()))))
+
     @property
     def label_sigma(self) -> float | None:
-        """Relative noise of the label `median_s`: it rests on all blocks, so σ / √blocks; None with one block."""
-        sigma = self.sigma
-        return sigma / len(self.block_medians_s) ** 0.5 if sigma is not None else None
+        """Relative noise of `label_s`: the scatter of its blocks' medians over √blocks; None where it rests on one."""
+        medians = np.array([np.median(segments) for segments in self._full_speed_s.values()])
+        if len(medians) < 2:
+            return None
+        return float(np.std(medians, ddof=1) / np.mean(medians) / len(medians) ** 0.5)
 
     def tail_factor(self, percentile: float) -> float:
-        """Percentile (0 to 100) of the pooled samples over the median: what its budget adds to a median prediction."""
-        return self.percentile_s(percentile) / self.median_s
+        """Percentile (0 to 100) of the pooled samples over `label_s`: what its budget adds to what is predicted."""
+        return self.percentile_s(percentile) / self.label_s
 
     def statistics_s(self) -> dict[str, float]:
         """`{median, p90, p99}` in seconds."""
@@ -91,3 +120,11 @@ class Measurement:
             self.samples_s + other.samples_s,
             self.block_ids + tuple(i + shift for i in other.block_ids),
         )
+
+
+def _segment_medians_s(samples_s: np.ndarray) -> np.ndarray:
+    """(segments,) medians of runs of consecutive samples that take about `SEGMENT_S`; what is over joins the last."""
+    length = int(np.clip(round(SEGMENT_S / float(np.median(samples_s))), 1, len(samples_s)))
+    starts = range(0, len(samples_s) - length + 1, length)
+    ends = [*starts[1:], len(samples_s)]
+    return np.array([np.median(samples_s[start:end]) for start, end in zip(starts, ends, strict=True)])

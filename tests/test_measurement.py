@@ -54,14 +54,54 @@ def test_statistics_of_a_hand_computed_case():
     assert measurement.sigma == pytest.approx(np.sqrt(13) / 5)
     assert measurement.percentile_s(50) == 3.5
     assert measurement.percentile_s(90) == 6.5
-    assert measurement.label_sigma == pytest.approx(np.sqrt(13) / 5 / np.sqrt(3))
-    assert [measurement.tail_factor(p) for p in (50, 90, 100)] == pytest.approx([3.5 / 4, 6.5 / 4, 9 / 4])
     assert measurement.statistics_s() == {"median": 4, "p90": 6.5, "p99": pytest.approx(8.75)}
 
 
 def test_one_block_has_no_scatter_between_processes():
     assert Measurement("conv", (1.0, 2.0), (7, 7)).sigma is None
-    assert Measurement("conv", (1.0, 2.0), (7, 7)).label_sigma is None
+    assert Measurement("conv", (1.0, 1.0), (7, 7)).label_sigma is None
+
+
+def test_a_label_is_the_median_of_what_ran_at_full_speed():
+    # Samples of seconds are segments of their own. The 5 % quantile of 1.00, 1.04, 1.06, 2.0 is 1.006: 2.0 is slow.
+    measurement = Measurement("conv", (1.04, 1.00, 2.0, 1.06), (0, 0, 1, 2))
+    assert measurement.label_s == 1.04
+    # Blocks at full speed have medians 1.02 and 1.06; block 1 was slow throughout.
+    assert measurement.label_sigma == pytest.approx(np.std([1.02, 1.06], ddof=1) / 1.04 / np.sqrt(2))
+    assert measurement.tail_factor(100) == pytest.approx(2.0 / 1.04)
+
+
+def test_a_label_of_one_block_at_full_speed_has_no_known_noise():
+    assert Measurement("conv", (1.0, 2.0, 2.0), (0, 1, 2)).label_sigma is None
+
+
+def test_samples_that_take_little_are_one_segment_as_long_as_a_disturbance():
+    # 1 ms each: five to a segment. One slow sample in each leaves the segments' medians alone.
+    samples = ([0.001] * 4 + [0.002]) * 6
+    calm = Measurement("conv", tuple(samples), (0,) * 15 + (1,) * 15)
+    assert calm.label_s == 0.001
+    # Half of each block slowed to half the speed: told apart, whatever the median says of the mixture.
+    half = Measurement("conv", tuple(([0.001] * 25 + [0.002] * 30) * 2), (0,) * 55 + (1,) * 55)
+    assert half.label_s == 0.001
+    assert half.label_sigma == 0
+    assert half.median_s == 0.002
+
+
+@given(st.lists(st.floats(0.97, 1.03), min_size=2, max_size=60), st.integers(1, 5))
+def test_where_nothing_disturbs_the_label_is_as_good_as_the_median(factors, blocks):
+    measurement = Measurement("conv", tuple(factors), tuple(i % blocks for i in range(len(factors))))
+    assert measurement.label_s == pytest.approx(float(np.median(factors)))
+
+
+def test_a_block_at_half_speed_moves_the_tail_and_not_the_label():
+    rng = np.random.default_rng(0)
+    samples = 1e-4 * np.exp(rng.normal(0, 0.1, 900)) * np.repeat([1.0, 1.9, 1.0], 300)
+    ids = tuple(np.repeat([0, 1, 2], 300))
+    one = Measurement("conv", tuple(samples), ids)
+    assert one.label_s < 1.1e-4
+    assert one.label_sigma is not None
+    assert one.median_s < 1.1e-4
+    assert one.percentile_s(90) > 1.7e-4
 
 
 def test_one_loaded_process_does_not_move_the_median():

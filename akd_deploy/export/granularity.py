@@ -108,7 +108,7 @@ def granularity_from_rows(rows: Sequence[TableRow], source: str) -> Granularity 
     probes = [row for row in rows if row.kind == "probe" and any(_work(kernel, 1) for kernel, _ in row.kernels)]
     if len(probes) < FEWEST_ROWS:
         return None
-    latency = np.array([row.measurement.median_s for row in probes])
+    latency = np.array([row.measurement.label_s for row in probes])
     terms = {multiple: np.array([_terms(row, multiple) for row in probes]) for multiple in CANDIDATES}
     errors = {multiple: _held_out_error(terms[multiple], latency) for multiple in CANDIDATES}
     best = min(errors, key=lambda multiple: errors[multiple])

@@ -56,6 +56,9 @@ STACKED = 12
 """Stretches that are stacked, so that their weights outgrow the caches; half of them convolutions, half products."""
 STACKED_BYTES = tuple(mib << 20 for mib in (4, 8, 16, 32, 64))
 """Weights of the stacks of one stretch."""
+LARGEST_STACKED, LARGEST_STACKED_BYTES = 2, tuple(mib << 20 for mib in (128, 256))
+"""Of each class of weights so many, those of the fewest copies, are stacked higher: past a last level of cache that a
+machine shares, and at a cost of seconds each."""
 LEAST_WEIGHTS = 256 << 10
 """Bytes of weights below which a stretch takes more copies than a model should have."""
 
@@ -277,13 +280,13 @@ def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
     weights = np.array([network_weights(one) for one in counts])
     latency_s = np.array([sum(n * expected_s(kernel) for kernel, n in one.items()) for one in counts])
     chosen: list[int] = []
+    largest: list[int] = []
     for share in (weights / latency_s[:, None]).T:
         ranked = [int(i) for i in np.argsort(-share) if weights[i].sum() >= LEAST_WEIGHTS and share[i] > 0]
-        chosen += [i for i in ranked if i not in chosen][: STACKED // 2]
-    stacks = []
-    for amount in STACKED_BYTES:
-        for i in chosen:
-            copies = round(amount / weights[i].sum())
-            if copies > 1:
-                stacks.append(Stack(windows[i], copies))
-    return stacks
+        own = [i for i in ranked if i not in chosen][: STACKED // 2]
+        chosen += own
+        largest += sorted(own, key=lambda i: -weights[i].sum())[:LARGEST_STACKED]
+    planned = [(i, amount) for amount in STACKED_BYTES for i in chosen]
+    planned += [(i, amount) for amount in LARGEST_STACKED_BYTES for i in largest]
+    copies = [(i, round(amount / weights[i].sum())) for i, amount in planned]
+    return [Stack(windows[i], number) for i, number in copies if number > 1]

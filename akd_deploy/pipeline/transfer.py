@@ -119,12 +119,12 @@ def profile_transfer(
         done.append(measure(Subjects([], subjects.write), resume=True))  # what the journal holds goes into the table
         begun = [by_name[row.name] for row in done[-1].table.rows]
         done.append(measure(Subjects(begun, subjects.write), resume=True))
-        known = [(position[row.name], row.measurement.median_s) for row in done[-1].table.rows]
+        known = [(position[row.name], row.measurement.label_s) for row in done[-1].table.rows]
 
     def measure_s(row: int) -> float:
         name = plan.items[row].name
         done.append(measure(Subjects([by_name[name]], subjects.write), resume=bool(done)))
-        (latency_s,) = (r.measurement.median_s for r in done[-1].table.rows if r.name == name)
+        (latency_s,) = (r.measurement.label_s for r in done[-1].table.rows if r.name == name)
         on_model(len(done[-1].table.rows), probes)
         return latency_s
 

@@ -42,6 +42,8 @@ COLD_NOISE = 0.25
 """How far off, relatively, what cold weights cost may be for one kernel."""
 WORTH_ANOTHER_FIT = 0.01
 """Share of any probe's latency that its own cold weights take, from which kernel costs are fitted again."""
+UNKNOWN_NOISE = 0.9
+"""Quantile of the rows' noise that is assumed of a row whose label rests on one block."""
 TAIL_PERCENTILES = (50, 75, 90, 95, 99)
 """Percentiles that tail factors are kept for."""
 TAIL_CONFIDENCE = 0.95
@@ -71,7 +73,7 @@ def _points(
             cost = costs[kernel]
             predicted += count * cost.mean_s
             spread += count * cost.spread_s * (1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING)
-        points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.median_s))
+        points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.label_s))
     return points
 
 
@@ -79,9 +81,11 @@ def _fit(
     rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS, known: Hyperparameters | None = None
 ) -> KernelCostModel:
     """Kernel costs from probes, of whose latency what their own weights' distance costs is left out."""
-    observations = []
+    rows, observations = list(rows), []
+    known_noise = [sigma for row in rows if (sigma := row.measurement.label_sigma) is not None]
+    unknown = float(np.quantile(known_noise, UNKNOWN_NOISE)) if known_noise else 0.0
     for row in rows:
-        seen, cold_s = observation_of(row.counts(), row.measurement), _cold_s(row, cold_weights)
+        seen, cold_s = observation_of(row.counts(), row.measurement, unknown), _cold_s(row, cold_weights)
         warm_s = max(seen.latency_s - cold_s, LEAST_WARM * seen.latency_s)
         noise = np.hypot(seen.noise * seen.latency_s, COLD_NOISE * cold_s) / warm_s
         observations.append(replace(seen, latency_s=warm_s, noise=float(noise)))
@@ -100,7 +104,7 @@ def fit_costs(table: LatencyTable) -> tuple[KernelCostModel, ColdWeights]:
     probes = table.of_kind(PROBE)
     model = _fit(probes)
     cold_weights = cold_weights_of(model, table)
-    if any(_cold_s(row, cold_weights) > WORTH_ANOTHER_FIT * row.measurement.median_s for row in probes):
+    if any(_cold_s(row, cold_weights) > WORTH_ANOTHER_FIT * row.measurement.label_s for row in probes):
         model = _fit(probes, cold_weights)
         cold_weights = cold_weights_of(model, table)
     return model, cold_weights

@@ -44,9 +44,10 @@ class Observation:
     noise: float
 
 
-def observation_of(counts: Counter[Kernel], measurement: Measurement) -> Observation:
-    """An observation from a table row; where one block leaves the noise unknown, the least one is assumed."""
-    return Observation(counts, measurement.median_s, measurement.label_sigma or 0.0)
+def observation_of(counts: Counter[Kernel], measurement: Measurement, unknown_noise: float = 0.0) -> Observation:
+    """An observation from a table row; its noise is `unknown_noise` where its label rests on one block."""
+    noise = measurement.label_sigma
+    return Observation(counts, measurement.label_s, unknown_noise if noise is None else noise)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _played(name: str, sources: Mapping[str, Source], probes: int) -> _Played | 
         items,
         {other: known.family for other, known in others.items()},
     )
-    medians_s = np.array([row.measurement.median_s for row in rows])
+    medians_s = np.array([row.measurement.label_s for row in rows])
     return _Played(items, HeldOut(source.family, prior, np.arange(len(rows)), medians_s))
 
 

@@ -219,7 +219,7 @@ def transfer_predictor(
             next=f"Measure at least {MIN_POINTS} of the items; `profile --resume` goes on with a killed one.",
         )
     rows = np.array([position[row.name] for row in table.rows])
-    measured_s = np.array([row.measurement.median_s for row in table.rows])
+    measured_s = np.array([row.measurement.label_s for row in table.rows])
     costs = item_costs(items, predict_items(believe(prior, rows, measured_s)).latency_s, cold_weights)
     points = left_out_points(prior, items, rows, measured_s, costs)
     if len(points) < MIN_POINTS:

@@ -82,7 +82,7 @@ def _median_factor(sum_s: Callable[[Mapping[Kernel, int]], float], networks: Seq
     ratios = []
     for row in networks:
         try:
-            ratios.append(row.measurement.median_s / sum_s(row.counts()))
+            ratios.append(row.measurement.label_s / sum_s(row.counts()))
         except UncoveredOperatorError:
             continue  # the factor comes from the others; what is asked about it later says so itself
     return float(np.median(ratios)) if ratios else 1.0

@@ -52,7 +52,7 @@ def attribute_costs(rows: Sequence[TableRow]) -> KernelCosts:
     for i, row in enumerate(rows):
         for kernel, count in row.kernels:
             counts[i, position[kernel]] = count
-    latency = np.array([row.measurement.median_s for row in rows])
+    latency = np.array([row.measurement.label_s for row in rows])
     overhead, base = _by_type(kernels, counts, latency)
     least = LEAST_SHARE * float(latency.min())
     base = np.maximum(base, least)
@@ -86,5 +86,5 @@ def _alone(rows: Sequence[TableRow], overhead_s: float) -> dict[Kernel, float]:
     for row in rows:
         if len(row.kernels) == 1:
             ((kernel, count),) = row.kernels
-            seconds.setdefault(kernel, []).append((row.measurement.median_s - overhead_s) / count)
+            seconds.setdefault(kernel, []).append((row.measurement.label_s - overhead_s) / count)
     return {kernel: float(np.mean(values)) for kernel, values in seconds.items()}

@@ -147,7 +147,7 @@ def _answer(predict: Predict, row: TableRow) -> Answer:
 def lines_of(networks: Sequence[TableRow], answered: Iterable[tuple[str, str, Sequence[Answer]]]) -> list[Line]:
     """Score (predictor, fitted on, answer to each network) triples against the networks' measurements."""
     answered = list(answered)
-    measured = np.array([row.measurement.median_s for row in networks])
+    measured = np.array([row.measurement.label_s for row in networks])
     common = [
         i for i in range(len(networks)) if not any(isinstance(answers[i], AkdError) for _, _, answers in answered)
     ]
@@ -175,7 +175,7 @@ def _scores(rows: Sequence[TableRow], predicted: Sequence[Predicted]) -> Scores 
     if not rows:
         return None
     latency = np.array([p.latency_s for p in predicted])
-    measured = np.array([row.measurement.median_s for row in rows])
+    measured = np.array([row.measurement.label_s for row in rows])
     intervals = [p.interval_s for p in predicted if p.interval_s is not None]
     held = None
     if len(intervals) == len(rows):

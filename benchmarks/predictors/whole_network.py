@@ -27,7 +27,7 @@ def _rows(table: LatencyTable) -> tuple[list[Mapping[Kernel, int]], np.ndarray]:
             found=f"{len(rows)} rows",
             next=f"Give a table of {MIN_ROWS} or more.",
         )
-    return [row.counts() for row in rows], np.array([row.measurement.median_s for row in rows])
+    return [row.counts() for row in rows], np.array([row.measurement.label_s for row in rows])
 
 
 def fit_affine_in_macs(table: LatencyTable) -> Predict:
