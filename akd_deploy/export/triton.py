@@ -93,6 +93,12 @@ def _execution(platform: TritonPlatform, target: Target) -> list[str]:
     engine = load_engine(target)
     provider, level = engine.option("provider"), engine.option("graph_optimization")
     spinning = bool(engine.option("spinning")) or engine.option("threads") == 1  # one thread waits for nobody
+    if engine.option("denormal_as_zero"):
+        raise UsageError(
+            asked=f"a Triton model of target {target.name}",
+            found="denormal_as_zero, which Triton's ONNX Runtime backend does not set",
+            next="Certify a target without it for Triton.",
+        )
     if provider not in ("cpu", "cuda") or level != "all" or not spinning:
         raise UsageError(
             asked=f"a Triton model of target {target.name}",

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from contracts.engine_contract import EngineContract
 from engine_graphs import GRAPHS, IMAGE, Graph, case, feeds_of, tensor_shapes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from akd_deploy.engines.onnx_file import node_names
 from akd_deploy.engines.onnxruntime_attribution import LAYOUT_OPS
@@ -460,3 +463,49 @@ def test_shipped_targets_are_valid(name):
     shipped = OnnxRuntimeEngine(target)
     assert target.is_generic
     assert shipped.option("threads") == 1
+
+
+HALVED = """
+import sys
+import numpy as np
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import MismatchError
+from akd_deploy.target import Target
+from pathlib import Path
+
+for asked in sys.argv[2:]:
+    target = Target("t", "cpu", "onnxruntime", engine_options={"denormal_as_zero": asked == "zero"})
+    try:
+        with load_engine(target).load(Path(sys.argv[1])) as session:
+            print(float(session.run({"x": np.full(4, 1e-40, np.float32)})["y"][0]) > 0)
+    except MismatchError as error:
+        print(error.found)
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "printed"),
+    [
+        (("kept",), ["True"]),
+        (("zero",), ["False"]),
+        (
+            ("kept", "zero"),
+            ["True", "a session without it earlier in this process: ONNX Runtime decides once per process"],
+        ),
+    ],
+)
+def test_numbers_below_the_least_normal_one_are_flushed_where_asked_and_never_by_half(tmp_path, asked, printed):
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4]) for name in "xy")
+    half = onnx.numpy_helper.from_array(np.array([0.5], np.float32), "half")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "half"], ["y"])], "halved", [x], [y], [half])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "halved.onnx"
+    )
+    # a process of its own: what the first session decides stays decided
+    done = subprocess.run(
+        [sys.executable, "-c", HALVED, str(tmp_path / "halved.onnx"), *asked],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == printed

@@ -95,6 +95,7 @@ def test_weights_that_are_listed_as_inputs_are_none(tmp_path):
         ({"provider": "tensorrt"}, "provider 'tensorrt'"),
         ({"graph_optimization": "extended"}, "graph optimisation 'extended'"),
         ({"spinning": False, "threads": 2}, "spinning False"),
+        ({"denormal_as_zero": True}, "does not set"),
     ],
 )
 def test_what_the_server_would_run_otherwise_than_it_was_measured_is_refused(tmp_path, options, found):

@@ -15,6 +15,8 @@ from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
 from akd_deploy.models.published import FAMILIES, FAMILY_OF, skeleton_path
 from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.probe_plan import (
+    LARGEST_STACKED,
+    LARGEST_STACKED_BYTES,
     STACKED,
     STACKED_BYTES,
     STRETCHES,
@@ -23,6 +25,8 @@ from akd_deploy.pipeline.probe_plan import (
     plan_probes,
     stretches_plan,
 )
+from akd_deploy.predictor.cold_weights import CLASSES
+from akd_deploy.profiling.stacks import Stack
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target, load_target
 from benchmarks.networks import NETWORKS
@@ -56,13 +60,22 @@ def test_the_first_probes_tell_most_and_hold_the_kernels_that_networks_spend_the
     assert not plan.unlisted
 
 
+def _weights(stack: Stack) -> float:
+    """Bytes of all initializers of a stack's file."""
+    initializers = stack.window.model.graph.initializer
+    return stack.copies * float(sum(4 * np.prod(tensor.dims) for tensor in initializers if tensor.data_type == 1))
+
+
 def test_stretches_with_many_weights_are_stacked_until_they_outgrow_caches() -> None:
     names = ("resnet18", "bert_mini")
     plan = plan_probes(TARGET, {name: read_skeleton(skeleton_path(name)) for name in names}, exactly(60), 0)
     stacks = [s for s in plan.subjects.subjects if s.kind == STACK]
     probes = {s.name for s in plan.subjects.subjects if s.kind == PROBE}
     assert {s.window.name for s in stacks} <= probes
-    assert len(STACKED_BYTES) < len(stacks) <= len(STACKED_BYTES) * STACKED
+    largest = [s for s in stacks if _weights(s) > 1.5 * STACKED_BYTES[-1]]
+    assert len(STACKED_BYTES) < len(stacks) - len(largest) <= len(STACKED_BYTES) * STACKED
+    assert len(LARGEST_STACKED_BYTES) <= len(largest) <= len(LARGEST_STACKED_BYTES) * LARGEST_STACKED * len(CLASSES)
+    assert max(map(_weights, stacks)) == pytest.approx(LARGEST_STACKED_BYTES[-1], rel=0.1)
     assert len({s.name for s in stacks}) == len(stacks)
     assert min(s.copies for s in stacks) > 1
 

@@ -223,6 +223,28 @@ def test_what_was_disturbed_earlier_is_measured_again_as_often_as_is_left(proces
     assert {name: (m.remeasured, m.disturbed) for name, m in measured.items()} == dict.fromkeys("abc", (2, 1))
 
 
+def test_of_tries_that_all_were_disturbed_the_one_with_the_quickest_reference_is_kept(processes) -> None:
+    def script(name: str, nth: int) -> Taken:
+        reference_s = (1.6, 1.3, 1.9)[nth - 1] if name == "a" else 1.0
+        return Taken((float(nth),), reference_s, 0.0)
+
+    processes(script)
+    measured = measure(blocks=1)["a"]
+    assert measured.measurement.samples_s == (2.0,)
+    assert (measured.remeasured, measured.disturbed) == (2, 1)
+
+
+def test_a_try_that_was_not_disturbed_is_kept_though_another_had_as_quick_a_reference(processes) -> None:
+    processes(lambda name, nth: Taken((float(nth),), 1.0 + 0.01 * nth, 0.5 if name == "a" and nth == 1 else 0.0))
+    assert measure(blocks=1)["a"].measurement.samples_s == (2.0,)
+
+
+def test_full_speed_is_usual_though_it_is_rare(processes) -> None:
+    orders = processes(lambda name, nth: Taken((1.0,), 1.0 if name == "a" else 1.5, 0.0))
+    measure_blocks(HERE, MODELS, Protocol(blocks=1, max_remeasure=1), np.random.default_rng(0))
+    assert [sorted(order) for order in orders] == [["a", "b", "c", "d"], ["b", "c", "d"]]
+
+
 # --- a time limit -----------------------------------------------------------------------------------------------
 
 
