@@ -178,6 +178,7 @@ def bench_table(data: dict[str, Any]) -> Any:
     for name, bound_s in data["upper_bounds_s"].items():
         bound = f", below {format_seconds(bound_s)} at 95 %" if bound_s is not None else "; too little to bound it"
         rows.append((name, format_seconds(statistics[name]) + bound))
+    rows.append(("at full speed", format_seconds(data["full_speed_s"])))
     rows.append(("samples", f"{data['samples']} in {len(data['blocks'])} processes"))
     rows.append(("σ between processes", "—" if data["sigma"] is None else f"{data['sigma']:.2%}"))
     for name, part in (data["boundaries_s"] or {}).items():

@@ -186,6 +186,8 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
     tail = summary["predictor"]["tail_factor"]
     bound = f", p{c['percentile']:g} at most {format_seconds(high * tail)}"
+    full_speed = {} if winner["full_speed_s"] is None else {"at full speed": winner["full_speed_s"]}
+    measured = {**winner["measured_s"], **full_speed}
     feasible = summary["feasible"]
     reach = ", ".join(f"{name} {format_seconds(feasible[f'{name}_s'])}" for name in ("min", "median", "max"))
     share = format_share(feasible["fraction_within_budget"], feasible["sampled"])
@@ -197,7 +199,7 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
             "predicted",
             f"median {format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]{bound}",
         ),
-        ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())),
+        ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in measured.items())),
         ("certificate", f"{held}: {over}, {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]
     for name, label in (

@@ -155,6 +155,7 @@ def bench_models(
         "cpus": sorted({cpu for detail in main.details.values() for cpu in detail.cpus}),
         "clocks": clocks,
         "latency_stats_s": main.measurement.statistics_s(),
+        "full_speed_s": main.measurement.label_s,
         "upper_bounds_s": upper_bounds_s(main.measurement),
         "samples": len(main.measurement.samples_s),
         "blocks": {str(i): [float(s) for s in samples] for i, samples in main.measurement.blocks.items()},

@@ -98,6 +98,7 @@ def measure(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         ratio = shipping.paired_ratio(main, value.measurement) if name != run.target.name else None
         rows[name] = {
             "latency_stats_s": value.measurement.statistics_s(),
+            "full_speed_s": value.measurement.label_s,
             "ratio": ratio,
             "sigma": value.measurement.sigma,
             "remeasured": value.remeasured,

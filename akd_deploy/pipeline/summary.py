@@ -124,6 +124,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "interval_s": list(prediction.interval_s),
             "in_domain": prediction.in_domain,
             "measured_s": main["latency_stats_s"],
+            "full_speed_s": main.get("full_speed_s"),
             "sigma": main["sigma"],
             "certificate": results["measure"]["certificate"],
             "accuracy": accuracy,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from akd_deploy.report.quantities import count, latency, latency_range, number, percent, percentile, rounded, time_unit
 from akd_deploy.report.summary import Fields
 
+SLOWED = 1.08
+"""A median so much above the latency at full speed is worth a sentence."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -103,15 +106,22 @@ def _measured_sentences(measured: Fields | None, budget_s: float | None, asked: 
 
 def _prediction_sentences(winner: Fields, budget_s: float | None, predictor: Fields) -> list[str]:
     interval, predicted = winner.get("interval_s"), winner.get("predicted_s")
-    measured = (winner.get("measured_s") or {}).get("median")
+    median, full_speed = (winner.get("measured_s") or {}).get("median"), winner.get("full_speed_s")
+    measured = median if full_speed is None else full_speed
     sentences = []
     if predicted is not None and interval and measured is not None:
         unit = time_unit([predicted, measured])
         inside = interval[0] <= measured <= interval[1]
+        what = "median" if full_speed is None else "latency at full speed"
         sentences.append(
-            f"The measured median, {latency(measured, unit)}, lies {'inside' if inside else 'OUTSIDE'} the predicted "
+            f"The measured {what}, {latency(measured, unit)}, lies {'inside' if inside else 'OUTSIDE'} the predicted "
             f"interval of {latency_range(interval, unit)}."
         )
+        if full_speed is not None and median is not None and median > SLOWED * full_speed:
+            sentences.append(
+                f"Half of the calls took longer than {latency(median, unit)}: something else slowed the machine, and "
+                f"the certificate counts it."
+            )
     if winner.get("in_domain") is False:
         sentences.append("Some of its kernels are outside the profiled range, so the interval was widened.")
     tail = predictor.get("tail_factor")

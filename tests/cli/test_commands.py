@@ -10,6 +10,7 @@ import pytest
 from command_line import TARGET, call
 
 import akd_deploy
+from akd_deploy.measurement import Measurement
 
 COMMANDS = {
     "doctor", "targets", "profile", "fit", "predict", "bench", "feasible", "search", "distill", "export", "build",
@@ -147,6 +148,9 @@ def test_bench_measures_in_fresh_processes_and_certifies(benched):
     assert data["samples"] == sum(len(samples) for samples in data["blocks"].values()) >= 1_000
     assert set(data["blocks"]) == set("0123456789")
     assert data["sigma"] > 0
+    samples = tuple(s for block in data["blocks"].values() for s in block)
+    ids = tuple(int(i) for i, block in data["blocks"].items() for _ in block)
+    assert data["full_speed_s"] == Measurement("m", samples, ids).label_s
     for name in ("p90", "p99"):
         assert data["upper_bounds_s"][name] >= data["latency_stats_s"][name]
     assert (data["certificate"]["ok"], data["certificate"]["samples"]) == (True, data["samples"])

@@ -63,8 +63,22 @@ def test_measurement_outside_the_predicted_interval_is_said_loudly():
     summary["winner"]["interval_s"] = [1e-4, 2e-4]
     summary["winner"]["in_domain"] = False
     sentences = " ".join(verdict_of(summary).sentences)
+    assert "The measured median, " in sentences
     assert "lies OUTSIDE the predicted interval of 100 to 200\u00a0µs" in sentences
     assert "outside the profiled range" in sentences
+
+
+def test_what_is_predicted_is_held_against_the_latency_at_full_speed_and_a_slowed_machine_is_named():
+    summary = example_summary()
+    low, high = summary["winner"]["interval_s"]
+    summary["winner"]["full_speed_s"] = (low + high) / 2
+    summary["winner"]["measured_s"]["median"] = 2 * high
+    sentences = " ".join(verdict_of(summary).sentences)
+    assert "The measured latency at full speed, " in sentences
+    assert "lies inside the predicted interval" in sentences
+    assert "something else slowed the machine" in sentences
+    summary["winner"]["measured_s"]["median"] = (low + high) / 2
+    assert "slowed the machine" not in " ".join(verdict_of(summary).sentences)
 
 
 def test_measured_percentile_is_the_budgets_own():
