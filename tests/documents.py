@@ -21,8 +21,8 @@ JUDGE_TIMES = {
     "akd-deploy bench ": "does NOT hold",
     "akd-deploy gate ": "regressed",
 }
-"""Beginnings of commands that judge times measured here and now → what they say on stdout where they exit with `MISSED`.
-An error, which may have that exit code too, is said on stderr alone."""
+"""Beginnings of commands that judge times measured here and now → what they say on stdout where they exit with
+`MISSED`. An error, which may have that exit code too, is said on stderr alone."""
 
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 

@@ -10,17 +10,22 @@ import pytest
 from akd_deploy.interruption import without_interruption
 
 
-def test_ctrl_c_is_raised_at_the_end_once_whatever_happens_within() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), without_interruption():
+def interrupted(done: list[str], *then: str) -> None:
+    with without_interruption():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         done.append("all")
+        for what in then:
+            raise ValueError(what)
+
+
+@pytest.mark.parametrize("then", [(), ("and it fails",)])
+def test_ctrl_c_is_raised_at_the_end_once_whatever_happens_within(then: tuple[str, ...]) -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted(done, *then)
     assert done == ["all"]
-    with pytest.raises(KeyboardInterrupt) as caught, without_interruption():
-        signal.raise_signal(signal.SIGINT)
-        raise ValueError
-    assert isinstance(caught.value.__context__, ValueError)
+    assert isinstance(caught.value.__context__, ValueError) == bool(then)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
