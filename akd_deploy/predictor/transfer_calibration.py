@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from akd_deploy.errors import UsageError
 from akd_deploy.predictor.conformal import CalibrationPoint, quantile, score
@@ -131,6 +130,8 @@ def mean_error(rehearsals: Sequence[Rehearsal]) -> float:
 
 def mean_spearman(rehearsals: Sequence[Rehearsal]) -> float:
     """Spearman correlation of measured and predicted, families counting alike."""
+    from scipy import stats  # half a second, which commands that only predict do not wait for
+
     return _over_families(rehearsals, lambda r: float(stats.spearmanr(r.measured_s, r.predicted_s).statistic))
 
 
