@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from scipy import optimize
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
 from akd_deploy.predictor.features import CONVOLUTIONS, dimensions
@@ -104,7 +104,7 @@ def _rising(x: np.ndarray, y: np.ndarray, weights: np.ndarray, asked: np.ndarray
     places, which = np.unique(x, return_inverse=True)
     total = np.bincount(which, weights)
     mean = np.bincount(which, weights * y) / total
-    rising = optimize.isotonic_regression(mean, weights=total).x
+    rising = scipy.optimize.isotonic_regression(mean, weights=total).x
     result: np.ndarray = np.interp(asked, places, np.maximum(rising, 0.0))
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,6 @@ def scores_of(
     predicted_s: np.ndarray, measured_s: np.ndarray, covered: np.ndarray | None = None, sigma: float | None = None
 ) -> Scores:
     """Score (items,) predictions against (items,) measurements, both in seconds."""
-    from scipy import stats  # half a second, which commands that only predict do not wait for
-
     error = np.abs(predicted_s / measured_s - 1)
     ranked = len(set(predicted_s)) > 1 and len(set(measured_s)) > 1
     return Scores(
@@ -42,8 +41,8 @@ def scores_of(
         within_5=float((error <= 0.05).mean()),
         within_10=float((error <= 0.10).mean()),
         worst=float(error.max()),
-        kendall_tau=float(stats.kendalltau(predicted_s, measured_s).statistic) if ranked else None,
-        spearman=float(stats.spearmanr(predicted_s, measured_s).statistic) if ranked else None,
+        kendall_tau=float(scipy.stats.kendalltau(predicted_s, measured_s).statistic) if ranked else None,
+        spearman=float(scipy.stats.spearmanr(predicted_s, measured_s).statistic) if ranked else None,
         coverage=float(np.mean(covered)) if covered is not None else None,
         sigma=sigma,
         floor_mape=0.8 * sigma if sigma is not None else None,

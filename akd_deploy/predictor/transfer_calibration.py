@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 from akd_deploy.errors import UsageError
 from akd_deploy.predictor.conformal import CalibrationPoint, quantile, score
@@ -130,9 +131,7 @@ def mean_error(rehearsals: Sequence[Rehearsal]) -> float:
 
 def mean_spearman(rehearsals: Sequence[Rehearsal]) -> float:
     """Spearman correlation of measured and predicted, families counting alike."""
-    from scipy import stats  # half a second, which commands that only predict do not wait for
-
-    return _over_families(rehearsals, lambda r: float(stats.spearmanr(r.measured_s, r.predicted_s).statistic))
+    return _over_families(rehearsals, lambda r: float(scipy.stats.spearmanr(r.measured_s, r.predicted_s).statistic))
 
 
 def calibrated_width(rehearsals: Sequence[Rehearsal], coverage: float) -> float:
