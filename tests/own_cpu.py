@@ -4,27 +4,31 @@ take each other for disturbances, and measure again and again."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+import pytest
+
+from akd_deploy.profiling import blocks
+
+
+def own_cpus(cpus: set[int]) -> set[int]:
+    """Of these the one that is of this process of pytest-xdist; all of them outside of one."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    return {sorted(cpus)[int(worker.removeprefix("gw")) % len(cpus)]} if worker else cpus
 
 
 def on_own_cpu() -> None:
-    """Bind this thread, and what it starts, to the CPU of this process of pytest-xdist; nothing outside of one."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
+    """Bind this process, which is about to become a command, and what it starts to its own CPU."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own_cpus(os.sched_getaffinity(0)))
 
 
-@contextmanager
-def own_cpu() -> Iterator[None]:
-    """`on_own_cpu` for as long as this lasts."""
-    if not hasattr(os, "sched_getaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    on_own_cpu()
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+def measure_on_own_cpu(patch: pytest.MonkeyPatch) -> None:
+    """Have the measuring processes that this one starts bound to its own CPU.
+
+    This process itself never is: runtimes read but once which CPUs there are, and pools of threads stay where they
+    were made.
+    """
+    pinned = blocks.pinned_cpus
+    if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_getaffinity"):
+        (own,) = own_cpus(os.sched_getaffinity(0))
+        patch.setattr(blocks, "pinned_cpus", lambda target: cpus if len(cpus := pinned(target)) != 1 else [own])

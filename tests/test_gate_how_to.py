@@ -14,8 +14,7 @@ HOW_TO = Document(ROOT / "docs" / "gate-in-ci.md")
 
 @pytest.mark.slow
 def test_every_command_of_the_how_to_works_in_the_order_given(tmp_path: Path) -> None:
-    # On a loaded machine the same network may honestly be found slower, or slower than its card; never anything else.
-    HOW_TO.run(tmp_path, may_exit={"akd-deploy gate": {3}, "akd-deploy bench --reproduce": {3}})
+    HOW_TO.run(tmp_path)
     baseline, candidate = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("baseline", "candidate"))
     assert baseline["correct"] == candidate["correct"]
     assert 0.5 < baseline["accuracy"] < 1

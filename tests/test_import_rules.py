@@ -27,6 +27,7 @@ ROWS = [
         "certificate",
         "storage",
         "device",
+        "interruption",
         "units",
     },
     {"search_space", "latency_table"},

@@ -16,8 +16,7 @@ pytestmark = pytest.mark.xdist_group("documents")
 def test_every_command_works_in_the_order_given(tmp_path: Path) -> None:
     commands = {command.split()[1] for command in DOCUMENT.commands if command.startswith("akd-deploy")}
     assert commands == {"quantize", "build", "bench", "package", "verify", "load"}
-    # A loaded machine may honestly miss the budget; the bench must then say so with exit code 3.
-    DOCUMENT.run(tmp_path, may_exit={"akd-deploy bench": {3}})
+    DOCUMENT.run(tmp_path)
     told = run_command("akd-deploy load net.zip --key key.pub.pem --json", tmp_path).stdout
     assert '"authentic": true' in told
     assert '"engine": "onnxruntime"' in told

@@ -155,11 +155,11 @@ def demo(
 
 
 def _whole_way(configuration: Any, directory: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
-    from akd_deploy.pipeline.run import run_pipeline
-
     if dry_run:
         emit(_plan(configuration, directory, None), as_json)
         return
+    from akd_deploy.pipeline.run import run_pipeline
+
     _one_thread()
     with progress_bars(as_json) as on_progress:
         summary = run_pipeline(configuration, directory, resume=resume, on_progress=on_progress)

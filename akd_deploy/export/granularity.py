@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import numpy as np
-from scipy import optimize
+import scipy  # whose parts load when they are first used
 
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import TableRow
@@ -129,7 +129,7 @@ def _held_out_error(terms: np.ndarray, latency: np.ndarray) -> float:
     errors = np.empty(len(latency))
     fold = np.arange(len(latency)) % FOLDS
     for out in range(FOLDS):
-        weights, _ = optimize.nnls(relative[fold != out] / scale, np.ones(int((fold != out).sum())))
+        weights, _ = scipy.optimize.nnls(relative[fold != out] / scale, np.ones(int((fold != out).sum())))
         errors[fold == out] = relative[fold == out] / scale @ weights - 1
     return float(np.sqrt(np.mean(errors**2)))
 

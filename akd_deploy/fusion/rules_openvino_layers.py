@@ -64,28 +64,32 @@ class LayerGraph(Graph):
         return [node for node in self._depth_first(self.outputs) if isinstance(node, Layer)]
 
     def _depth_first(self, outputs: Sequence[str]) -> list[Node | str]:
+        kept = set(self.outputs)
         alive = [node for node in self._nodes if node.alive]
-        unread = [node for node in alive if not any(self.uses(name) for name in node.outputs)]
+        unread = [node for node in alive if not any(self._readers.get(n) or n in kept for n in node.outputs)]
+        entered: set[int] = set()
         done: set[int] = set()
         order: list[Node | str] = []
         goals: list[Node | str] = [*outputs, *unread]
         for goal in goals:
             root = self.writer(goal) if isinstance(goal, str) else goal
-            stack = [] if root is None else [root]
+            stack = [] if root is None or id(root) in done else [(root, iter(root.inputs))]
             while stack:
-                node = stack[-1]
-                writers = [self.writer(name) for name in reversed(node.inputs)]
-                waits = [w for w in writers if w is not None and id(w) not in done]
-                if id(node) in done or not waits:
-                    stack.pop()
-                    if id(node) not in done:
-                        done.add(id(node))
-                        order.append(node)
+                node, inputs = stack[-1]
+                for name in inputs:
+                    writer = self._writers.get(name)
+                    if writer is not None and id(writer) not in done:
+                        assert id(writer) not in entered, "the graph has a circle"
+                        entered.add(id(writer))
+                        stack.append((writer, iter(writer.inputs)))
+                        break
                 else:
-                    stack += waits
+                    stack.pop()
+                    done.add(id(node))
+                    order.append(node)
             if isinstance(goal, str):
                 order.append(goal)
-        assert len(done) == len(alive), "the graph has a circle, or layers that lead nowhere"
+        assert len(done) == len(alive), "the graph has layers that lead nowhere"
         return order
 
     def stand_in(self, layer: Layer, name: str) -> bool:

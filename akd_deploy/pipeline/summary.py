@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 import akd_deploy
 from akd_deploy.architecture import architecture_from_dict
@@ -39,7 +39,7 @@ def _mean_spread(values: Sequence[float]) -> dict[str, Any]:
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
     """Mean of a − b over paired seeds with Student's t interval."""
     d = np.array(a) - np.array(b)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(d) - 1) * d.std(ddof=1) / np.sqrt(len(d)))
+    half = float(stdtrit(len(d) - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(len(d)))
     return {"mean": float(d.mean()), "low": float(d.mean()) - half, "high": float(d.mean()) + half, "n": len(d)}
 
 
@@ -228,7 +228,7 @@ def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfi
     """What these seeds can and cannot show, in sentences for the report."""
     return [
         f"{seeds} training seeds give each mean; with so few, a 95 % interval is about "
-        f"{stats.t.ppf(0.975, seeds - 1) / np.sqrt(seeds):.1f} times the spread over seeds, and a difference whose "
+        f"{stdtrit(seeds - 1, 0.975) / np.sqrt(seeds):.1f} times the spread over seeds, and a difference whose "
         "interval holds 0 is not shown.",
         f"Accuracy is measured on {test_images} images that no training, search or choice has seen; a difference "
         f"of one image is {1 / test_images:.2%}.",

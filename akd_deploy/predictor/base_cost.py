@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import optimize
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 from akd_deploy.kernel import Kernel
 from akd_deploy.predictor.features import dimensions
@@ -74,6 +74,6 @@ def _solved(design: np.ndarray, wanted: np.ndarray, ridge: float) -> np.ndarray:
     size[size == 0] = 1.0
     columns = design.shape[1]
     rows = np.vstack([design / size, ridge * np.eye(columns)])
-    solution, _ = optimize.nnls(rows, np.concatenate([wanted, np.zeros(columns)]), maxiter=100 * columns)
+    solution, _ = scipy.optimize.nnls(rows, np.concatenate([wanted, np.zeros(columns)]), maxiter=100 * columns)
     scaled: np.ndarray = solution / size
     return scaled

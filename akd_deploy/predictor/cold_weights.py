@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from sklearn.isotonic import IsotonicRegression
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
 from akd_deploy.predictor.features import CONVOLUTIONS, dimensions
@@ -88,8 +88,7 @@ def fit_cold_weights(counts: Sequence[Mapping[Kernel, int]], beyond_s: np.ndarra
             continue
         # What a stack says of a byte is as certain as its weights are a part of its time.
         rate, certainty = beyond_s[own] / total[own], (total[own] / warm_s[own]) ** 2
-        rising = IsotonicRegression(y_min=0.0, out_of_bounds="clip").fit(step[own], rate, sample_weight=certainty)
-        per_byte.append(rising.predict(amounts))
+        per_byte.append(_rising(step[own], rate, certainty, amounts))
     known = [column for column in per_byte if column is not None]
     if not known:
         return NO_COLD_WEIGHTS
@@ -97,6 +96,17 @@ def fit_cold_weights(counts: Sequence[Mapping[Kernel, int]], beyond_s: np.ndarra
     columns = [known[0] if column is None else column for column in per_byte]
     mean_bytes = np.array([np.exp(np.log(total[step == amount]).mean()) for amount in amounts])
     return ColdWeights(mean_bytes, np.stack(columns, -1))
+
+
+def _rising(x: np.ndarray, y: np.ndarray, weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """(n,) three times, (m,) → (m,): the non-negative function that never falls and is nearest to y, weighted squares
+    summed; between the x it is a line, and beyond them what it is at the last one."""
+    places, which = np.unique(x, return_inverse=True)
+    total = np.bincount(which, weights)
+    mean = np.bincount(which, weights * y) / total
+    rising = scipy.optimize.isotonic_regression(mean, weights=total).x
+    result: np.ndarray = np.interp(asked, places, np.maximum(rising, 0.0))
+    return result
 
 
 def network_weights(counts: Mapping[Kernel, int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import linalg, optimize
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 from threadpoolctl import threadpool_limits
 
 from akd_deploy.kernel import Kernel
@@ -100,10 +100,10 @@ class _Problem:
         """Negative log of marginal likelihood times prior, and its gradient by the parameters' logarithms."""
         amplitude, own, misfit, jitter, *lengths = np.exp(parameters)
         try:
-            factor = linalg.cholesky(self.covariance(jacobian, parameters), lower=True, check_finite=False)
-        except linalg.LinAlgError:
+            factor = scipy.linalg.cholesky(self.covariance(jacobian, parameters), lower=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
             return 1e12, np.zeros(len(parameters))
-        inverse = linalg.cho_solve((factor, True), np.eye(len(target)), check_finite=False)
+        inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(target)), check_finite=False)
         alpha = inverse @ target
         away = parameters - np.log(PRIOR_MEDIANS)
         value = 0.5 * target @ alpha + np.log(np.diag(factor)).sum() + 0.5 * (away**2).sum()
@@ -126,8 +126,8 @@ class _Problem:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """K Jᵀ S⁻¹ z with S⁻¹ z and the factor of S."""
         amplitude, own, _, _, *lengths = np.exp(parameters)
-        factor = linalg.cholesky(self.covariance(jacobian, parameters), lower=True)
-        alpha = linalg.cho_solve((factor, True), target)
+        factor = scipy.linalg.cholesky(self.covariance(jacobian, parameters), lower=True)
+        alpha = scipy.linalg.cho_solve((factor, True), target)
         pull = jacobian.T @ alpha
         result = own**2 * pull
         for block in self.blocks:
@@ -194,7 +194,7 @@ def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray,
     correction = _settled(problem, np.zeros(len(problem.base_s)), parameters)
     for _ in range(ROUNDS if known is None else 0):
         jacobian, target = problem.linearised(correction)
-        parameters = optimize.minimize(
+        parameters = scipy.optimize.minimize(
             lambda p, j=jacobian, z=target: problem.loss(j, z, p),
             parameters,
             jac=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def scores_of(
         within_5=float((error <= 0.05).mean()),
         within_10=float((error <= 0.10).mean()),
         worst=float(error.max()),
-        kendall_tau=float(stats.kendalltau(predicted_s, measured_s).statistic) if ranked else None,
-        spearman=float(stats.spearmanr(predicted_s, measured_s).statistic) if ranked else None,
+        kendall_tau=float(scipy.stats.kendalltau(predicted_s, measured_s).statistic) if ranked else None,
+        spearman=float(scipy.stats.spearmanr(predicted_s, measured_s).statistic) if ranked else None,
         coverage=float(np.mean(covered)) if covered is not None else None,
         sigma=sigma,
         floor_mape=0.8 * sigma if sigma is not None else None,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts load when they are first used: a command that predicts needs few
 
 from akd_deploy.errors import UsageError
 from akd_deploy.predictor.conformal import CalibrationPoint, quantile, score
@@ -131,7 +131,7 @@ def mean_error(rehearsals: Sequence[Rehearsal]) -> float:
 
 def mean_spearman(rehearsals: Sequence[Rehearsal]) -> float:
     """Spearman correlation of measured and predicted, families counting alike."""
-    return _over_families(rehearsals, lambda r: float(stats.spearmanr(r.measured_s, r.predicted_s).statistic))
+    return _over_families(rehearsals, lambda r: float(scipy.stats.spearmanr(r.measured_s, r.predicted_s).statistic))
 
 
 def calibrated_width(rehearsals: Sequence[Rehearsal], coverage: float) -> float:

@@ -22,6 +22,7 @@ from akd_deploy import errors
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BOUNDARIES
 from akd_deploy.errors import AkdError, MissingRuntimeError, UnknownNameError, UsageError
+from akd_deploy.interruption import without_interruption
 from akd_deploy.measurement import Measurement
 from akd_deploy.target import Target
 
@@ -175,17 +176,19 @@ def _run_block(
         "until_s": until_s,
     }
     single = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    process: subprocess.Popen[str] | None = None
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "akd_deploy.profiling.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, **single},
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches us, and we end it
-        )
         try:
+            with without_interruption():
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "akd_deploy.profiling.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env={**os.environ, **single},
+                    text=True,
+                    start_new_session=True,  # Ctrl-C reaches us, and we end it
+                )
             assert process.stdin is not None
             assert process.stdout is not None
             # A process that died before it read its job tells by its status.
@@ -220,11 +223,15 @@ def _run_block(
                     next="Run `akd-deploy doctor`.",
                 )
         finally:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+            if process is not None:
+                with without_interruption():
+                    if process.poll() is None:
+                        process.kill()
+                    process.wait()
+                    for pipe in (process.stdin, process.stdout):
+                        assert pipe is not None
+                        with suppress(BrokenPipeError):  # what it was sent and nobody reads any more
+                            pipe.close()
 
 
 def _raised_in_worker(fields: dict[str, Any]) -> AkdError:

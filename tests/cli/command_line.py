@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from own_cpu import own_cpu
+from own_cpu import measure_on_own_cpu
 
 from akd_deploy.cli.app import run
 
@@ -57,11 +57,11 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.chdir(folder)
+        measure_on_own_cpu(patch)
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
             pytest.raises(SystemExit) as left,
-            own_cpu(),
         ):
             run([str(argument) for argument in arguments])
     assert isinstance(left.value.code, int)

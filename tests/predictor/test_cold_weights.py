@@ -110,6 +110,26 @@ def test_a_dip_between_amounts_and_a_gain_are_smoothed_so_that_more_bytes_never_
     np.testing.assert_allclose(fitted.per_byte_s[:, 0], [0, 5e-12, 5e-12, 9e-12], rtol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_costs_of_a_byte_are_the_rising_ones_that_scikit_learn_finds(seed: int) -> None:
+    from sklearn.isotonic import IsotonicRegression
+
+    rng = np.random.default_rng(seed)
+    found = [{(conv if rng.random() < 0.7 else gemm)(512): int(rng.integers(1, 60))} for _ in range(8)]
+    weights = np.array([network_weights(one) for one in found])
+    total, warm = weights.sum(1), rng.uniform(1e-4, 1e-3, 8)
+    beyond = rng.normal(2e-12, 3e-12, 8) * total
+    fitted = fit_cold_weights(found, beyond, warm)
+    steps = np.round(np.log2(total))
+    for column in (0, 1):
+        own = weights[:, column] > 0
+        if own.any():
+            regression = IsotonicRegression(y_min=0.0, out_of_bounds="clip")
+            regression.fit(steps[own], (beyond / total)[own], sample_weight=((total / warm) ** 2)[own])
+            expected = regression.predict(np.unique(steps))
+            np.testing.assert_allclose(fitted.per_byte_s[:, column], expected, rtol=1e-9, atol=1e-20)
+
+
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(1.0, 10.0))
 def test_more_weights_never_cost_less(convolutions: float, products: float, times: float) -> None:
     few = TRUE.seconds(np.array([convolutions, products]))

@@ -488,3 +488,31 @@ def test_ctrl_c_while_a_worker_measures_ends_the_worker(
         measure_blocks(HERE, MODELS, QUICK, np.random.default_rng(0))
     assert len(started) == 1
     assert is_gone(started[0])
+
+
+def test_ctrl_c_while_a_worker_is_being_started_or_ended_leaves_none_behind(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python raises KeyboardInterrupt between any two steps: here when the process runs and nobody holds it yet, and
+    when it is about to be killed."""
+    born: list[int] = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **kwargs) -> None:
+            super().__init__(*args, **kwargs)
+            born.append(self.pid)
+            signal.raise_signal(signal.SIGINT)
+
+        def poll(self) -> int | None:
+            if len(born) == 1:
+                born.append(self.pid)
+                signal.raise_signal(signal.SIGINT)
+            return super().poll()
+
+    monkeypatch.setattr(blocks.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_blocks(HERE, {"tiny": tiny_model}, Protocol(blocks=1), np.random.default_rng(0))
+    assert len(born) == 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(born[0], 0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
