@@ -13,7 +13,7 @@ import numpy as np
 
 from akd_deploy.bounds import MIN_BLOCKS_FOR_BOUND, median_interval, samples_needed
 from akd_deploy.certificate import MIN_BLOCKS, certify
-from akd_deploy.comparison import RatioInterval, blocks_needed, ratio_interval, ratio_sigma
+from akd_deploy.comparison import RatioInterval, blocks_needed, fewest_blocks, ratio_interval, ratio_sigma
 from akd_deploy.device import cpu_clocks
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
@@ -29,11 +29,10 @@ from akd_deploy.target import Target
 
 MIN_SAMPLES_PER_BLOCK = 100
 MAX_SAMPLES_PER_BLOCK = 5_000
-MIN_PAIRED_BLOCKS = 6
-"""From fewer there is no 95 % interval of a ratio."""
-
 CONFIDENCE = 0.95
 """Of bounds and intervals. A certificate has its own."""
+MIN_PAIRED_BLOCKS = fewest_blocks(paired=True, confidence=CONFIDENCE)
+"""From fewer there is no such interval of a ratio."""
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from akd_deploy.comparison import RatioInterval, ratio_interval
+from akd_deploy.comparison import RatioInterval, fewest_blocks, ratio_interval
 from akd_deploy.errors import AkdError, CorruptFileError, GateError, UsageError
 from akd_deploy.export.gate import Bench, header_differences, read_bench
-from akd_deploy.pipeline.benching import BenchSettings, bench_models
+from akd_deploy.pipeline.benching import CONFIDENCE, BenchSettings, bench_models
 from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.target import Target, target_from_dict
 
-MIN_BLOCKS = 4
-"""From fewer there is no 95 % interval of the ratio of two benches."""
+MIN_BLOCKS = fewest_blocks(paired=False, confidence=CONFIDENCE)
+"""From fewer there is no interval of the ratio of two benches."""
 
 FACTORS = ("device", "engine_version", "flags", "target", "protocol", "sha256")
 """What latency depends on and a record tells."""
