@@ -99,4 +99,4 @@ def test_large_rank_sums_are_normal_but_for_their_kurtosis(m, n, level):
     sigma = (m * n * (m + n + 1) / 12) ** 0.5
     excess = -6 * (m * m + n * n + m * n + m + n) / (5 * m * n * (m + n + 1))
     found = (rank_sum_values_below(m, n, level) - 0.5 - m * n / 2) / sigma
-    assert found == pytest.approx(corrected_quantile(level, excess), abs=2e-3)
+    assert found == pytest.approx(corrected_quantile(level, excess), abs=3e-4 + 1 / sigma)  # a whole number
