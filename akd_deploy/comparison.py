@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import ceil, comb, isfinite, log, pi
 from statistics import NormalDist
 
 import numpy as np
 
 from akd_deploy.errors import UsageError
+from akd_deploy.rank_distributions import rank_sum_values_below, signed_rank_values_below
 
 
 @dataclass(frozen=True)
@@ -28,43 +28,25 @@ class RatioInterval:
         return not self.low <= 1 <= self.high
 
 
-@lru_cache(maxsize=256)
-def _signed_rank_counts(n: int) -> np.ndarray:
-    """(n(n+1)/2 + 1,) number of sign patterns for each value of Wilcoxon's signed-rank statistic."""
-    counts = np.zeros(n * (n + 1) // 2 + 1)
-    counts[0] = 1
-    for rank in range(1, n + 1):
-        counts[rank:] = counts[rank:] + counts[: counts.size - rank]
-    counts.setflags(write=False)  # many callers share it
-    return counts
-
-
-@lru_cache(maxsize=256)
-def _rank_sum_counts(m: int, n: int) -> np.ndarray:
-    """(mn + 1,) number of arrangements for each value of the Mann–Whitney statistic of m and n values."""
-    # Gaussian binomial coefficient, built factor by factor: Π (1 − q^(n+i)) / (1 − q^i).
-    counts = np.zeros(m * n + 1)
-    counts[0] = 1
-    for i in range(1, m + 1):
-        for j in range(counts.size - 1, n + i - 1, -1):
-            counts[j] -= counts[j - n - i]
-        for j in range(i, counts.size):
-            counts[j] += counts[j - i]
-    counts.setflags(write=False)
-    return counts
-
-
-def _walk_in(differences: np.ndarray, counts: np.ndarray, total: float, confidence: float) -> tuple[float, float]:
+def _walk_in(differences: np.ndarray, k: int, paired: bool, confidence: float) -> tuple[float, float]:
     """The interval between the k-th smallest and k-th largest of the sorted pairwise differences."""
-    tail = np.cumsum(counts) / total
-    k = int((tail <= (1 - confidence) / 2).sum())
     if k < 1:
+        least = fewest_blocks(paired, confidence)
+        how = f"{least} paired blocks" if paired else f"{least} and {least} blocks"
         raise UsageError(
-            asked=f"a {confidence:.0%} interval of a latency ratio",
+            asked=f"a {100 * confidence:g} % interval of a latency ratio",
             found="too few blocks",
-            next="Measure at least 6 paired blocks, or 4 and 4 unpaired ones, for 95 %.",
+            next=f"Measure at least {how}: no fewer give an interval of such confidence.",
         )
     return float(differences[k - 1]), float(differences[-k])
+
+
+def fewest_blocks(paired: bool, confidence: float) -> int:
+    """Blocks (of each model) from which there is an interval of a ratio: 6 paired, or 4 of each, at 95 %."""
+    blocks = 1
+    while not _interval_exists(blocks, paired, confidence):
+        blocks += 1
+    return blocks
 
 
 def ratio_interval(
@@ -81,6 +63,8 @@ def ratio_interval(
         paired: whether the i-th of both belong together; lengths must then agree.
         confidence: at least this coverage, 0 to 1.
     """
+    if not 0 < confidence < 1:
+        raise UsageError(asked="a confidence", found=f"{confidence:g}", next="Choose one between 0 and 1.")
     a, b = np.log(np.asarray(baseline_s, float)), np.log(np.asarray(candidate_s, float))
     if paired:
         if len(a) != len(b):
@@ -88,11 +72,11 @@ def ratio_interval(
         d = b - a
         i, j = np.triu_indices(len(d))
         differences = np.sort((d[i] + d[j]) / 2)
-        counts, total = _signed_rank_counts(len(d)), 2.0 ** len(d)
+        k = signed_rank_values_below(len(d), (1 - confidence) / 2)
     else:
         differences = np.sort((b[:, None] - a[None, :]).ravel())
-        counts, total = _rank_sum_counts(len(a), len(b)), float(comb(len(a) + len(b), len(a)))
-    low, high = _walk_in(differences, counts, total, confidence)
+        k = rank_sum_values_below(len(a), len(b), (1 - confidence) / 2)
+    low, high = _walk_in(differences, k, paired, confidence)
     return RatioInterval(
         float(np.exp(np.median(differences))), float(np.exp(low)), float(np.exp(high)), confidence, paired
     )

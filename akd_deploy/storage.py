@@ -15,6 +15,7 @@ from pathlib import Path
 from akd_deploy.errors import StorageError
 
 _MODE = 0o644
+_CHUNK_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -59,6 +60,26 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def copied_sha256(path: Path, copy: Path) -> str:
+    """Copy a file, folders made where there are none; SHA-256 of the bytes that were written.
+
+    Raises:
+        StorageError: it cannot be read, or the place of the copy not be written.
+    """
+    hasher = hashlib.sha256()
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as source, copy.open("wb") as file:
+            while chunk := source.read(_CHUNK_BYTES):
+                hasher.update(chunk)
+                file.write(chunk)
+    except OSError as error:
+        raise StorageError(
+            asked=f"a copy of {path} in {copy.parent}", found=str(error), next="Check the permissions and the space."
+        ) from error
+    return hasher.hexdigest()
 
 
 def make_folder(path: Path) -> Path:

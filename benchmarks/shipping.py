@@ -10,17 +10,14 @@ the file before anything is measured: the upper end of the predicted interval ti
 all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built alone
 (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in processes of
 its own, and adds the result to the file. A block that was disturbed is measured again as the protocol says, and
-counted. `figures` prints what lint finds in its corpus, the CPU seconds it takes for a ResNet-50, and what other
-benchmarks give.
+counted. `figures` needs no record: see benchmarks/shipping_figures.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +31,7 @@ import numpy as np
 from akd_deploy.configuration import CertificateTable
 from akd_deploy.data import load_dataset
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import AkdError, MissingFileError
+from akd_deploy.errors import AkdError, GateError, MissingFileError
 from akd_deploy.latency_table import table_directory
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.pipeline import shipping
@@ -44,9 +41,10 @@ from akd_deploy.pipeline.spaces import named_space
 from akd_deploy.pipeline.typed import mode_for
 from akd_deploy.profiling.blocks import Measured
 from akd_deploy.profiling.profile import PROFILE, ProfilePlan
-from akd_deploy.storage import write_atomically
+from akd_deploy.storage import write_atomically, write_text_atomically
 from akd_deploy.target import Target, load_target
 from akd_deploy.units import format_seconds
+from benchmarks import fuzz, shipping_figures, simulations
 
 CPU_TARGETS = (
     "cpu_onnxruntime_fp32", "cpu_onnxruntime_extended_fp32", "cpu_onnxruntime_int8", "cpu_openvino_fp32",
@@ -305,40 +303,6 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
         print("nothing was measured")
 
 
-def figures() -> dict[str, Any]:
-    """What lint finds in its corpus and takes for a ResNet-50, and what other benchmarks give as `figures()`."""
-    from akd_deploy.export.lint import lint_onnx
-    from akd_deploy.models.onnx_skeleton import filled, read_skeleton
-    from akd_deploy.models.published import skeleton_path
-
-    found: dict[str, Any] = {}
-    tests = Path(__file__).parents[1] / "tests" / "export"
-    sys.path.insert(0, str(tests))
-    corpus = importlib.import_module("lint_corpus")
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch, "m.onnx")
-        for name in ("BAD", "SECOND"):
-            right = 0
-            for bad in getattr(corpus, name).values():
-                path.write_bytes(bad.make().SerializeToString())
-                right += {(f.rule, f.node) for f in lint_onnx(path, bad.target)} == bad.expected
-            found[f"lint_{name.lower()}"] = {"networks": len(getattr(corpus, name)), "found_completely": right}
-        silent = sum(not lint_onnx(clean.write(Path(scratch)), clean.target) for clean in corpus.CLEAN.values())
-        found["lint_clean"] = {"networks": len(corpus.CLEAN), "without_finding": silent}
-        path.write_bytes(filled(read_skeleton(skeleton_path("resnet50")), np.random.default_rng(0)).SerializeToString())
-        began = time.process_time()
-        lint_onnx(path, load_target("cpu_onnxruntime_fp32"))
-        found["lint_resnet50_s"] = time.process_time() - began
-    for other in ("simulations", "fuzz"):
-        try:
-            module = importlib.import_module(f"benchmarks.{other}")
-        except ModuleNotFoundError:
-            found[other] = None
-            continue
-        found[other] = module.figures() if hasattr(module, "figures") else None
-    return found
-
-
 def read(path: Path) -> dict[str, Any]:
     """A record that `run` wrote.
 
@@ -370,7 +334,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first.add_argument("--quick", action="store_true", help="one student, two targets, small tables")
     again = commands.add_parser("recertify")
     again.add_argument("out", type=Path)
-    commands.add_parser("figures")
+    told = commands.add_parser("figures")
+    told.add_argument("out", type=Path, nargs="?", default=Path("runs/shipping_figures.json"), help=".json; .md beside")
+    told.add_argument("--runs", type=int, default=simulations.LEAST_RUNS, help="of each simulated figure")
+    told.add_argument("--mutations", type=int, default=fuzz.MUTATIONS)
     given = parser.parse_args(arguments)
     try:
         if given.command == "run":
@@ -383,7 +350,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             entry = recertify(given.out)
             show(entry["rows"], f"measured again on {entry['date']}")
         else:
-            print(json.dumps(figures(), indent=1))
+            found = shipping_figures.figures(given.runs, given.mutations)
+            write(given.out, found)
+            text = shipping_figures.markdown(found)
+            write_text_atomically(given.out.with_suffix(".md"), text)
+            print(text, end="")
+            return 0 if found["ok"] else GateError.exit_code
     except AkdError as error:
         print(error, file=sys.stderr)
         return error.exit_code

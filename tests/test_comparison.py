@@ -1,14 +1,11 @@
-from itertools import combinations, product
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from akd_deploy.comparison import (
     RatioInterval,
-    _rank_sum_counts,
-    _signed_rank_counts,
     blocks_needed,
+    fewest_blocks,
     gate,
     ratio_interval,
     ratio_sigma,
@@ -24,18 +21,6 @@ RUNS = 2_500
 def upper_95(hits: int, runs: int) -> float:
     """Exact upper bound of a rate at 95 % confidence (Clopper and Pearson)."""
     return float(stats.beta.ppf(0.95, hits + 1, runs - hits))
-
-
-@pytest.mark.parametrize("n", range(1, 10))
-def test_signed_rank_counts_are_those_of_all_sign_patterns(n):
-    sums = [int(np.dot(signs, range(1, n + 1))) for signs in product([0, 1], repeat=n)]
-    assert _signed_rank_counts(n).tolist() == np.bincount(sums, minlength=n * (n + 1) // 2 + 1).tolist()
-
-
-@pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 4), (2, 3), (4, 4), (3, 6), (6, 3), (5, 5)])
-def test_rank_sum_counts_are_those_of_all_arrangements(m, n):
-    statistics = [sum(ranks) - m * (m - 1) // 2 for ranks in combinations(range(m + n), m)]
-    assert _rank_sum_counts(m, n).tolist() == np.bincount(statistics, minlength=m * n + 1).tolist()
 
 
 @pytest.mark.parametrize("n", [6, 8, 10, 15])
@@ -128,6 +113,36 @@ def test_a_constant_ratio_is_found_exactly():
 def test_too_few_blocks_for_an_interval_are_refused(m, n, paired):
     with pytest.raises(UsageError, match="too few blocks"):
         ratio_interval(np.ones(m), np.ones(n), paired=paired, confidence=0.99 if n == 100 else 0.95)
+
+
+@pytest.mark.parametrize(
+    ("paired", "confidence", "fewest"),
+    [(True, 0.95, 6), (True, 0.8, 4), (True, 0.99, 8), (True, 0.999, 11), (False, 0.95, 4), (False, 0.99, 5)],
+)
+def test_a_refusal_names_the_fewest_blocks_that_give_an_interval_at_that_confidence(paired, confidence, fewest):
+    assert fewest_blocks(paired, confidence) == fewest
+    ratio_interval(np.ones(fewest), np.ones(fewest), paired=paired, confidence=confidence)
+    with pytest.raises(UsageError, match=f"{100 * confidence:g} % interval") as caught:
+        ratio_interval(np.ones(fewest - 1), np.ones(fewest - 1), paired=paired, confidence=confidence)
+    assert (f"{fewest} paired blocks" if paired else f"{fewest} and {fewest} blocks") in caught.value.next
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 1.5, float("nan")])
+def test_a_confidence_that_is_none_is_refused(confidence):
+    with pytest.raises(UsageError, match="confidence"):
+        ratio_interval(np.ones(6), np.ones(6), paired=True, confidence=confidence)
+
+
+@pytest.mark.parametrize(("paired", "m", "n"), [(True, 5_000, 5_000), (False, 2_000, 1_500)])
+def test_thousands_of_blocks_have_an_interval_that_is_as_narrow_as_their_number_makes_it(paired, m, n):
+    rng = np.random.default_rng(7)
+    a, b = rng.lognormal(0, 0.1, m), 1.02 * rng.lognormal(0, 0.1, n)
+    interval = ratio_interval(a, b, paired=paired)
+    # The normal interval of a shift, a little wider for the ranks: ± 1.96 σ √(1/m + 1/n) √(π/3).
+    half = 1.96 * 0.1 * (1 / m + 1 / n) ** 0.5 * (np.pi / 3) ** 0.5
+    assert interval.low < interval.ratio < interval.high
+    assert np.log(interval.high / interval.low) / 2 == pytest.approx(half, rel=0.05)
+    assert interval.low <= 1.02 <= interval.high
 
 
 def test_paired_blocks_of_unequal_number_are_refused():

@@ -23,6 +23,7 @@ ROWS = [
         "measurement",
         "bounds",
         "comparison",
+        "rank_distributions",
         "paired_accuracy",
         "certificate",
         "storage",
@@ -40,6 +41,7 @@ WITHIN_A_ROW = {
     ("measurement", "bounds"),
     ("certificate", "bounds"),
     ("paired_accuracy", "bounds"),
+    ("comparison", "rank_distributions"),
     ("certificate", "comparison"),  # whose names it goes on giving
     ("fusion", "engines"),  # kernels are named, ordered and attributed as the engine that they stand for does it
     ("recipes", "configuration"),

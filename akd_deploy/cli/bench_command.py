@@ -69,7 +69,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a model on a target: fresh processes, order statistics, and a budget certificate on request."""
-    from akd_deploy.export.trusted import check_models
+    from akd_deploy.export.trusted import checked_models
     from akd_deploy.pipeline.benching import BenchSettings, bench_models, bench_protocol
     from akd_deploy.pipeline.correctness import labelled_samples
     from akd_deploy.target import load_target
@@ -100,7 +100,9 @@ def bench(
     model = onnx or engine
     assert model is not None
     others = [path for path in (onnx, compare_with) if path]
-    check_models(load_target(target).engine, [engine] if engine else [], others, trust=trust_engine, key=key)
+    checked = checked_models(
+        load_target(target).engine, [engine] if engine else [], others, trust=trust_engine, key=key
+    )
     settings = BenchSettings(
         bench_protocol(
             BLOCKS if blocks is None else blocks,
@@ -115,9 +117,9 @@ def bench(
         detect=parse_fraction(detect) if detect else None,
         samples=labelled_samples(samples) if samples else None,
     )
-    with progress_bars(as_json) as on_progress:
+    with checked as instead, progress_bars(as_json) as on_progress:
         data, exit_code = bench_models(
-            load_target(target), model, model if aa else compare_with, settings, rng, _measuring(on_progress)
+            load_target(target), model, model if aa else compare_with, settings, rng, _measuring(on_progress), instead
         )
     _finish(data, exit_code, output, as_json)
 
@@ -140,7 +142,7 @@ class Again:
 
 
 def _reproduce(again: Again, rng: np.random.Generator, output: Path | None, as_json: bool) -> None:
-    from akd_deploy.export.trusted import check_models
+    from akd_deploy.export.trusted import checked_models
     from akd_deploy.pipeline.reproducing import read_card, reproduce
     from akd_deploy.target import load_target
 
@@ -149,10 +151,10 @@ def _reproduce(again: Again, rng: np.random.Generator, output: Path | None, as_j
     built, others = ([again.engine] if again.engine else []), ([again.onnx] if again.onnx else [])
     if not built and not others:
         others = [card.model]
-    check_models((target or card.target).engine, built, others, trust=again.trust_engine, key=again.key)
-    with progress_bars(as_json) as on_progress:
+    checked = checked_models((target or card.target).engine, built, others, trust=again.trust_engine, key=again.key)
+    with checked as instead, progress_bars(as_json) as on_progress:
         data, exit_code = reproduce(
-            card, again.onnx or again.engine, target, again.tolerance, rng, _measuring(on_progress)
+            card, again.onnx or again.engine, target, again.tolerance, rng, _measuring(on_progress), instead
         )
     _finish(data, exit_code, output, as_json)
 

@@ -74,6 +74,8 @@ class Session(ABC):
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    why_no_timings = "this engine's sessions cannot tell it"
+    """Why `timings` gives None, where it does."""
 
     @abstractmethod
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -23,7 +23,16 @@ _NUMPY_DTYPES = {
 
 
 class OnnxRuntimeSession(Session):
-    """`session` is ONNX Runtime's own, `runtime` its module, `device` where buffers are bound: "cpu" or "cuda"."""
+    """`session` is ONNX Runtime's own, `runtime` its module, `device` where buffers are bound: "cpu" or "cuda".
+
+    On a GPU the host's clock is the only one: a bound call is timed until the outputs are there on the device (boundary
+    "host"), `run` from host arrays to host arrays ("end-to-end"). `Timings` are the device's own, and there are none.
+    """
+
+    why_no_timings = (
+        "sessions of ONNX Runtime compute on a stream of its own, in which no events are recorded: only the host's "
+        "clock sees them"
+    )
 
     def __init__(self, session: Any, runtime: ModuleType, device: str) -> None:
         self._session = session

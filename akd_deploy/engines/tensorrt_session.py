@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from akd_deploy.engines.base import Session, TensorSpec
+from akd_deploy.engines.base import Session, TensorSpec, Timings
+from akd_deploy.engines.device_timing import timed_parts
 from akd_deploy.engines.feeds import checked_feeds
 from akd_deploy.engines.tensorrt_api import TensorRt, device_memory_bytes
 from akd_deploy.engines.tensorrt_callbacks import message_log
@@ -179,9 +180,12 @@ class TensorRtSession(Session):
             # A copy, since torch warns about arrays that may not be written to.
             self._buffers[name].copy_(self._torch.from_numpy(np.array(array)))
 
-    def _execute(self) -> None:
+    def _enqueue(self) -> None:
         if not self._context.execute_async_v3(self._stream.cuda_stream):
             raise self._failure("one inference")
+
+    def _execute(self) -> None:
+        self._enqueue()
         self._stream.synchronize()
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -192,6 +196,34 @@ class TensorRtSession(Session):
     def bind(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
         self._write_inputs(feeds)
         return self._execute
+
+    def timings(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], Timings]:
+        """From and to pinned memory, with CUDA events on the stream that computes; until other shapes are fed."""
+        torch, stream = self._torch, self._stream
+        self._write_inputs(feeds)  # so that the buffers have the feeds' shapes
+        arrays = checked_feeds(self.inputs, feeds)
+        sent = [(self._buffers[name], torch.from_numpy(np.array(array)).pin_memory()) for name, array in arrays.items()]
+        buffers = [self._buffers[spec.name] for spec in self.outputs]
+        received = [(torch.empty(b.shape, dtype=b.dtype, device="cpu").pin_memory(), b) for b in buffers]
+
+        def copy_all(pairs: list[tuple[Any, Any]]) -> None:
+            for to, source in pairs:
+                to.copy_(source, non_blocking=True)
+
+        # Torch copies, and records events, on the stream that is current.
+        with torch.cuda.stream(stream):
+            timed = timed_parts(
+                lambda: copy_all(sent),
+                self._enqueue,
+                lambda: copy_all(received),
+                lambda: torch.cuda.Event(enable_timing=True),
+            )
+
+        def call() -> Timings:
+            with torch.cuda.stream(stream):
+                return timed()
+
+        return call
 
     def bound_outputs(self) -> dict[str, np.ndarray]:
         """The outputs of the latest call, copied to the host."""

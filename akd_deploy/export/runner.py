@@ -38,7 +38,9 @@ class _Part:
 
 
 _PARTS: Mapping[str, _Part] = {
-    "onnxruntime": _Part("onnxruntime", "import onnxruntime", ("functools",), ONNXRUNTIME),
+    "onnxruntime": _Part(
+        "onnxruntime", "import onnxruntime", ("functools", "shutil", "tempfile", "weakref"), ONNXRUNTIME
+    ),
     "openvino": _Part("openvino", "import openvino", ("functools",), OPENVINO),
     "tensorrt": _Part("tensorrt", "import tensorrt", ("ctypes",), TENSORRT),
     "tensorrt-rtx": _Part("tensorrt_rtx", "import tensorrt_rtx as tensorrt", ("ctypes",), TENSORRT),

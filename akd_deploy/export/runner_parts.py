@@ -23,11 +23,16 @@ class Runner:
 
     def __init__(self, folder=HERE):
         content = checked_files(folder)
-        path = folder / MODEL
         options = session_options()
-        if len(FILES) > 1:  # weights in files of their own, which the runtime opens itself
+        if len(FILES) > 1:  # weights in files of their own, which the runtime opens itself: it gets what was checked
+            private = tempfile.mkdtemp(prefix="akd-runner-")
+            weakref.finalize(self, shutil.rmtree, private, ignore_errors=True)
+            for name in content.keys() - {MODEL}:
+                copy = Path(private, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(content.pop(name))
             options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(path.parent.resolve())
+                "session.model_external_initializers_file_folder_path", str(Path(private, MODEL).parent.resolve())
             )
         providers = [tuple(p) if isinstance(p, list) else p for p in SETTINGS["providers"]]
         wanted = SETTINGS["providers"][0] if isinstance(providers[0], str) else providers[0][0]

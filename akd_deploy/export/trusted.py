@@ -7,7 +7,9 @@ data directory; a file that nobody here has built is refused before a byte of it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from akd_deploy.export.bundle import is_bundle
 from akd_deploy.export.engine_facts import NATIVE_ENGINES, facts_of_built
 from akd_deploy.export.manifest import MAX_DEPTH
 from akd_deploy.export.verify import verify_bundle
-from akd_deploy.storage import file_sha256, write_text_atomically
+from akd_deploy.storage import copied_sha256, file_sha256, write_text_atomically
 from akd_deploy.target import user_data_dir
 
 CODE_ENGINES = (*NATIVE_ENGINES, "torch")
@@ -68,40 +70,65 @@ def built_record(path: Path) -> dict[str, Any]:
 def why_not_built_here(path: Path) -> str | None:
     """None where `record_built` knows the file and all its parts are as they were, else what is wrong."""
     sha256 = file_sha256(path)
+    parts = _recorded_parts(sha256)
+    if parts is None:
+        return _unknown(sha256)
+    changed = (name for name, expected in parts.items() if _sha256_of_part(path.parent / name) != expected)
+    return next((_other_part(name) for name in changed), None)
+
+
+def _recorded_parts(sha256: str) -> dict[str, str] | None:
+    """Name → SHA-256 of the files beside an engine that was built here; None of one that was not."""
     try:
-        parts = dict(json.loads(_record(sha256).read_text(encoding="utf-8"))["parts"])
+        return dict(json.loads(_record(sha256).read_text(encoding="utf-8"))["parts"])
     except (OSError, ValueError, KeyError, TypeError):
-        return f"no record that it was built here (SHA-256 {sha256})"
-    for name, expected in parts.items():
-        part = path.parent / name
-        if not part.is_file() or file_sha256(part) != expected:
-            return f"{name} beside it missing or changed since it was built here"
-    return None
+        return None
 
 
-def check_engine_file(path: Path, engine: str, *, trust: bool = False, key: Path | None = None) -> None:
+def _sha256_of_part(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def _unknown(sha256: str) -> str:
+    return f"no record that it was built here (SHA-256 {sha256})"
+
+
+def _other_part(name: str) -> str:
+    return f"{name} beside it missing or changed since it was built here"
+
+
+def checked_engine_file(path: Path, engine: str, folder: Path, *, trust: bool = False, key: Path | None = None) -> Path:
     """Let an engine file pass that was built here, that lies in a bundle which verifies, or that is trusted on request.
 
     A bundle's engine that can run code is let pass only if its bundle is signed with the private half of `key`:
     without one a bundle shows no more than that nothing changed by accident.
 
+    Args:
+        folder: an empty one of the caller's own, for copies.
+
+    Returns:
+        The file to load: a copy in `folder`, with what belongs to it beside it, made as it was hashed, so that what is
+        loaded is what was checked, whatever becomes of `path` meanwhile. What is trusted is `path` itself, unread.
+
     Raises:
-        VerificationError: any other file; none of it was read but to hash it.
+        VerificationError: any other file; none of it reached a runtime.
         MissingFileError: no such file.
+        StorageError: `folder` has no room.
     """
     if trust:
-        return
+        return path
     if not path.is_file():
         raise MissingFileError(asked=f"the engine {path}", found="no such file", next="Check the path.")
     place = path.resolve()
-    found = why_not_built_here(place)
+    copy, found = _copy_of_built(place, folder / "built")
     if found is None:
-        return
-    bundle = next((folder for folder in list(place.parents)[: MAX_DEPTH + 1] if is_bundle(folder)), None)
+        return copy
+    bundle = next((above for above in list(place.parents)[: MAX_DEPTH + 1] if is_bundle(above)), None)
     if bundle is not None:
-        verification = verify_bundle(bundle, key)
-        if verification.ok and (verification.authentic or engine not in CODE_ENGINES):
-            return
+        verification = verify_bundle(bundle, key, copy_to=folder / "bundle")
+        copy = folder / "bundle" / place.relative_to(bundle)
+        if verification.ok and copy.is_file() and (verification.authentic or engine not in CODE_ENGINES):
+            return copy
         found = f"{found}, in the bundle {bundle}: " + (
             "; ".join(verification.problems) or "it is whole, but nothing says whose it is"
         )
@@ -113,12 +140,41 @@ def check_engine_file(path: Path, engine: str, *, trust: bool = False, key: Path
     )
 
 
-def check_models(
+def _copy_of_built(path: Path, folder: Path) -> tuple[Path, str | None]:
+    """A copy of an engine and its parts, and what is wrong with them; None where they are what was built here."""
+    copy = folder / path.name
+    sha256 = copied_sha256(path, copy)
+    parts = _recorded_parts(sha256)
+    if parts is None:
+        return copy, _unknown(sha256)
+    for name, expected in parts.items():
+        part = path.parent / name
+        if not part.is_file() or copied_sha256(part, folder / name) != expected:
+            return copy, _other_part(name)
+    return copy, None
+
+
+def check_engine_file(path: Path, engine: str, *, trust: bool = False, key: Path | None = None) -> None:
+    """`checked_engine_file` of a file that is not loaded."""
+    with tempfile.TemporaryDirectory(prefix="akd-engine-") as folder:
+        checked_engine_file(path, engine, Path(folder), trust=trust, key=key)
+
+
+@contextmanager
+def checked_models(
     engine: str, built: Iterable[Path], others: Iterable[Path] = (), *, trust: bool = False, key: Path | None = None
-) -> None:
-    """`check_engine_file` for files given as engines, and for native code among files given as models."""
-    for path in (*built, *(path for path in others if path.suffix in NATIVE_SUFFIXES)):
-        check_engine_file(path, engine, trust=trust, key=key)
+) -> Iterator[dict[Path, Path]]:
+    """`checked_engine_file` for files given as engines, and for native code among files given as models.
+
+    Gives, for as long as it lasts, each of these paths → the file to load instead; other models are loaded as they are.
+    """
+    with tempfile.TemporaryDirectory(prefix="akd-engines-") as folder:
+        natives = [path for path in others if path.suffix in NATIVE_SUFFIXES]
+        paths = dict.fromkeys([*built, *natives])
+        yield {
+            path: checked_engine_file(path, engine, Path(folder, str(i)), trust=trust, key=key)
+            for i, path in enumerate(paths)
+        }
 
 
 def _record(sha256: str) -> Path:

@@ -6,18 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from akd_deploy.bounds import MIN_BLOCKS_FOR_BOUND, median_interval, samples_needed
 from akd_deploy.certificate import MIN_BLOCKS, certify
-from akd_deploy.comparison import RatioInterval, blocks_needed, ratio_interval, ratio_sigma
+from akd_deploy.comparison import RatioInterval, blocks_needed, fewest_blocks, ratio_interval, ratio_sigma
 from akd_deploy.device import cpu_clocks
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.engines.nvidia import gpu_clocks
-from akd_deploy.errors import GateError, MissingFileError, UsageError
+from akd_deploy.errors import GateError, MismatchError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline.building import ready_models
 from akd_deploy.pipeline.correctness import LabelledSamples, accuracy_record
@@ -28,11 +29,10 @@ from akd_deploy.target import Target
 
 MIN_SAMPLES_PER_BLOCK = 100
 MAX_SAMPLES_PER_BLOCK = 5_000
-MIN_PAIRED_BLOCKS = 6
-"""From fewer there is no 95 % interval of a ratio."""
-
 CONFIDENCE = 0.95
 """Of bounds and intervals. A certificate has its own."""
+MIN_PAIRED_BLOCKS = fewest_blocks(paired=True, confidence=CONFIDENCE)
+"""From fewer there is no such interval of a ratio."""
 
 
 @dataclass(frozen=True)
@@ -110,22 +110,32 @@ def bench_models(
     settings: BenchSettings,
     rng: np.random.Generator,
     on_model: Callable[[int, int], None],
+    instead: Mapping[Path, Path] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], int]:
     """Measure `model` (and `other` in the same processes, in random order); returns the record and the exit code.
 
-    The exit code is that of GateError when a budget was given and its certificate does not hold, else 0. Raises what
-    `check_bench` does.
+    The exit code is that of GateError when a budget was given and its certificate does not hold, else 0.
+
+    Args:
+        instead: model → the file to load instead: the copy of it that was checked.
+
+    Raises:
+        MismatchError: a model that changed while it was measured.
+        AkdError: what `check_bench` does.
     """
     engine = load_engine(target)
     check_bench(engine, settings, model, other)
     accuracy: Mapping[str, Any] = {"accuracy": None}
     protocol = settings.protocol
-    with ready_models(engine, {"model": model} | ({"other": other} if other else {})) as models:
+    files = {name: instead.get(path, path) for name, path in {"model": model, "other": other}.items() if path}
+    hashes = {path: file_sha256(path) for path in files.values() if path.is_file()}
+    with ready_models(engine, files) as models:
         if settings.samples is not None:  # a wrong file is told before minutes of measuring
             accuracy = accuracy_record(engine, models["model"], settings.samples)
         clocks = {"before": clocks_now(target, engine)}
         measured = measure_blocks(target, models, protocol, rng, on_model)
         clocks["after"] = clocks_now(target, engine)
+    check_unchanged(hashes)
     main = measured["model"]
     certificate = None
     if settings.budget_s is not None:
@@ -145,7 +155,7 @@ def bench_models(
         }
     record = {
         "model": str(model),
-        "sha256": file_sha256(model) if model.is_file() else None,
+        "sha256": hashes.get(files["model"]),
         "target": target.as_dict(),
         "device": dict(engine.fingerprint().facts),
         "engine_version": engine.version(),
@@ -172,6 +182,22 @@ def bench_models(
         **accuracy,
     }
     return record, 0 if certificate is None or certificate.ok else GateError.exit_code
+
+
+def check_unchanged(hashes: Mapping[Path, str]) -> None:
+    """Make sure that files still are what they were hashed as: every process of a bench opens them anew.
+
+    Raises:
+        MismatchError: one is not.
+    """
+    for path, sha256 in hashes.items():
+        now = file_sha256(path) if path.is_file() else None
+        if now != sha256:
+            raise MismatchError(
+                asked=f"a bench of {path} (SHA-256 {sha256})",
+                found="the file gone" if now is None else f"another file there when it was done (SHA-256 {now})",
+                next="Measure it again, and leave it alone meanwhile.",
+            )
 
 
 def clocks_now(target: Target, engine: Engine) -> Mapping[str, object] | None:

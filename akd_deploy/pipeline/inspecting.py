@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.tensorrt_inspect import EngineLayer, executed_kernels_from_layers, layers_from_inspector
 from akd_deploy.errors import BuildError, CorruptFileError, MissingFileError, UsageError
 from akd_deploy.export.tensor_types import KernelTypes, types_from_graph, types_from_layer, unknown_types
-from akd_deploy.export.trusted import check_engine_file
+from akd_deploy.export.trusted import checked_engine_file
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.pipeline.latency import target_latency
 from akd_deploy.target import Target
@@ -95,11 +96,12 @@ def _layers_of_plan(path: Path, target: Target, trust: bool) -> tuple[EngineLaye
             next="Name a target of tensorrt or tensorrt-rtx.",
         )
     engine.require(engine.why_not())
-    check_engine_file(path, target.engine, trust=trust)
+    with tempfile.TemporaryDirectory(prefix="akd-engine-") as folder:
+        plan = checked_engine_file(path, target.engine, Path(folder), trust=trust).read_bytes()
     from akd_deploy.engines.tensorrt_session import loaded_facts
 
     runtime = importlib.import_module(getattr(engine, "module", "tensorrt"))
-    return layers_from_inspector(loaded_facts(runtime, path.read_bytes(), str(path)).layers_json)
+    return layers_from_inspector(loaded_facts(runtime, plan, str(path)).layers_json)
 
 
 def _of_layers(layers: tuple[EngineLayer, ...], source: str) -> Inspected:

@@ -7,19 +7,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from dataclasses import fields as fields_of
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from akd_deploy.comparison import RatioInterval, ratio_interval
+from akd_deploy.comparison import RatioInterval, fewest_blocks, ratio_interval
 from akd_deploy.errors import AkdError, CorruptFileError, GateError, UsageError
 from akd_deploy.export.gate import Bench, header_differences, read_bench
-from akd_deploy.pipeline.benching import BenchSettings, bench_models
+from akd_deploy.pipeline.benching import CONFIDENCE, BenchSettings, bench_models
 from akd_deploy.profiling.blocks import Protocol
 from akd_deploy.target import Target, target_from_dict
 
-MIN_BLOCKS = 4
-"""From fewer there is no 95 % interval of the ratio of two benches."""
+MIN_BLOCKS = fewest_blocks(paired=False, confidence=CONFIDENCE)
+"""From fewer there is no interval of the ratio of two benches."""
 
 FACTORS = ("device", "engine_version", "flags", "target", "protocol", "sha256")
 """What latency depends on and a record tells."""
@@ -107,6 +108,7 @@ def reproduce(
     tolerance: float,
     rng: np.random.Generator,
     on_model: Callable[[int, int], None],
+    instead: Mapping[Path, Path] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], int]:
     """Bench the card's model by its protocol; returns the new record, with `reproduction` in it, and the exit code.
 
@@ -114,11 +116,12 @@ def reproduce(
         model: where it is now; None: where it was.
         target: to measure on; None: the card's own.
         tolerance: ratios within 1 ± this count as a match.
+        instead: as for `bench_models`.
 
     The exit code is that of GateError where the latency differs, else 0.
     """
     record, _ = bench_models(
-        target or card.target, model or card.model, None, BenchSettings(card.protocol), rng, on_model
+        target or card.target, model or card.model, None, BenchSettings(card.protocol), rng, on_model, instead
     )
     medians_s = np.array([np.median(samples) for samples in record["blocks"].values()])
     interval = ratio_interval(card.bench.block_medians_s, medians_s, paired=False)

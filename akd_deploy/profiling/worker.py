@@ -108,7 +108,7 @@ def bounded_call(
     if timed is not None:
         return lambda: parts.append(timed())
     if boundary == "gpu":
-        raise no_device_clock("this engine's sessions cannot tell it")
+        raise no_device_clock(session.why_no_timings)
     return lambda: _ignore(session.run(feeds))
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from scipy import stats
+
 from benchmarks import simulations
 
 
@@ -20,3 +23,36 @@ def test_every_table_is_printed_and_a_seed_gives_the_same_figures(capsys, monkey
     simulations.main(["--runs", "3"])
     shown = capsys.readouterr().out
     assert all(title in shown for title in tables if title != "seed")
+
+
+@pytest.mark.parametrize(("hits", "runs"), [(0, 59), (3, 100), (100, 2_000)])
+def test_the_bound_of_a_rate_is_the_one_at_which_so_few_hits_are_rare(hits, runs):
+    assert stats.binom.cdf(hits, runs, simulations.upper_95(hits, runs)) == pytest.approx(0.05)
+    assert simulations.upper_95(runs, runs) == 1.0
+
+
+def test_figures_are_of_as_many_runs_as_they_say(monkeypatch):
+    """Each simulation is given a result: what comes out is that, of the runs that were asked for."""
+    asked = []
+
+    def alarms(paired, blocks, runs, rng):
+        asked.append(runs)
+        return simulations.Comparisons(0.02, 0.0, paired, blocks, 0.05, 0.025)
+
+    def detections(sigma, effect, paired, runs, rng):
+        asked.append(runs)
+        return simulations.Comparisons(sigma, effect, paired, 12, 1.0, 0.96)
+
+    monkeypatch.setattr(simulations, "false_alarms", alarms)
+    monkeypatch.setattr(simulations, "detections", detections)
+    monkeypatch.setattr(
+        simulations, "bound_coverage", lambda s, p, runs, rng: simulations.Coverage(s, p, 0.5, 0.97, runs / 1e5)
+    )
+    found = simulations.figures(2_000)
+    assert set(asked) == {2_000, 20_000}
+    alarm, slow = found["false_alarms"][0], found["slow_downs_of_3_percent"][0]
+    assert (alarm["rate"], alarm["runs"]) == (0.05, 20_000)
+    assert alarm["upper_95"] == pytest.approx(stats.beta.ppf(0.95, 1_001, 19_000))
+    assert (slow["power"], slow["blocks"]) == (0.96, 12)
+    assert {c["coverage"] for c in found["coverage_of_95_percent_bounds"]} == {0.97}
+    assert {c["excess"] for c in found["coverage_of_95_percent_bounds"]} == {0.02}

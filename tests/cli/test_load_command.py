@@ -1,12 +1,14 @@
 """Engines on the command line: a bundle's is verified and loaded; one from elsewhere is refused unless asked for."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from command_line import TARGET, call
 from onnx import TensorProto, helper
 from small_run import CPU_INT8, OPENVINO_FP32, small_bundle
 
+from akd_deploy.errors import UsageError
 from akd_deploy.profiling import blocks
 
 
@@ -92,6 +94,23 @@ def test_bench_takes_what_was_built_here_what_a_bundle_holds_and_what_it_is_told
     refused = call(elsewhere, "bench", "--target", TARGET, "--engine", built["engine"], *size)
     assert refused.code == 3
     assert call(elsewhere, "bench", "--target", TARGET, "--engine", built["engine"], "--trust-engine", *size).code == 0
+
+
+def test_bench_measures_the_engine_that_was_checked_whatever_becomes_of_the_file(network, tmp_path, monkeypatch):
+    """Every process opens the file anew: somebody else's must not be there by then."""
+    built = call(tmp_path, "build", "--onnx", network, "--target", TARGET, "-o", tmp_path / "out", "--json").data
+    engine, opened = Path(built["engine"]), []
+    original = engine.read_bytes()
+
+    def run_block(target, models, *others):
+        engine.write_bytes(b"evil")
+        opened.append(models["model"].read_bytes())
+        raise UsageError(asked="a test", found="enough seen", next="Stop.")
+
+    monkeypatch.setattr(blocks, "_run_block", run_block)
+    answer = call(tmp_path, "bench", "--target", TARGET, "--engine", engine, "--blocks", 1, "--json")
+    assert answer.error["found"] == "enough seen"
+    assert opened == [original]
 
 
 def test_an_engine_that_cannot_be_recorded_is_built_all_the_same_and_says_so(network, tmp_path):

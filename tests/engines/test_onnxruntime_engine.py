@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from akd_deploy.engines.onnx_file import node_names
+from akd_deploy.engines.onnx_file import node_names, read_onnx
 from akd_deploy.engines.onnxruntime_attribution import LAYOUT_OPS
 from akd_deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from akd_deploy.engines.onnxruntime_session import OnnxRuntimeSession
 from akd_deploy.errors import BuildError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel
+from akd_deploy.profiling.worker import Timed, measure_model
 from akd_deploy.target import Target, load_target
 
 TARGET = Target("t", "cpu", "onnxruntime")
@@ -385,6 +387,61 @@ def test_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(OnnxRuntimeEngine, "why_not", lambda self: None)
     with pytest.raises(MissingRuntimeError, match="fell back to CPUExecutionProvider"):
         cuda_engine().load(path)
+
+
+class OnTheGpu:
+    """ONNX Runtime whose CUDA device is this CPU: what is bound there, and each wait for it, is written down."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.OrtValue, self.RunOptions = self, onnxruntime.RunOptions
+
+    def ortvalue_from_numpy(self, array, device, index):
+        self.done.append(f"input on {device}")
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cpu", 0)
+
+    def ortvalue_from_shape_and_type(self, shape, kind, device, index):
+        self.done.append(f"output on {device}")
+        return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, kind, "cpu", 0)
+
+
+@pytest.fixture
+def on_the_gpu(tmp_path, monkeypatch) -> tuple[OnTheGpu, OnnxRuntimeEngine]:
+    """The runtime, and an engine whose sessions hold it for CUDA's."""
+    path, gpu = tmp_path / "m.onnx", OnTheGpu()
+    onnx.save(GRAPHS["conv_bn_relu"](), path)
+    real = onnxruntime.InferenceSession(read_onnx(path, 1).SerializeToString())
+    wait = onnxruntime.IOBinding.synchronize_outputs
+    monkeypatch.setattr(
+        onnxruntime.IOBinding, "synchronize_outputs", lambda binding: (gpu.done.append("wait"), wait(binding))
+    )
+    one = cuda_engine()
+    monkeypatch.setattr(one, "load", lambda path: OnnxRuntimeSession(real, gpu, "cuda"))
+    return gpu, one
+
+
+def measured(one: OnnxRuntimeEngine, boundary: str) -> Timed:
+    protocol = {"warmup_s": 0.0, "seconds": 0.0, "min_samples": 3, "max_samples": 3, "boundary": boundary}
+    return measure_model(one, Path("m.onnx"), protocol, np.random.default_rng(0))
+
+
+def test_on_a_gpu_a_bound_call_waits_for_the_device_and_copies_nothing(on_the_gpu):
+    gpu, one = on_the_gpu
+    timed = measured(one, "host")
+    assert gpu.done[:3] == ["input on cuda", "output on cuda", "wait"]
+    assert set(gpu.done[2:]) == {"wait"}
+    assert len(gpu.done) >= 2 + 1 + len(timed.samples_s)
+    assert timed.parts_s == {}
+
+
+def test_the_devices_own_time_of_onnxruntime_is_refused_and_never_the_hosts(on_the_gpu):
+    gpu, one = on_the_gpu
+    with pytest.raises(UsageError, match=r"boundary gpu.*ONNX Runtime compute on a stream of its own.*host's clock"):
+        measured(one, "gpu")
+    assert gpu.done == [], "nothing was run"
+    timed = measured(one, "end-to-end")  # from numpy's arrays to numpy's arrays
+    assert len(timed.samples_s) == 3
+    assert (timed.parts_s, gpu.done) == ({}, [])
 
 
 def test_unsupported_operator_is_named_with_its_node(tmp_path):

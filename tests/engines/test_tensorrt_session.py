@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from engine_graphs import Graph
-from fake_tensorrt import CountingStream, FakeTensorRt
+from fake_tensorrt import CountingStream, FakeContext, FakeTensorRt
 
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines import tensorrt_timing
+from akd_deploy.engines.base import random_feeds
 from akd_deploy.engines.tensorrt_engine import TensorRtEngine
 from akd_deploy.engines.tensorrt_session import TensorRtSession
 from akd_deploy.errors import (
@@ -27,6 +30,7 @@ from akd_deploy.errors import (
     MissingRuntimeError,
     UsageError,
 )
+from akd_deploy.profiling.worker import measure_model
 from akd_deploy.storage import exclusive_lock
 from akd_deploy.target import Target
 
@@ -88,6 +92,134 @@ def test_inputs_whose_shapes_stay_open_are_named():
 def test_bfloat16_inputs_are_refused_since_numpy_has_none():
     with pytest.raises(MismatchError, match="bfloat16"):
         fake_session(FakeTensorRt(dtype="BF16"))
+
+
+# --- parts of an inference ----------------------------------------------------------------------------------------
+
+
+class StreamOfWork:
+    """A GPU's stream on this CPU: what is asked of the device takes its time there, and events are moments of it.
+
+    A copy takes 1 ms and an inference 5; the host gets through at once. `done` is what was asked in which stream.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_ms, self.current, self.done = 0.0, "default", []
+        work, copy_ = self, torch.Tensor.copy_
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at_ms = work.now_ms
+                work.done.append(("event", work.current))
+
+            def synchronize(self) -> None:
+                work.done.append(("wait", work.current))
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at_ms - self.at_ms
+
+        @contextmanager
+        def stream(one):
+            before, work.current = work.current, one
+            yield
+            work.current = before
+
+        def copy(to, source, non_blocking=False):
+            if non_blocking:
+                work.ask("copy", 1.0)
+                assert to.is_pinned_here or source.is_pinned_here  # from pageable memory the host would wait
+            return copy_(to, source)
+
+        def pinned(tensor):
+            tensor.is_pinned_here = True
+            return tensor
+
+        monkeypatch.setattr(torch.Tensor, "is_pinned_here", False, raising=False)
+        monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+        monkeypatch.setattr(torch.Tensor, "copy_", copy)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "stream", stream)
+
+    def ask(self, what: str, takes_ms: float, stream: object = None) -> None:
+        self.now_ms += takes_ms
+        self.done.append((what, self.current if stream is None else stream))
+
+
+@pytest.fixture
+def work(monkeypatch) -> StreamOfWork:
+    made = StreamOfWork(monkeypatch)
+    execute = FakeContext.execute_async_v3
+
+    def execute_async_v3(context, handle):
+        made.ask("execute", 5.0, handle)
+        return execute(context, handle)
+
+    monkeypatch.setattr(FakeContext, "execute_async_v3", execute_async_v3)
+    return made
+
+
+def test_the_parts_of_an_inference_are_timed_on_the_stream_that_computes(work):
+    stream = CountingStream()
+    with fake_session(FakeTensorRt(), stream) as session:
+        call = session.timings({"x": X})
+        session.bind({"x": 0 * X})()  # what lies on the device is not what is sent
+        work.done.clear()
+        for _ in range(2):
+            timings = call()
+        assert timings.h2d_s == pytest.approx(1e-3)
+        assert timings.compute_s == pytest.approx(5e-3)
+        assert timings.d2h_s == pytest.approx(1e-3)
+        assert 0 < timings.enqueue_s < timings.end_to_end_s < 1e-1  # by the host's clock
+        np.testing.assert_array_equal(session.bound_outputs()["y"], 2 * X + 1)
+    one = [("event", stream), ("copy", stream), ("event", stream), ("execute", stream.cuda_stream), ("event", stream),
+           ("copy", stream), ("event", stream), ("wait", stream)]  # fmt: skip
+    assert work.done == one * 2
+    assert work.current == "default"
+
+
+def test_parts_are_timed_at_the_shapes_of_the_feeds_and_wrong_ones_are_refused(work):
+    with fake_session(FakeTensorRt(profiles=TWO_PROFILES)) as session:
+        assert session.timings({"x": batch(16)})().compute_s == pytest.approx(5e-3)
+        np.testing.assert_array_equal(session.bound_outputs()["y"], 2 * batch(16) + 1)
+        with pytest.raises(UsageError, match="x"):
+            session.timings({"x": batch(17)})
+
+
+def test_a_failed_inference_has_no_parts(work):
+    with fake_session(FakeTensorRt(fails=True)) as session, pytest.raises(AkdError, match="one inference"):
+        session.timings({"x": X})()
+
+
+@pytest.mark.parametrize(
+    ("boundary", "parts"), [("host", set()), ("gpu", {"compute_s", "h2d_s"}), ("end-to-end", {"d2h_s", "enqueue_s"})]
+)
+def test_each_boundary_of_a_bench_is_what_it_is_called(work, boundary, parts):
+    """Through the measuring process's own code: the device's time for "gpu", and the host's for the others."""
+    protocol = {"warmup_s": 0.0, "seconds": 0.0, "min_samples": 3, "max_samples": 3, "boundary": boundary}
+    loader = SimpleNamespace(load=lambda path: fake_session(FakeTensorRt()))
+    timed = measure_model(loader, Path("m.plan"), protocol, np.random.default_rng(0))
+    assert parts <= timed.parts_s.keys()
+    assert bool(parts) == bool(timed.parts_s)
+    assert (timed.samples_s == pytest.approx([5e-3] * 3)) == (boundary == "gpu")
+    calls = [what for what, _ in work.done if what in ("copy", "execute")]
+    copied = ["execute"] if boundary == "host" else ["copy", "execute", "copy"]
+    assert calls == copied * (len(calls) // len(copied))
+
+
+@pytest.mark.gpu
+def test_the_parts_of_an_inference_on_a_gpu_lie_within_the_whole(network, tmp_path):
+    one = engine()
+    if one.why_not() is not None:
+        pytest.skip(one.why_not())
+    with one.load(one.build(network, tmp_path / "out").path) as session:
+        call = session.timings(random_feeds(session, np.random.default_rng(0)))
+        for _ in range(20):
+            timings = call()
+    assert 0 < timings.h2d_s + timings.compute_s + timings.d2h_s <= 1.05 * timings.end_to_end_s
+    assert 0 < timings.enqueue_s < timings.end_to_end_s
 
 
 # --- shapes, memory, layers ---------------------------------------------------------------------------------------

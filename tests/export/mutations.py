@@ -9,7 +9,8 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -205,3 +206,37 @@ def mutated_archive(files: Files, kind: str, rng: Rng) -> bytes:
             changed = ARCHIVES[kind](data, files, rng)
         if changed != data:
             return changed
+
+
+# --- where a bundle lies ---------------------------------------------------------------------------------------
+
+
+def put(files: Files, path: Path, before: Files) -> None:
+    """Make of a folder that holds `before` one that holds `files`."""
+    for name in before.keys() - files.keys():
+        (path / name).unlink()
+    for name, data in files.items():
+        if before.get(name) != data:
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+
+
+def mutated_in_place(path: Path, files: Files, count: int, rng: Rng) -> Iterator[str]:
+    """Change the bundle at `path`, a folder or a ZIP file that holds `files`, `count` times, each kind in turn.
+
+    Yields the kind while the bundle is changed; afterwards it is as it was.
+    """
+    archive = path.is_file()
+    kinds = [*FILES, *(ARCHIVES if archive else ())]
+    for i in range(count):
+        kind = kinds[i % len(kinds)]
+        if archive:
+            path.write_bytes(mutated_archive(files, kind, rng))
+            yield kind
+        else:
+            changed = mutated_files(files, kind, rng)
+            put(changed, path, files)
+            yield kind
+            put(files, path, changed)
+    if archive:
+        path.write_bytes(packed(in_order(files)))

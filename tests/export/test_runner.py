@@ -18,6 +18,7 @@ import onnx
 import pytest
 from bundles import bytes_of, facts, write_keys
 from export_graphs import convnet, saved
+from onnx import TensorProto, helper, numpy_helper
 
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import UsageError
@@ -133,6 +134,91 @@ def test_a_runner_loads_no_file_that_was_changed(tmp_path, engine):
         assert done.returncode != 0
         assert f"{file} is not the file that was packaged" in done.stderr
         (bundle / file).write_bytes(original)
+
+
+class SwappedAfterTheCheck:
+    """A runner whose bundle somebody writes to the moment that it has been checked."""
+
+    def __init__(self, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module = module_of((bundle / RUNNER_NAME).read_text(encoding="utf-8"))
+        check = self.module.checked_files
+
+        def checked_files(folder):
+            content = check(folder)
+            for name in content:
+                (folder / name).write_bytes(bytes(len(content[name])))
+            return content
+
+        monkeypatch.setattr(self.module, "checked_files", checked_files)
+        self.runner = self.module.Runner(bundle)
+
+
+def in_files(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model with its weights beside it, in a folder of their own."""
+    (path.parent / "weights").mkdir()
+    onnx.save(model, str(path), save_as_external_data=True, location="weights/all.bin", size_threshold=0)
+    return onnx.load(str(path), load_external_data=False)
+
+
+def with_branches(path: Path) -> onnx.ModelProto:
+    """A network whose weights belong to graphs within a node: y = x + 1 or x - 1."""
+    weights = numpy_helper.from_array(np.ones((1, 3, 8, 8), np.float32), "w")
+    branches = {
+        name: helper.make_graph(
+            [helper.make_node(op, ["x", "w"], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, 8, 8])],
+            [weights],
+        )
+        for name, op in (("then_branch", "Add"), ("else_branch", "Sub"))
+    }
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0), helper.make_node("Cast", ["top"], ["some"], to=9),
+         helper.make_node("If", ["some"], ["y"], **branches)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 8, 8])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return in_files(model, path)
+
+
+def runnable_with_files(folder: Path, model: onnx.ModelProto) -> Path:
+    """The bundle of a network for ONNX Runtime whose weights lie in files beside `folder`/net.onnx."""
+    source = saved(model, folder / "net.onnx")
+    weights = "engines/t/weights/all.bin"
+    made = EngineFacts(ORT, "1.31", "net.onnx", (weights,), {"model": "CPU"}, None, {}, None)
+    files = [
+        BundleFile("net.onnx", source, "onnx"),
+        BundleFile("engines/t/net.onnx", source, "engine"),
+        BundleFile(weights, folder / "weights" / "all.bin", "engine_part"),
+    ]
+    written = facts("onnxruntime", target=ORT, engines={"engines/t/net.onnx": made})
+    write_bundle(folder / "bundle", files, written, generated=[GeneratedFile(RUNNER_NAME, "runner", runner_source)])
+    return folder / "bundle"
+
+
+@pytest.mark.parametrize("make", [lambda path: in_files(convnet(), path), with_branches], ids=["weights", "branches"])
+def test_what_a_runner_has_checked_is_what_onnxruntime_gets(tmp_path, monkeypatch, make):
+    model = make(tmp_path / "net.onnx")
+    name = model.graph.output[0].name
+    bundle = runnable_with_files(tmp_path, model)
+    with load_engine(ORT).load(bundle / "engines" / "t" / "net.onnx") as session:
+        expected = session.run({"x": X})[name]
+    assert np.abs(expected).max() > 0
+    swapped = SwappedAfterTheCheck(bundle, monkeypatch)
+    assert not any((bundle / "engines" / "t" / "weights" / "all.bin").read_bytes())
+    np.testing.assert_array_equal(swapped.runner.run({"x": X})[name], expected)
+    np.testing.assert_array_equal(swapped.runner.run({"x": X})[name], expected)
+
+
+@pytest.mark.parametrize("engine", sorted(TARGETS))
+def test_what_a_runner_has_checked_is_what_the_runtime_gets(tmp_path, monkeypatch, engine):
+    bundle = write_runnable(tmp_path, TARGETS[engine])
+    with load_engine(TARGETS[engine]).load(bundle / "engines" / "t" / f"net{load_engine(TARGETS[engine]).suffix}") as s:
+        expected = s.run({"x": X})["logits"]
+    np.testing.assert_array_equal(SwappedAfterTheCheck(bundle, monkeypatch).runner.run({"x": X})["logits"], expected)
 
 
 # --- the settings are the engine's own -------------------------------------------------------------------------

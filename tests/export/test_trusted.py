@@ -1,6 +1,7 @@
 """An engine file passes that was built here, that a bundle vouches for, or that somebody asked for."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from bundles import write_keys, write_small_bundle
@@ -8,7 +9,8 @@ from bundles import write_keys, write_small_bundle
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import BuiltEngine
 from akd_deploy.errors import MissingFileError, VerificationError
-from akd_deploy.export.trusted import check_engine_file, check_models, record_built, why_not_built_here
+from akd_deploy.export import trusted
+from akd_deploy.export.trusted import check_engine_file, checked_models, record_built, why_not_built_here
 from akd_deploy.target import Target
 
 
@@ -86,8 +88,67 @@ def test_native_code_is_checked_whichever_option_names_it(tmp_path):
     plan, network = tmp_path / "a.plan", tmp_path / "a.onnx"
     plan.write_bytes(b"plan")
     network.write_bytes(b"network")
-    check_models("onnxruntime", [], [network])
+    with checked_models("onnxruntime", [], [network]) as instead:
+        assert instead == {}
     for built, others in (([network], []), ([], [plan]), ([], [network, plan])):
-        with pytest.raises(VerificationError):
-            check_models("tensorrt", built, others)
-    check_models("tensorrt", [network], [plan], trust=True)
+        with pytest.raises(VerificationError), checked_models("tensorrt", built, others):
+            pass
+    with checked_models("tensorrt", [network], [plan], trust=True) as instead:
+        assert instead == {network: network, plan: plan}
+
+
+# --- what is changed after the check, or in the middle of it ---------------------------------------------------
+
+
+def swap(path: Path) -> None:
+    path.write_bytes(b"evil")
+
+
+def test_what_was_checked_is_loaded_whatever_becomes_of_the_file(built):
+    with checked_models("openvino", [built]) as instead:
+        for file in (built, built.with_suffix(".bin")):
+            swap(file)
+        copy = instead[built]
+        assert copy.read_bytes() == b"m.xml"
+        assert copy.with_suffix(".bin").read_bytes() == b"m.bin"
+        assert copy.parent.parent.parent.stat().st_mode & 0o077 == 0, "nobody else may write there"
+    assert not copy.exists()
+    assert "no record" in refused(built)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("file", ["m.xml", "m.bin"])
+def test_a_file_that_is_swapped_while_it_is_checked_is_refused_or_was_copied_before(built, monkeypatch, moment, file):
+    """No moment at which what was hashed is one thing, and what is loaded another."""
+    copied = trusted.copied_sha256
+
+    def racing(path: Path, copy: Path) -> str:
+        if path.name == file and moment == "before":
+            swap(path)
+        sha256 = copied(path, copy)
+        if path.name == file and moment == "after":
+            swap(path)
+        return sha256
+
+    monkeypatch.setattr(trusted, "copied_sha256", racing)
+    if moment == "before":
+        assert ("no record" if file == "m.xml" else "m.bin beside it") in refused(built)
+    else:
+        with checked_models("openvino", [built]) as instead:
+            assert instead[built].with_name(file).read_bytes() == file.encode()
+            assert built.with_name(file).read_bytes() == b"evil"
+
+
+def test_an_engine_of_a_bundle_is_loaded_as_it_was_verified(tmp_path):
+    write_small_bundle(tmp_path)
+    engine = tmp_path / "bundle" / "engines" / "cpu_test.engine"
+    original = engine.read_bytes()
+    with checked_models("onnxruntime", [engine]) as instead:
+        swap(engine)
+        assert instead[engine].read_bytes() == original
+    assert "cpu_test.engine: " in refused(engine, "onnxruntime")
+
+
+def test_a_bundles_manifest_is_no_engine(tmp_path):
+    write_small_bundle(tmp_path)
+    assert "nothing says whose it is" in refused(tmp_path / "bundle" / "manifest.json", "onnxruntime")

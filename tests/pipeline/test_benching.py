@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from pipeline.benched import HERE, classifier, install, steady
 
-from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
+from akd_deploy.errors import MismatchError, MissingFileError, UnknownNameError, UsageError
 from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline import benching
 from akd_deploy.pipeline.benching import BenchSettings, bench_models, bench_protocol, upper_bounds_s
 from akd_deploy.pipeline.correctness import LabelledSamples
 from akd_deploy.target import Target
@@ -159,3 +161,45 @@ def test_a_target_on_a_gpu_may_be_asked_for_its_own_clock(monkeypatch, model):
             board, model, None, BenchSettings(bench_protocol(3, 0.1, 0.0, "gpu")), np.random.default_rng(0), print
         )
     assert "boundary" not in str(caught.value)
+
+
+# --- files that change -----------------------------------------------------------------------------------------
+
+
+def meddling(monkeypatch, path: Path):
+    """Measures, and somebody writes to `path` meanwhile; gives what each process would have opened then."""
+    install(monkeypatch, steady())
+    measure, opened = benching.measure_blocks, []
+
+    def measure_blocks(target, models, *others):
+        path.write_bytes(b"another network")
+        opened.extend(file.read_bytes() for file in models.values())
+        return measure(target, models, *others)
+
+    monkeypatch.setattr(benching, "measure_blocks", measure_blocks)
+    return opened
+
+
+def test_a_model_that_changes_while_it_is_measured_has_no_record(monkeypatch, model):
+    meddling(monkeypatch, model)
+    with pytest.raises(MismatchError, match=rf"{model.name} \(SHA-256 .*another file there when it was done"):
+        bench(model)
+
+
+def test_a_model_that_is_compared_with_may_not_change_either(monkeypatch, model, tmp_path):
+    other = classifier(tmp_path / "other.onnx")
+    meddling(monkeypatch, other)
+    with pytest.raises(MismatchError, match=r"other\.onnx"):
+        bench(model, other)
+
+
+def test_the_copy_that_was_checked_is_what_is_measured_and_told_under_its_own_name(monkeypatch, model, tmp_path):
+    (tmp_path / "private").mkdir()
+    copy = classifier(tmp_path / "private" / "m.onnx")
+    content = copy.read_bytes()
+    opened = meddling(monkeypatch, model)
+    settings = BenchSettings(bench_protocol(10, 0.1), aa=True)
+    record, _ = bench_models(HERE, model, model, settings, np.random.default_rng(0), lambda *_: None, {model: copy})
+    assert opened == [content, content]
+    assert record["model"] == str(model)
+    assert record["sha256"] == hashlib.sha256(content).hexdigest()
