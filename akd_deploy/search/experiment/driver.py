@@ -21,7 +21,7 @@ from akd_deploy import errors
 from akd_deploy.errors import AkdError, ExperimentError, MissingRuntimeError, StorageError, TrainingError, UsageError
 from akd_deploy.search.experiment.exchange import Connection, Exchange
 from akd_deploy.search.experiment.server import Server
-from akd_deploy.search.experiment.trial import Specification
+from akd_deploy.search.experiment.specification import Specification
 from akd_deploy.search.strategies import nni_space, require_nni
 from akd_deploy.search.trainings import Ended, ScoreFunction, Trainings
 from akd_deploy.search.trial import Score, Trial
@@ -42,6 +42,8 @@ class _Candidate:
     parameters: dict[str, Any]
     begun: float
     """By the monotonic clock: given out; from its first word on, when that came."""
+    is_given: bool = False
+    """NNI has it."""
     pid: int | None = None
     folder: str = ""
     is_over_time: bool = False
@@ -79,6 +81,10 @@ class NniExperiment(Trainings):
     _to_give: deque[_Candidate] = field(default_factory=deque, init=False)
     _current: dict[int, _Candidate] = field(default_factory=dict, init=False)
     _speakers: dict[Connection, int] = field(default_factory=dict, init=False)
+    _finished: set[Connection] = field(default_factory=set, init=False)
+    """Of which nothing but the farewell is to come."""
+    _lost: int = field(default=0, init=False)
+    """Trainings that were gone before they said which candidate is theirs."""
     _ended: deque[Ended] = field(default_factory=deque, init=False)
     _is_all: bool = field(default=False, init=False)
     _term_before: Any = field(default=None, init=False)
@@ -168,6 +174,8 @@ class NniExperiment(Trainings):
         """Answer NNI's requests for candidates, as far as there are any."""
         while self._asks and (self._to_give or self._is_all):
             candidate = self._to_give.popleft() if self._to_give else None
+            if candidate is not None:
+                candidate.is_given = True
             with suppress(OSError):  # `_watch` sees it
                 self._asks.popleft().send({"parameters": candidate and candidate.parameters})
 
@@ -196,13 +204,13 @@ class NniExperiment(Trainings):
     def _hear_of_training(self, connection: Connection, message: dict[str, Any]) -> None:
         number = message["candidate"]
         candidate = self._current.get(number)
-        if candidate is None:  # given up, and still there
-            connection.close()
-        elif message["kind"] == "started":
+        assert candidate is not None, f"trial {number} is not in training"
+        if message["kind"] == "started":
             candidate.pid, candidate.folder, candidate.begun = message["pid"], message["folder"], time.monotonic()
             self._speakers[connection] = number
         else:
-            self._speakers.pop(connection, None)
+            del self._speakers[connection]
+            self._finished.add(connection)
             self._end(candidate, self._outcome(candidate.trial, message), message["seconds"])
 
     def _outcome(self, trial: Trial, message: Mapping[str, Any]) -> Score | Exception:
@@ -222,16 +230,26 @@ class NniExperiment(Trainings):
     def _hear_farewell(self, connection: Connection) -> None:
         if connection is self._bridge:
             raise self._broken("its tuner's process ended")
+        if connection in self._finished:
+            self._finished.remove(connection)
+            return
         candidate = self._current.get(self._speakers.pop(connection, -1))
         if candidate is None:
-            return
+            self._lost += 1
+        else:
+            self._end_without_result(candidate)
+
+    def _end_without_result(self, candidate: _Candidate) -> None:
         seconds = time.monotonic() - candidate.begun
         if candidate.is_over_time:
             found = f"no result within {self.trial_limit_s:g} s, after which its process was killed"
         else:
             found = f"its process gone after {seconds:.1f} s, without a result"
-        where = f"{candidate.folder}/stderr" if candidate.folder else "its output"
-        self._end(candidate, TrainingError(f"trial {candidate.trial.id}", found, f"See {where}."), seconds)
+        assert self._server is not None
+        where = Path(candidate.folder or self._server.folder / "environments" / "local-env" / "trials" / "*")
+        self._end(
+            candidate, TrainingError(f"trial {candidate.trial.id}", found, f"See {where / 'trial.stderr'}."), seconds
+        )
 
     def _end(self, candidate: _Candidate, outcome: Score | Exception, seconds: float) -> None:
         del self._current[candidate.trial.id]
@@ -243,6 +261,11 @@ class NniExperiment(Trainings):
         trouble = self._server.why_not_running()
         if trouble is not None:
             raise self._broken(trouble)
+        unheard_of = [candidate for candidate in self._current.values() if candidate.is_given and candidate.pid is None]
+        if unheard_of and len(unheard_of) <= self._lost:  # then these are the lost ones
+            self._lost -= len(unheard_of)
+            for candidate in unheard_of:
+                self._end_without_result(candidate)
         for candidate in self._current.values():
             seconds = time.monotonic() - candidate.begun
             if candidate.pid is None and seconds > self.start_limit_s:
