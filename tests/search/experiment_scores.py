@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from contracts.strategy_contract import accuracy
@@ -65,6 +64,3 @@ def endless(folder: str) -> ScoreFunction:
         raise AssertionError
 
     return score
-
-
-SCORES: dict[str, Callable[..., ScoreFunction]] = {f.__name__: f for f in (plain, uneven, troubled, endless)}
