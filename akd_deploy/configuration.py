@@ -91,14 +91,33 @@ class ProfileTable(_Table):
     blocks: int = Field(default=3, ge=1)
 
 
+HOW_SEARCHED = ("driver", "trial_limit_s", "portal_port")
+"""Keys of `[search]` that say how it is done, not what: a run goes on under other ones."""
+
+
 class SearchTable(_Table):
-    """`[search]`: each strategy gets its own `trials` trainings."""
+    """`[search]`: each strategy gets its own `trials` trainings.
+
+    `driver` "nni" has them made as trials of an NNI experiment on this machine, as many at a time as `--jobs` says;
+    one that takes longer than `trial_limit_s` (an hour, where it is left out) is killed and counts as failed. The
+    portal is on this machine's loopback address, on a free port unless `portal_port` says which.
+    """
 
     strategies: list[str] = Field(default=["constrained_evolution"], min_length=1)
     trials: int = Field(default=16, ge=1)
     reward: str = "soft"
     constraint: Literal["upper", "none"] = "upper"
+    driver: Literal["in-process", "nni"] = "in-process"
+    trial_limit_s: float | None = Field(default=None, gt=0)
+    portal_port: int | None = Field(default=None, ge=1, le=65535)
     training: TrainingTable = TrainingTable()
+
+    @model_validator(mode="after")
+    def _used(self) -> SearchTable:
+        unused = [key for key in HOW_SEARCHED[1:] if self.driver != "nni" and getattr(self, key) is not None]
+        if unused:
+            raise ValueError(f'{" and ".join(unused)} would not be used: write driver = "nni"')
+        return self
 
     @field_validator("strategies")
     @classmethod
@@ -161,6 +180,12 @@ class RunConfiguration(_Table):
     def as_dict(self) -> dict[str, Any]:
         """JSON types only, keys without a value left out."""
         return self.model_dump(mode="json", exclude_none=True)
+
+    def what_is_run(self) -> dict[str, Any]:
+        """`as_dict` without the keys under which a run may go on when they have changed."""
+        fields = self.as_dict()
+        fields["search"] = {key: value for key, value in fields["search"].items() if key not in HOW_SEARCHED}
+        return fields
 
 
 def configuration_from_dict(fields: dict[str, Any], where: str) -> RunConfiguration:

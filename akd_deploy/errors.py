@@ -122,6 +122,13 @@ class TrainingError(AkdError, ArithmeticError):
     kind = "training"
 
 
+class ExperimentError(AkdError, RuntimeError):
+    """Processes that a search has its candidates trained by, and that broke down; what was finished is kept."""
+
+    kind = "experiment"
+    exit_code = 5
+
+
 class InfeasibleBudgetError(AkdError, ValueError):
     """A budget that nothing reaches; the message says the fastest reachable."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from akd_deploy.cli.options import Config, DryRun, Json, Resume
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
-from akd_deploy.errors import GateError, UsageError
+from akd_deploy.errors import GateError
 from akd_deploy.units import format_seconds, format_share
 
 RunDirectory = Annotated[
@@ -22,6 +22,7 @@ WINNER_FIELDS = (
     "arch", "budget_s", "predicted_s", "interval_s", "measured_s", "certificate", "accuracy", "bundle",
 )  # fmt: skip
 """What `run --json` says about the winner; the rest is in `summary.json`."""
+Jobs = Annotated[int, typer.Option(min=1, help='Trainings at a time in a search; more than 1 where driver = "nni".')]
 RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Instead of the configuration's.")]
 
 
@@ -47,11 +48,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _plan(configuration: Any, directory: Path, until: str | None) -> Outcome:
-    from akd_deploy.pipeline.check import check_configuration
+def _plan(configuration: Any, directory: Path, until: str | None, jobs: int) -> Outcome:
+    from akd_deploy.pipeline.check import check_configuration, check_jobs
     from akd_deploy.pipeline.run import stages
 
     check_configuration(configuration)
+    check_jobs(configuration, jobs)
     names = list(stages(configuration))
     if until is not None:
         names = names[: names.index(until) + 1]
@@ -62,7 +64,7 @@ def _plan(configuration: Any, directory: Path, until: str | None) -> Outcome:
 def search(
     config: Config,
     output: RunDirectory = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 1,
+    jobs: Jobs = 1,
     resume: Resume = False,
     seed: RunSeed = None,
     dry_run: DryRun = False,
@@ -71,20 +73,14 @@ def search(
     """Search students: profile what is missing, fit, check the budget, train candidates with the teacher."""
     from akd_deploy.pipeline.run import run_until_search, stages
 
-    if jobs != 1:
-        raise UsageError(
-            asked=f"{jobs} trainings at a time",
-            found="the in-process driver, which trains one",
-            next="Leave --jobs out.",
-        )
     configuration, directory = _prepared(config, output, seed)
     last = next(name for name in reversed(stages(configuration)) if name.startswith("search-"))
     if dry_run:
-        emit(_plan(configuration, directory, last), as_json)
+        emit(_plan(configuration, directory, last, jobs), as_json)
         return
     _one_thread()
     with progress_bars(as_json) as on_progress:
-        data = run_until_search(configuration, directory, resume=resume, on_progress=on_progress)
+        data = run_until_search(configuration, directory, resume=resume, on_progress=on_progress, jobs=jobs)
 
     def show(console: Console) -> None:
         rows = [
@@ -131,6 +127,7 @@ def distill(
 def run(
     config: Config,
     output: RunDirectory = None,
+    jobs: Jobs = 1,
     resume: Resume = False,
     seed: RunSeed = None,
     dry_run: DryRun = False,
@@ -138,7 +135,7 @@ def run(
 ) -> None:
     """The whole way: profile, predict, search, distil, export, measure, certify, bundle, report."""
     configuration, directory = _prepared(config, output, seed)
-    _whole_way(configuration, directory, resume, dry_run, as_json)
+    _whole_way(configuration, directory, jobs, resume, dry_run, as_json)
 
 
 def demo(
@@ -151,18 +148,18 @@ def demo(
     """The whole way on bundled real data and this machine's CPU, in a few minutes."""
     with resources.as_file(resources.files("akd_deploy.pipeline") / "demo.toml") as config:
         configuration, directory = _prepared(config, output or Path("demo"), seed)
-    _whole_way(configuration, directory, resume, dry_run, as_json)
+    _whole_way(configuration, directory, 1, resume, dry_run, as_json)
 
 
-def _whole_way(configuration: Any, directory: Path, resume: bool, dry_run: bool, as_json: bool) -> None:
+def _whole_way(configuration: Any, directory: Path, jobs: int, resume: bool, dry_run: bool, as_json: bool) -> None:
     if dry_run:
-        emit(_plan(configuration, directory, None), as_json)
+        emit(_plan(configuration, directory, None, jobs), as_json)
         return
     from akd_deploy.pipeline.run import run_pipeline
 
     _one_thread()
     with progress_bars(as_json) as on_progress:
-        summary = run_pipeline(configuration, directory, resume=resume, on_progress=on_progress)
+        summary = run_pipeline(configuration, directory, resume=resume, on_progress=on_progress, jobs=jobs)
     winner = summary["winner"]
     data = {
         "run_dir": str(directory),

@@ -10,7 +10,7 @@ from akd_deploy.distill.methods import method_for
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.teachers import TEACHER_SETTINGS
 from akd_deploy.engines import load_engine
-from akd_deploy.errors import MissingFileError, UnknownNameError
+from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
 from akd_deploy.pipeline.training import settings_from
 from akd_deploy.search import reward_shape
 from akd_deploy.search.strategies import load_strategy
@@ -47,6 +47,16 @@ def check_configuration(configuration: RunConfiguration) -> None:
         _require_file(path)
     for strategy in configuration.search.strategies:
         load_strategy(strategy, configuration.seed)
+
+
+def check_jobs(configuration: RunConfiguration, jobs: int) -> None:
+    """Raises UsageError where the run's driver does not train so many candidates at a time."""
+    if jobs > 1 and configuration.search.driver != "nni":
+        raise UsageError(
+            asked=f"{jobs} trainings at a time",
+            found=f"the {configuration.search.driver} driver, which trains one",
+            next='Write driver = "nni" in [search], which a run that has begun may change to, or leave --jobs out.',
+        )
 
 
 def _require_file(path: Path | None) -> None:

@@ -11,6 +11,7 @@ from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.models.student import load_student, save_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.experiment import in_experiment
 from akd_deploy.pipeline.latency import write_model
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
@@ -49,8 +50,9 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         done += trial.state in ("done", "failed")
         run.on_progress(f"searching ({strategy})", done, table.trials)
 
+    trainings = in_experiment(run, strategy) if table.driver == "nni" else run.bed.score
     result = search(
-        run.space, strategy, predict, run.bed.score, settings, run.journal.of_search(strategy), on_trial, screen
+        run.space, strategy, predict, trainings, settings, run.journal.of_search(strategy), on_trial, screen
     )
     return {
         "trials": [_trial_row(trial) for trial in result.trials],

@@ -31,6 +31,8 @@ class Run:
     journal: Journal
     on_progress: Progress = lambda what, done, total: None
     stages: dict[str, float] = field(default_factory=dict)
+    jobs: int = 1
+    """Trainings at a time in a search."""
 
     @cached_property
     def target(self) -> Target:

@@ -11,7 +11,7 @@ from typing import Any
 
 from akd_deploy.configuration import RunConfiguration, toml_from_dict
 from akd_deploy.pipeline import choose, deliver, prepare
-from akd_deploy.pipeline.check import check_configuration
+from akd_deploy.pipeline.check import check_configuration, check_jobs
 from akd_deploy.pipeline.context import Progress, Run
 from akd_deploy.pipeline.summary import summary
 from akd_deploy.report.report import write_report
@@ -43,17 +43,22 @@ def stages(configuration: RunConfiguration) -> dict[str, Stage]:
 
 
 def run_pipeline(
-    configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
+    configuration: RunConfiguration,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Do the whole way and return the summary that the report is made from (also `summary.json` in `directory`).
 
     Raises:
-        UsageError: `directory` holds a run and `resume` is false.
+        UsageError: `directory` holds a run and `resume` is false, or the driver does not do so many `jobs`.
         MismatchError: it holds a run of another configuration.
         InfeasibleBudgetError: nothing in the space meets the budget.
         AkdError: any other error of the stages; what was finished stays finished.
     """
-    run, results = _do_stages(configuration, directory, resume, on_progress, stages(configuration))
+    run, results = _do_stages(configuration, directory, resume, on_progress, jobs, stages(configuration))
     text = json.dumps(summary(run, results), indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_text_atomically(directory / "summary.json", text)
     # What was written, so that a resumed run, and `report`, give the very same page.
@@ -63,7 +68,12 @@ def run_pipeline(
 
 
 def run_until_search(
-    configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
+    configuration: RunConfiguration,
+    directory: Path,
+    *,
+    resume: bool = False,
+    on_progress: Progress | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Do the stages up to the searches; `run_pipeline` with `resume` goes on from there.
 
@@ -74,7 +84,7 @@ def run_until_search(
         for name, stage in stages(configuration).items()
         if name in ("profile", "teacher", "budget") or name.startswith("search-")
     }
-    run, results = _do_stages(configuration, directory, resume, on_progress, chosen)
+    run, results = _do_stages(configuration, directory, resume, on_progress, jobs, chosen)
     searches = [result for name, result in results.items() if name.startswith("search-")]
     return {
         "run_dir": str(directory),
@@ -90,15 +100,17 @@ def _do_stages(
     directory: Path,
     resume: bool,
     on_progress: Progress | None,
+    jobs: int,
     chosen: Mapping[str, Stage],
 ) -> tuple[Run, dict[str, Any]]:
     """Do the stages that the journal does not hold yet."""
     check_configuration(configuration)
+    check_jobs(configuration, jobs)
     make_folder(directory)
     results: dict[str, Any] = {}
     path = directory / "journal.sqlite"
-    with open_journal(path, configuration.as_dict(), resume=resume) as journal:
-        run = Run(configuration, directory, Path.cwd() / "latency_tables", journal)
+    with open_journal(path, configuration.what_is_run(), resume=resume) as journal:
+        run = Run(configuration, directory, Path.cwd() / "latency_tables", journal, jobs=jobs)
         if on_progress is not None:
             run.on_progress = on_progress
         write_text_atomically(directory / "run.toml", toml_from_dict(configuration.as_dict()))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from akd_deploy.search.driver import Predict, ScoreFunction, SearchSettings, search
+from akd_deploy.search.driver import Predict, SearchSettings, search
 from akd_deploy.search.journal import Journal, open_journal, read_journal
 from akd_deploy.search.result import SearchResult
 from akd_deploy.search.reward import REWARD_PRESETS, RewardShape, reward_shape
 from akd_deploy.search.strategies import STRATEGIES
+from akd_deploy.search.trainings import ScoreFunction, Trainings
 from akd_deploy.search.trial import Score, Trial
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ScoreFunction",
     "SearchResult",
     "SearchSettings",
+    "Trainings",
     "Trial",
     "open_journal",
     "read_journal",

@@ -1,4 +1,4 @@
-"""The in-process search: ask a strategy, refuse what is over the budget, train the rest, tell, and write it down."""
+"""The search: ask a strategy, refuse what is over the budget, have the rest trained, tell, and write it down."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from akd_deploy.architecture import Architecture
-from akd_deploy.errors import AkdError, MismatchError, MissingRuntimeError, StorageError, TrainingError, UsageError
+from akd_deploy.errors import MismatchError, TrainingError, UsageError
 from akd_deploy.search.journal import Journal, now
 from akd_deploy.search.result import SearchResult
 from akd_deploy.search.reward import REWARD_PRESETS, RewardShape, over_budget_penalty, reward
@@ -28,15 +29,13 @@ from akd_deploy.search.strategies import (
     nothing_within_budget,
     require_nni,
 )
+from akd_deploy.search.trainings import Ended, InProcess, ScoreFunction, Trainings
 from akd_deploy.search.trial import FINISHED, Score, Trial
 from akd_deploy.search_space import SearchSpace
 
 Predict = Callable[[Sequence[Architecture]], tuple[np.ndarray, np.ndarray]]
 """n architectures → ((n,) point predictions, (n,) upper bounds) in seconds, upper ≥ point > 0. The upper bound is
 for the percentile the budget is about (interval and tail factor included); the budget constrains it."""
-
-ScoreFunction = Callable[[Architecture, int], Score]
-"""(architecture, seed) → its score. The seed is the same for the same network in searches of the same seed."""
 
 PENDING_ROWS = 256
 """Untrained candidates are written together with the next training, at the latest when this many wait: a kill loses
@@ -88,7 +87,7 @@ def search(
     space: SearchSpace,
     strategy: str | StrategyFactory,
     predict: Predict,
-    score: ScoreFunction,
+    score: ScoreFunction | Trainings,
     settings: SearchSettings,
     journal: Journal | None = None,
     on_trial: Callable[[Trial], None] | None = None,
@@ -100,7 +99,12 @@ def search(
     journal holds is not trained again. Should the strategy propose something else than the journal says (a library
     changed), the rest of the journal is handed to it as history. Without a journal nothing is kept.
 
+    Where several candidates are in training at a time, results are told in the order in which the candidates were
+    asked for, and how many were in training when each was asked for is kept: one seed and number of jobs give one
+    search, however long each training takes, and a resumed search retraces it with any driver.
+
     Args:
+        score: a function, called here for one candidate at a time, or `Trainings` of another kind.
         predict: judges every candidate before it is trained.
         screen: a faster stand-in for `predict` with which a strategy looks many candidates over; `predict` where None.
         strategy: a name of `STRATEGIES`, or a factory like theirs.
@@ -114,10 +118,20 @@ def search(
         StorageError: the journal cannot be written; or raised by `score`, which is not held against the candidate
             (nor is a MissingRuntimeError): it is trained again when the search is resumed.
     """
+    trainings = score if isinstance(score, Trainings) else InProcess(score)
     if journal is None:
         with Journal() as kept_in_memory:
-            return _Search(space, strategy, predict, score, settings, kept_in_memory, on_trial, screen).run()
-    return _Search(space, strategy, predict, score, settings, journal, on_trial, screen).run()
+            return _Search(space, strategy, predict, trainings, settings, kept_in_memory, on_trial, screen).run()
+    return _Search(space, strategy, predict, trainings, settings, journal, on_trial, screen).run()
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A candidate to be trained that the strategy has not been told about; without parameters it is history."""
+
+    trial: Trial
+    parameters: Parameters | None
+    is_new: bool
 
 
 class _Search:
@@ -128,14 +142,14 @@ class _Search:
         space: SearchSpace,
         strategy: str | StrategyFactory,
         predict: Predict,
-        score: ScoreFunction,
+        trainings: Trainings,
         settings: SearchSettings,
         journal: Journal,
         on_trial: Callable[[Trial], None] | None,
         screen: Predict | None,
     ) -> None:
         self.space, self.settings, self.journal = space, settings, journal
-        self.predict, self.score, self.on_trial = predict, score, on_trial
+        self.predict, self.trainings, self.on_trial = predict, trainings, on_trial
         self.screen = screen or predict
         self.seconds = {"training": 0.0, "prediction": 0.0, "strategy": 0.0, "journal": 0.0}
         budget = LatencyBudget(settings.budget_s, self._upper_s) if settings.constraint == "upper" else None
@@ -147,7 +161,14 @@ class _Search:
             self.name = getattr(strategy, "__qualname__", type(strategy).__qualname__)
             self.strategy = strategy(settings.seed, settings.strategy_settings, budget)
         self.trials: list[Trial] = []
+        """By id; those in training as they are until their result is told."""
         self.pending: list[Trial] = []
+        self.overlaps: dict[int, int] = {}
+        """Id → how many candidates asked for earlier had not been told about; none where it is not here."""
+        self.waiting: deque[_Waiting] = deque()
+        """In the order asked for, which is the order they are told about."""
+        self.ended: dict[int, tuple[Trial, Exception | None]] = {}
+        """Of those waiting, what became of them."""
         self.trained: dict[str, Trial] = {}
         """Network digest → its trial, done or failed."""
         self.draws = 0
@@ -155,8 +176,6 @@ class _Search:
         self.diverged = False
 
     def run(self) -> SearchResult:
-        from nni import NoMoreTrialError
-
         space = {"name": self.space.name, "settings": dict(self.space.settings)}
         self.journal.agree_on(
             f"search {self.journal.search}".strip(), {"strategy": self.name, "space": space, **self.settings.as_dict()}
@@ -164,24 +183,35 @@ class _Search:
         recorded = {trial.id: trial for trial in self.journal.trials()}
         with self._timed("strategy"):
             self.strategy.update_search_space(nni_space(self.space))
-        stopped = "trials"
-        while len(self.trained) < self.settings.trials:
-            if self.draws == self.settings.max_draws:
-                stopped = "draws"
-                break
-            row = recorded.get(len(self.trials))
-            try:
-                parameters = None if self.diverged and row else self._ask()
-            except NoMoreTrialError:
-                stopped = "exhausted"
-                break
-            self._step(row, parameters)
+        with self.trainings:
+            stopped = self._until_stopped(recorded, self.journal.overlaps())
+            self.trainings.no_more()
+            self._settle(0)
         self._write()
         self._check_something_was_trained()
         return SearchResult(tuple(self.trials), dict(self.seconds), stopped, self.diverged)
 
+    def _until_stopped(self, recorded: Mapping[int, Trial], overlaps: Mapping[int, int]) -> str:
+        """Ask for candidates and have them trained; why no more are."""
+        from nni import NoMoreTrialError
+
+        while len(self.trained) + len(self.waiting) < self.settings.trials:
+            number = len(self.trials)
+            row = recorded.get(number)
+            self._settle(self.trainings.jobs - 1 if row is None else overlaps.get(number, 0))
+            if self.draws == self.settings.max_draws:
+                return "draws"
+            if self.waiting:
+                self.overlaps[number] = len(self.waiting)
+            try:
+                parameters = None if self.diverged and row else self._ask()
+            except NoMoreTrialError:
+                return "exhausted"
+            self._step(row, parameters)
+        return "trials"
+
     def _step(self, row: Trial | None, parameters: Parameters | None) -> None:
-        """Find out what a candidate is worth, from the journal or by judging it, and tell the strategy."""
+        """Find out what a candidate is worth, from the journal or by judging it; tell it, or have it trained first."""
         number = len(self.trials)
         if row is not None and parameters is not None and self.space.architecture(parameters) != row.architecture:
             _log.warning(
@@ -193,21 +223,45 @@ class _Search:
             with self._timed("strategy"):
                 self.strategy.trial_end(number, False)
             parameters = None
-        if row is not None:
-            trial = row if row.state in FINISHED else self._train(replace(row, state="running"))
-        else:
+        if row is None:
             assert parameters is not None
-            trial = self._judge(number, self.space.architecture(parameters))
-        self.trials.append(trial)
-        if trial.state in ("done", "failed"):
-            self.trained[trial.network] = trial
-            self.seconds["training"] += trial.seconds
-            self.draws = 0
+            trial = self._judged(number, self.space.architecture(parameters))
         else:
+            trial = row if row.state in FINISHED else replace(row, state="running")
+            if trial.state == "duplicate":
+                self._settle_network(trial.network)
+        if trial.state in ("infeasible", "duplicate"):
             self.draws += 1
-        self._tell(trial, parameters)
-        if trial is not row and self.on_trial is not None:
-            self.on_trial(trial)
+            self.trials.append(trial)
+            self._tell(trial, parameters, is_new=trial is not row)
+            return
+        self.draws = 0
+        if trial.state == "running":
+            trial = self._begun(trial)
+        else:
+            self.ended[number] = trial, None
+        self.trials.append(trial)
+        self.waiting.append(_Waiting(trial, parameters, is_new=trial is not row))
+
+    def _settle(self, most: int) -> None:
+        """Tell the strategy about the oldest of those waiting, until `most` are left."""
+        while len(self.waiting) > most:
+            oldest = self.waiting[0]
+            while oldest.trial.id not in self.ended:
+                self._write_ended(self.trainings.next_ended())
+            trial, error = self.ended.pop(oldest.trial.id)
+            self.waiting.popleft()
+            self.trials[trial.id] = self.trained[trial.network] = trial
+            self.seconds["training"] += trial.seconds
+            self._tell(trial, oldest.parameters, oldest.is_new)
+            if oldest.is_new:
+                self._count_failures(trial, error)
+
+    def _settle_network(self, network: str) -> None:
+        """Tell until nothing of that network is waiting."""
+        waiting = [entry.trial.network for entry in self.waiting]
+        if network in waiting:
+            self._settle(len(waiting) - 1 - waiting.index(network))
 
     def _ask(self) -> Parameters:
         # Predictions that the strategy asks for are counted as predictions.
@@ -217,31 +271,36 @@ class _Search:
         self.seconds["strategy"] -= self.seconds["prediction"] - before
         return parameters
 
-    def _tell(self, trial: Trial, parameters: Parameters | None) -> None:
-        """Tell the strategy what its candidate is worth; without parameters it is not its own, but history."""
+    def _tell(self, trial: Trial, parameters: Parameters | None, is_new: bool) -> None:
+        """Tell the strategy what its candidate is worth, and whoever listens; without parameters it is not the
+        strategy's own, but history."""
         value = trial.reward
         if trial.state == "infeasible":
             value = over_budget_penalty(trial.upper_s, self.settings.budget_s)
         with self._timed("strategy"):
-            if parameters is None:
+            if parameters is not None:
                 if value is not None:
-                    choices = dict(trial.architecture.choices)
-                    self.strategy.import_data([{"parameter": choices, "value": value}])
-                return
-            if value is not None:
-                self.strategy.receive_trial_result(trial.id, parameters, value)
-            self.strategy.trial_end(trial.id, value is not None)
+                    self.strategy.receive_trial_result(trial.id, parameters, value)
+                self.strategy.trial_end(trial.id, value is not None)
+            elif value is not None:
+                choices = dict(trial.architecture.choices)
+                self.strategy.import_data([{"parameter": choices, "value": value}])
+        if is_new and self.on_trial is not None:
+            self.on_trial(trial)
 
-    def _judge(self, number: int, architecture: Architecture) -> Trial:
-        """Refuse a new candidate, recognise its network, or train it."""
+    def _judged(self, number: int, architecture: Architecture) -> Trial:
+        """Refuse a new candidate, recognise its network, or leave it to be trained."""
         network = self.space.network_digest(architecture)
         latency_s, upper_s = (float(values[0]) for values in self._predicted(self.predict, [architecture]))
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed} {network}".encode()).digest()[:4], "big")
         trial = Trial(number, self.name, architecture, network, "running", latency_s, upper_s, seed)
-        known = self.trained.get(network)
         if self.settings.constraint == "upper" and upper_s > self.settings.budget_s:
             trial = replace(trial, state="infeasible", finished=now())
-        elif known is not None:
+        else:
+            self._settle_network(network)
+            known = self.trained.get(network)
+            if known is None:
+                return trial
             trial = replace(
                 trial,
                 state="duplicate",
@@ -250,21 +309,24 @@ class _Search:
                 error=known.error,
                 finished=now(),
             )
-        else:
-            return self._train(trial)
         self.pending.append(trial)
         if len(self.pending) >= PENDING_ROWS:
             self._write()
         return trial
 
-    def _train(self, trial: Trial) -> Trial:
+    def _begun(self, trial: Trial) -> Trial:
+        """Write down that a training begins, and begin it."""
         trial = replace(trial, started=now(), attempts=trial.attempts + 1)
         self.pending.append(trial)
         self._write()
-        began = time.perf_counter()
-        error: Exception | None = None
-        try:
-            score = self.score(trial.architecture, trial.seed)
+        self.trainings.start(trial, reward(1.0, trial.latency_s, self.settings.budget_s, self.settings.shape))
+        return trial
+
+    def _write_ended(self, ended: Ended) -> None:
+        """Write down what became of a training, whichever ended; the strategy hears of it when its turn comes."""
+        trial, error = self.trials[ended.id], None
+        if isinstance(ended.outcome, Score):
+            score = ended.outcome
             trial = replace(
                 trial,
                 state="done",
@@ -273,19 +335,15 @@ class _Search:
                 metrics=score.metrics,
                 seconds=float(score.seconds),
             )
-        except (StorageError, MissingRuntimeError):
-            raise  # The machine's fault, not the candidate's.
-        except (AkdError, ArithmeticError, RuntimeError) as caught:
-            error = caught
-            trial = replace(
-                trial,
-                state="failed",
-                seconds=time.perf_counter() - began,
-                error=f"{type(caught).__name__}: {caught}",
-            )
+        else:
+            error = ended.outcome
+            trial = replace(trial, state="failed", seconds=ended.seconds, error=f"{type(error).__name__}: {error}")
         trial = replace(trial, finished=now())
         self.pending.append(trial)
         self._write()
+        self.ended[trial.id] = trial, error
+
+    def _count_failures(self, trial: Trial, error: Exception | None) -> None:
         self.failures = 0 if error is None else self.failures + 1
         if error is not None and self.failures == self.settings.max_failures:
             raise TrainingError(
@@ -293,7 +351,6 @@ class _Search:
                 found=f"{self.failures} failed trainings in a row, the last with {trial.error}",
                 next="Correct the cause and resume; the failed trials are in the journal.",
             ) from error
-        return trial
 
     def _check_something_was_trained(self) -> None:
         if any(trial.state == "done" for trial in self.trials):
@@ -333,7 +390,8 @@ class _Search:
     def _write(self) -> None:
         if self.pending:
             with self._timed("journal"):
-                self.journal.record(self.pending)
+                overlaps = {trial.id: self.overlaps[trial.id] for trial in self.pending if trial.id in self.overlaps}
+                self.journal.record(self.pending, overlaps)
             self.pending.clear()
 
     @contextmanager

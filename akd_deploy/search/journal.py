@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from akd_deploy.architecture import architecture_from_dict
@@ -32,6 +33,11 @@ _SCHEMA = (
     "seed INTEGER NOT NULL, reward REAL, accuracy REAL, metrics TEXT NOT NULL, seconds REAL NOT NULL, "
     "attempts INTEGER NOT NULL, started TEXT, finished TEXT, error TEXT, PRIMARY KEY (search, id))",
 )
+_OVERLAPS = (
+    "CREATE TABLE IF NOT EXISTS overlaps "
+    "(search TEXT NOT NULL, id INTEGER NOT NULL, trainings INTEGER NOT NULL, PRIMARY KEY (search, id))"
+)
+"""Made when several candidates are first in training at a time: other journals have nothing to say there."""
 _COLUMNS = tuple(field.name for field in dataclasses.fields(Trial))
 _UPSERT = (
     f"INSERT INTO trials (search, {', '.join(_COLUMNS)}) VALUES (?, {', '.join('?' * len(_COLUMNS))}) "
@@ -98,16 +104,31 @@ class Journal:
         with _errors_about(self.path):
             return self._connection.execute("SELECT 1 FROM trials LIMIT 1").fetchone() is not None
 
-    def record(self, trials: Sequence[Trial]) -> None:
+    def overlaps(self) -> dict[int, int]:
+        """Id → how many earlier candidates were still in training when this one was asked for; none where it is not
+        here."""
+        with _errors_about(self.path):
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'overlaps'").fetchone():
+                return {}
+            rows = self._connection.execute("SELECT id, trainings FROM overlaps WHERE search = ?", (self.search,))
+            return dict(rows.fetchall())
+
+    def record(self, trials: Sequence[Trial], overlaps: Mapping[int, int] = MappingProxyType({})) -> None:
         """Write the trials in one transaction: all of them or none, on disk when this returns.
 
-        A trial replaces the row of its id while that one is running or interrupted.
+        A trial replaces the row of its id while that one is running or interrupted. `overlaps` are kept with them.
 
         Raises:
             MismatchError: a trial of that id is finished already.
             StorageError: the disk is full, or the file cannot be written; nothing has changed.
         """
         with self._transaction():
+            if overlaps:
+                self._connection.execute(_OVERLAPS)
+            for number, trainings in overlaps.items():
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO overlaps VALUES (?, ?, ?)", (self.search, number, trainings)
+                )
             for trial in trials:
                 if self._connection.execute(_UPSERT, [self.search, *_row(trial)]).rowcount != 1:
                     raise MismatchError(

@@ -62,6 +62,8 @@ class SeededEvolution(EvolutionTuner):
 
     def generate_parameters(self, parameter_id: int, **options: Any) -> Parameters:
         with self._own_random():
+            if not self.population:  # all of it is in training: as many at a time as it has individuals
+                self._random_generate_individual()
             return super().generate_parameters(parameter_id, **options)
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
