@@ -181,3 +181,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    # Everything is said and every engine closed; what libraries do when Python ends would only keep the next process.
+    sys.stderr.flush()
+    os._exit(0)
