@@ -192,7 +192,8 @@ def bench_table(data: dict[str, Any]) -> Any:
         rows.append(("certificate", _certificate(data["certificate"])))
     if data["compared"] is not None:
         r = data["compared"]
-        rows.append(("ratio to it", f"{r['ratio']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"))
+        rows.append((f"beside {Path(r['model']).name}", _ratio(r)))
+        rows += _disturbed_rows(r, f"disturbed, {Path(r['model']).name}")
     if data["aa"] is not None:
         verdict = "called DIFFERENT from itself" if data["aa"]["differs"] else "not told apart from itself"
         rows.append(("A/A", f"{verdict} (it may be in {data['aa']['alpha']:.0%} of benches)"))
@@ -200,8 +201,7 @@ def bench_table(data: dict[str, Any]) -> Any:
         rows.append(("to detect", _detection(data["detect"])))
     if data["accuracy"] is not None:
         rows.append(("accuracy", f"{data['accuracy']:.2%} of {len(data['correct'])} samples"))
-    if data["disturbed"]:
-        rows.append(("disturbed", f"{data['disturbed']} blocks stayed disturbed; {data['remeasured']} taken again"))
+    rows += _disturbed_rows(data, "disturbed")
     if "reproduction" in data:
         rows.append(("reproduction", _reproduction(data["reproduction"])))
     return table(f"{data['model']} on {data['target']['name']}", ("", ">value"), rows)
@@ -215,6 +215,24 @@ def _start_rows(starts: dict[str, Any]) -> list[tuple[str, str]]:
             ends = [format_seconds(end) for end in start["interval"] or ()]
             rows.append((title, format_seconds(start["median"]) + (f" [{', '.join(ends)}]" if ends else "")))
     return rows
+
+
+def _ratio(r: dict[str, Any]) -> str:
+    """How this model's latency is to the other's, which is measured in the same unit."""
+    other = format_seconds(r["latency_stats_s"]["median"])
+    verdict = "they differ" if r["differs"] else "not told apart"
+    return (
+        f"{r['ratio']:.3f}× its latency [{r['low']:.3f}×, {r['high']:.3f}×] at {r['confidence']:.0%}; "
+        f"its median {other}; {verdict}"
+    )
+
+
+def _disturbed_rows(told: dict[str, Any], title: str) -> list[tuple[str, str]]:
+    if not (told["disturbed"] or told["remeasured"]):
+        return []
+    blocks = ", ".join(told["disturbed_blocks"])
+    stayed = f"{told['disturbed']} blocks stayed disturbed" + (f" ({blocks})" if blocks else "")
+    return [(title, f"{stayed}; taken again {told['remeasured']} times")]
 
 
 def _certificate(c: dict[str, Any]) -> str:
@@ -231,7 +249,8 @@ def _certificate(c: dict[str, Any]) -> str:
 def _detection(d: dict[str, Any]) -> str:
     how = "in turn" if d["paired"] else "in each of two benches"
     enough = "as many as these or fewer" if d["enough"] else f"these were {d['blocks']}"
-    return f"{d['effect']:.3g} takes {d['blocks_needed']} blocks {how} at σ {d['sigma']:.2%}; {enough}"
+    effect = f"a slow-down of {100 * d['effect']:.3g} %"
+    return f"{effect} takes {d['blocks_needed']} blocks {how} at σ {d['sigma']:.2%}; {enough}"
 
 
 def _reproduction(r: dict[str, Any]) -> str:

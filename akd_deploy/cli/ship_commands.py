@@ -163,7 +163,7 @@ def gate(
     as_json: Json = False,
 ) -> None:
     """Tell whether the candidate is slower than the baseline, with confidence. Exit code 3 where it is."""
-    from akd_deploy.export.gate import gate_benches, gate_compared, read_bench
+    from akd_deploy.export.gate import gate_benches, gate_compared, points, read_bench
 
     loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
     limit = parse_fraction(max_regression)
@@ -191,12 +191,13 @@ def gate(
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(console: Console) -> None:
-        i = result.interval
-        console.print(f"ratio {i.ratio:.3f} [{i.low:.3f}, {i.high:.3f}] at {i.confidence:.0%}", markup=False)
+        i, limited = result.interval, 1 + limit
+        span = f"[{i.low:.3f}×, {i.high:.3f}×] at {i.confidence:.0%}, {limited:.3f}× allowed"
+        console.print(f"{i.ratio:.3f}× the baseline's latency {span}", markup=False)
         if result.accuracy is not None:
             paired = result.accuracy.paired
-            span = f" [{paired.low:.2%}, {paired.high:.2%}] at {paired.confidence:.0%}" if paired else ""
-            console.print(f"accuracy lost {result.accuracy.loss:.2%}{span}", markup=False)
+            span = f" [{points(paired.low)}, {points(paired.high)}] at {paired.confidence:.0%}" if paired else ""
+            console.print(f"accuracy lower by {points(result.accuracy.loss)} percentage points{span}", markup=False)
         open_end = "" if result.conclusive else "; inconclusive: bench more"
         console.print("regressed" if result.regressed else f"no regression proven{open_end}")
         annotate(console)

@@ -115,7 +115,7 @@ class GateResult:
     def _findings(self) -> list[tuple[str, str, str]]:
         """(level, title, text) of what is proven to be wrong, or left open."""
         found = (
-            f"{self.interval.ratio:.3f}× the baseline's latency ({self.interval.low:.3f} to {self.interval.high:.3f})"
+            f"{self.interval.ratio:.3f}× the baseline's latency ({self.interval.low:.3f}× to {self.interval.high:.3f}×)"
         )
         limit = f"{1 + self.latency.max_regression:.3f}×"
         findings = []
@@ -125,8 +125,11 @@ class GateResult:
             findings.append(("warning", "Latency inconclusive", f"{found} straddles {limit}; bench more blocks"))
         if self.accuracy is not None:
             between = self.accuracy.paired
-            span = f" ({between.low:.2%} to {between.high:.2%})" if between else ""
-            lost = f"{self.accuracy.loss:.2%} of accuracy lost{span}, {self.accuracy.max_loss:.2%} allowed"
+            span = f" ({points(between.low)} to {points(between.high)} at {between.confidence:.0%})" if between else ""
+            lost = (
+                f"accuracy lower by {points(self.accuracy.loss)} percentage points{span}, "
+                f"{points(self.accuracy.max_loss)} allowed"
+            )
             if self.accuracy.regressed:
                 findings.append(("error", "Accuracy regression", lost))
             elif not self.accuracy.conclusive:
@@ -140,17 +143,25 @@ class GateResult:
         rows = [
             "| | found | interval | limit | |",
             "|---|---|---|---|---|",
-            f"| latency | {i.ratio:.3f}× | {i.low:.3f} to {i.high:.3f} at {i.confidence:.0%} "
+            f"| latency | {i.ratio:.3f}× | {i.low:.3f}× to {i.high:.3f}× at {i.confidence:.0%} "
             f"| {1 + self.latency.max_regression:.3f}× | {latency} |",
         ]
         if self.accuracy is not None:
             between = self.accuracy.paired
-            span = f"{between.low:.2%} to {between.high:.2%} at {between.confidence:.0%}" if between else "unknown"
+            span = "unknown"
+            if between:
+                span = f"{points(between.low)} to {points(between.high)} at {between.confidence:.0%}"
             rows.append(
-                f"| accuracy lost | {self.accuracy.loss:.2%} | {span} | {self.accuracy.max_loss:.2%} "
+                f"| accuracy lost, percentage points | {points(self.accuracy.loss)} | {span} "
+                f"| {points(self.accuracy.max_loss)} "
                 f"| {_word(self.accuracy.regressed, self.accuracy.conclusive)} |"
             )
         return "### akd-deploy gate\n\n" + "\n".join(rows) + "\n"
+
+
+def points(share: float) -> str:
+    """A difference of two accuracies, in percentage points."""
+    return f"{100 * share:.2f}"
 
 
 def _word(regressed: bool, conclusive: bool) -> str:

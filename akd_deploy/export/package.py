@@ -88,7 +88,7 @@ def _as_triton(bundle: Path, manifest: Manifest, out: Path, key: Path | None, fo
 
         def name_of(name: str) -> str:
             # Triton looks at numbered folders only, so the rest can lie beside them.
-            return f"1/{platform.model_file}" if name == platform.served_file else f"bundle/{name}"
+            return f"1/{platform.files[name]}" if name in platform.files else f"bundle/{name}"
 
         files = [
             BundleFile(name_of(name), bundle / name, entry.role)

@@ -149,7 +149,9 @@ def bench_models(
             "ratio": interval.ratio,
             "low": interval.low,
             "high": interval.high,
+            "confidence": interval.confidence,
             "differs": interval.differs,
+            **disturbances(measured["other"]),
             "latency_stats_s": baseline.statistics_s(),
             "blocks": {str(i): [float(s) for s in samples] for i, samples in baseline.blocks.items()},
         }
@@ -173,8 +175,7 @@ def bench_models(
         "cpu_s": {str(i): detail.cpu_s for i, detail in main.details.items()},
         "cold_start_s": cold_starts(main),
         "boundaries_s": boundaries(main),
-        "remeasured": main.remeasured,
-        "disturbed": main.disturbed,
+        **disturbances(main),
         "certificate": certificate.as_dict() if certificate else None,
         "compared": compared,
         "aa": _aa(interval) if settings.aa and interval is not None else None,
@@ -215,6 +216,22 @@ def upper_bounds_s(measurement: Measurement) -> dict[str, float | None]:
         enough = processes and len(measurement.samples_s) >= samples_needed(percentile, CONFIDENCE)
         bounds[f"p{percentile}"] = measurement.upper_bound_s(percentile, CONFIDENCE) if enough else None
     return bounds
+
+
+def disturbances(measured: Measured) -> dict[str, Any]:
+    """How often blocks were taken again because something else had a part in their times, and which stayed so.
+
+    Returns:
+        `remeasured`: how many times a block was taken again, and `disturbed`: how many of those that were kept are
+        disturbed; `remeasured_blocks` and `disturbed_blocks` say which, by their ids in `blocks`.
+    """
+    details = measured.details
+    return {
+        "remeasured": measured.remeasured,
+        "disturbed": measured.disturbed,
+        "remeasured_blocks": {str(i): detail.remeasured for i, detail in details.items() if detail.remeasured},
+        "disturbed_blocks": [str(i) for i, detail in details.items() if detail.disturbed],
+    }
 
 
 def cold_starts(measured: Measured) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Measured:
 class TakenDetail:
     """What a bench tells of a block besides its samples.
 
+    `remeasured` counts how often it was taken before, `disturbed` says whether what was kept is disturbed all the same.
     `cpu_s` is the process's CPU time per call; `load_s` and `first_s` are loading the engine and the first call, where
     this model was the first of its process; `cpus` are those it was bound to; `parts_s` are the parts of each call
     where the protocol's boundary has some.
@@ -107,6 +108,8 @@ class TakenDetail:
     first_s: float | None
     cpus: tuple[int, ...]
     parts_s: Mapping[str, Sequence[float]]
+    remeasured: int = 0
+    disturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -328,7 +331,11 @@ def _measured_blocks(
                 ids = [i for i, block in blocks.items() for _ in block.samples_s]
                 again = sum(block.remeasured for block in blocks.values())
                 bad = sum(disturbed(name, i) for i in blocks)
-                details = {i: block.detail for i, block in blocks.items() if block.detail is not None}
+                details = {
+                    i: replace(block.detail, remeasured=block.remeasured, disturbed=disturbed(name, i))
+                    for i, block in blocks.items()
+                    if block.detail is not None
+                }
                 result[name] = Measured(Measurement(name, tuple(samples), tuple(ids)), again, bad, details)
         return result
 

@@ -60,6 +60,21 @@ def test_a_card_is_written_and_reproduced_and_what_differs_is_listed(tmp_path, m
     assert 'engine_version: "0.9" ≠ ' in shown
 
 
+def test_a_comparison_says_of_what_its_ratio_is_and_which_blocks_were_disturbed(tmp_path, monkeypatch, model):
+    """The candidate takes 1.2 times what the other does; one block of the other is never left in peace."""
+
+    def clock(name: str, nth: int) -> tuple[float, ...]:
+        return tuple((1.2e-3 if name == "model" else 1e-3) * (1 + 1e-4 * np.arange(100)))
+
+    install(monkeypatch, clock, lambda name, nth: 0.5 if name == "other" and nth < 3 else 0.0)
+    classifier(tmp_path / "old.onnx")
+    words = ("bench", "--target", TARGET, "--onnx", model, "--compare-with", "old.onnx", "--detect", "3%")
+    shown = " ".join(call(tmp_path, *words).stdout.replace("│", " ").split())
+    assert "beside old.onnx 1.200× its latency [1.200×, 1.200×] at 95%; its median 1 ms; they differ" in shown
+    assert "disturbed, old.onnx 1 blocks stayed disturbed (0); taken again 2 times" in shown
+    assert "a slow-down of 3 % takes 6 blocks in turn" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [

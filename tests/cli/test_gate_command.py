@@ -93,9 +93,9 @@ def test_accuracy_is_judged_where_both_benches_have_it(tmp_path):
     before, after = bench(tmp_path / "a.json", **right), bench(tmp_path / "b.json", **wrong)
     answer = call(tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%", "--json")
     assert (answer.code, answer.data["accuracy_loss"]) == (3, pytest.approx(0.15))
-    assert "accuracy lost 15.00% [" in call(
-        tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%"
-    ).stdout  # fmt: skip
+    shown = call(tmp_path, "gate", "--baseline", before, "--candidate", after, "--max-accuracy-loss", "1%").stdout
+    assert "accuracy lower by 15.00 percentage points [" in shown
+    assert "1.000× the baseline's latency [0.990×, 1.010×] at 95%, 1.030× allowed" in shown
 
 
 def test_without_a_baseline_the_records_own_comparison_is_judged(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
-from akd_deploy.export.gate import gate_benches, gate_compared, read_bench
+from akd_deploy.export.gate import _annotation, gate_benches, gate_compared, read_bench
 
 
 def bench(folder, name, median_s=1e-3, blocks=8, seed=0, **changes):
@@ -57,7 +57,10 @@ def test_percent_signs_and_line_ends_in_annotations_are_encoded(tmp_path):
     result = judge(fast, accurate, 0.1, max_accuracy_loss=0.01)
     assert result.accuracy_regressed
     assert result.regressed
-    assert result.annotations() == ["::error title=Accuracy regression::5.00%25 of accuracy lost, 1.00%25 allowed"]
+    assert result.annotations() == [
+        "::error title=Accuracy regression::accuracy lower by 5.00 percentage points, 1.00 allowed"
+    ]
+    assert _annotation("error", "t", "5 %\r\n::error::x") == "::error title=t::5 %25%0D%0A::error::x"
 
 
 def test_headers_that_differ_are_refused_and_named(tmp_path):
@@ -98,8 +101,18 @@ def answered(wrong, samples=1_000):
 @pytest.mark.parametrize(
     ("wrong", "regressed", "conclusive", "annotated"),
     [
-        (range(100, 150), True, True, "::error title=Accuracy regression::5.00%25 of accuracy lost (3.8"),
-        (range(100, 112), False, False, "::warning title=Accuracy inconclusive::1.20%25 of accuracy lost (0."),
+        (
+            range(100, 150),
+            True,
+            True,
+            "::error title=Accuracy regression::accuracy lower by 5.00 percentage points (3.8",
+        ),
+        (
+            range(100, 112),
+            False,
+            False,
+            "::warning title=Accuracy inconclusive::accuracy lower by 1.20 percentage points (0.",
+        ),
         (range(0), False, True, None),
     ],
 )
@@ -115,7 +128,8 @@ def test_accuracy_on_the_same_samples_is_judged_with_confidence(tmp_path, wrong,
     assert low <= fields["accuracy_loss"] <= high
     assert json.loads(json.dumps(fields)) == fields
     assert [line[: len(annotated or "")] for line in result.annotations()] == ([annotated] if annotated else [])
-    assert "| accuracy lost |" in result.markdown()
+    points = f"| accuracy lost, percentage points | {100 * fields['accuracy_loss']:.2f} | {100 * low:.2f} to"
+    assert points in result.markdown()
     assert ("inconclusive" in result.markdown()) == (not conclusive)
 
 

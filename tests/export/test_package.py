@@ -113,8 +113,11 @@ def test_a_tensorrt_plan_is_served_as_one(tmp_path):
     assert 'platform: "tensorrt_plan"' in (model / "config.pbtxt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorrt-rtx"])
-def test_what_triton_cannot_serve_is_refused(tmp_path, engine):
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [("tensorrt-rtx", "plans of TensorRT itself, and none of TensorRT-RTX"), ("torch", "TorchScript, and no archive")],
+)
+def test_what_triton_cannot_serve_is_refused_with_the_reason_and_what_is(tmp_path, engine, why):
     from bundles import facts
     from export_graphs import convnet, saved
 
@@ -124,8 +127,9 @@ def test_what_triton_cannot_serve_is_refused(tmp_path, engine):
     source = saved(convnet(), tmp_path / "m.onnx")
     plain = facts(target=Target("t", "cpu", engine))
     write_bundle(tmp_path / "bundle", [BundleFile("m.onnx", source, "onnx")], plain)
-    with pytest.raises(UsageError, match=engine):
+    with pytest.raises(UsageError, match=f"{engine}.*{why}.*onnxruntime, tensorrt, openvino"):
         package_bundle(tmp_path / "bundle", "triton", tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
 
 
 def test_a_signature_is_not_lost_by_turning_a_bundle_into_a_triton_model(tmp_path, keys):

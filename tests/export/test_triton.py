@@ -7,20 +7,28 @@ from pathlib import Path
 import onnx
 import pytest
 from bundles import facts, write_small_bundle
+from export_graphs import convnet, saved
 from google.protobuf import text_format
 from model_config_schema import parse_model_config
 from onnx import TensorProto, helper
 
+from akd_deploy.device import DeviceFingerprint
+from akd_deploy.engines import load_engine
 from akd_deploy.errors import UsageError
 from akd_deploy.export.bundle import BundleFile, write_bundle
 from akd_deploy.export.package import package_bundle
 from akd_deploy.export.triton import TritonPlatform, triton_config
+from akd_deploy.export.verify import verify_bundle
 from akd_deploy.target import Target
 
 ORT = TritonPlatform("onnxruntime_onnx", "model.onnx", "m.onnx")
 PLAN = TritonPlatform("tensorrt_plan", "model.plan", "m.plan")
 CPU = Target("t", "cpu", "onnxruntime", engine_options={"threads": 3})
 CUDA = Target("t", "gpu", "onnxruntime", engine_options={"provider": "cuda"})
+OPENVINO = TritonPlatform("openvino", "model.xml", "m.xml", {"m.bin": "model.bin"}, is_backend=True)
+BF16 = Target("t", "cpu", "openvino", "bf16", engine_options={"threads": 2})
+INT8 = Target("t", "cpu", "openvino", "int8")
+LATENCY = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
 ORIN = Target("t", "orin", "tensorrt", "fp16")
 
 NAMES = {
@@ -47,11 +55,14 @@ def network(path: Path, dtype: int = TensorProto.FLOAT, shape=(1, 3, 8, 8), weig
         (ORT, CPU, 2, {"intra_op_thread_count": "3"}),
         (ORT, CUDA, 1, {"intra_op_thread_count": "1"}),
         (PLAN, ORIN, 1, {}),
+        (OPENVINO, BF16, 2, {**LATENCY, "INFERENCE_NUM_THREADS": "2", "HINT_BF16": "YES"}),
+        (OPENVINO, INT8, 2, {**LATENCY, "INFERENCE_NUM_THREADS": "1"}),
     ],
 )
 def test_each_platform_is_served_where_and_as_it_was_measured(tmp_path, platform, target, kind, parameters):
     config = parse_model_config(triton_config("net", platform, network(tmp_path / "m.onnx"), target))
-    assert (config.name, config.platform, config.max_batch_size) == ("net", platform.name, 0)
+    assert (config.name, config.platform or config.backend, config.max_batch_size) == ("net", platform.name, 0)
+    assert bool(config.platform) != bool(config.backend) == platform.is_backend
     (group,) = config.instance_group
     assert (group.kind, group.count) == (kind, 1)
     assert {key: value.string_value for key, value in config.parameters.items()} == parameters
@@ -144,3 +155,82 @@ def test_several_inputs_and_outputs_are_lists(tmp_path):
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     config = parse_model_config(triton_config("net", ORT, tmp_path / "m.onnx", CPU))
     assert [t.name for t in (*config.input, *config.output)] == ["a", "b", "c", "d"]
+
+
+# --- OpenVINO --------------------------------------------------------------------------------------------------
+
+
+def openvino_bundle(folder: Path, precision: str = "bf16", isa: str | None = "avx2 amx_bf16", **options) -> Path:
+    """A bundle of an engine that OpenVINO really wrote, measured on a CPU of these features."""
+    pytest.importorskip("openvino")
+    target = Target("t", "cpu", "openvino", precision, engine_options=options)
+    source = saved(convnet(), folder / "net.onnx")
+    built = load_engine(Target("t", "cpu", "openvino", "fp32")).build(source, folder / "built")
+    files = [
+        BundleFile("net.onnx", source, "onnx"),
+        BundleFile("engines/t/net.xml", built.files[0], "engine"),
+        BundleFile("engines/t/net.bin", built.files[1], "engine_part"),
+    ]
+    device = {"kind": "cpu", "model": "Test CPU"} | ({} if isa is None else {"isa": isa})
+    write_bundle(folder / "bundle", files, facts("openvino", target=target, device=DeviceFingerprint(device)))
+    return folder / "bundle"
+
+
+def test_an_openvino_engine_is_served_as_its_backend_looks_for_it(tmp_path):
+    import openvino
+
+    package_bundle(openvino_bundle(tmp_path), "triton", tmp_path / "models", model_name="net")
+    model = tmp_path / "models" / "net"
+    config = parse_model_config((model / "config.pbtxt").read_text(encoding="utf-8"))
+    assert (config.backend, config.platform, config.default_model_filename) == ("openvino", "", "")
+    # The backend reads model.xml of the version's folder, and OpenVINO the weights of that name beside it.
+    served = openvino.Core().read_model(model / "1" / "model.xml")
+    for ports, told in ((served.inputs, config.input), (served.outputs, config.output)):
+        assert [(t.name, list(t.dims)) for t in told] == [(p.get_any_name(), list(p.get_shape())) for p in ports]
+    assert sorted(path.name for path in (model / "1").iterdir()) == ["model.bin", "model.xml"]
+    assert verify_bundle(model).ok
+
+
+@pytest.mark.parametrize(
+    ("precision", "isa", "found"),
+    [
+        ("fp32", "avx2 avx512_bf16", "measured on a CPU with bfloat16"),
+        ("int8", "amx_bf16", "measured on a CPU with bfloat16"),
+        ("fp32", None, "a CPU of unknown features"),
+        ("fp16", "avx2", "precision fp16"),
+    ],
+)
+def test_a_precision_that_the_server_would_not_keep_is_refused(tmp_path, precision, isa, found):
+    bundle = openvino_bundle(tmp_path, precision, isa)
+    with pytest.raises(UsageError, match=f"{found}.*would compute in bfloat16"):
+        package_bundle(bundle, "triton", tmp_path / "models")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_cpu_without_bfloat16_computes_in_float32_of_itself(tmp_path, precision):
+    package_bundle(openvino_bundle(tmp_path, precision, "avx2 fma"), "triton", tmp_path / "models", model_name="net")
+    text = (tmp_path / "models" / "net" / "config.pbtxt").read_text(encoding="utf-8")
+    assert "HINT_BF16" not in {key for key in parse_model_config(text).parameters}
+
+
+def test_threads_that_are_not_pinned_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="pinning False"):
+        package_bundle(openvino_bundle(tmp_path, pinning=False), "triton", tmp_path / "models")
+
+
+def test_openvino_without_its_weights_is_refused(tmp_path):
+    write_small_bundle(tmp_path, engine="openvino")
+    with pytest.raises(UsageError, match=r"cpu_test\.engine as engine and parts"):
+        package_bundle(tmp_path / "bundle", "triton", tmp_path / "models")
+
+
+@pytest.mark.parametrize("dtype", ["BFLOAT16", "DOUBLE"])
+def test_types_that_openvinos_backend_does_not_pass_on_are_refused(tmp_path, dtype):
+    path = network(tmp_path / "m.onnx", getattr(TensorProto, dtype))
+    with pytest.raises(UsageError, match="ONNX type"):
+        triton_config("net", OPENVINO, path, BF16)
+
+
+def test_scalars_are_refused_for_openvino(tmp_path):
+    with pytest.raises(UsageError, match="scalar"):
+        triton_config("net", OPENVINO, network(tmp_path / "m.onnx", shape=()), BF16)

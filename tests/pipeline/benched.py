@@ -21,8 +21,14 @@ Clock = Callable[[str, int], tuple[float, ...]]
 """(model, how many-eth time) → the samples of that process."""
 
 
-def install(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[Protocol]:
-    """Stand in for worker processes; returns the protocols that they are told."""
+def install(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, steal: Callable[[str, int], float] = lambda name, nth: 0.0
+) -> list[Protocol]:
+    """Stand in for worker processes; returns the protocols that they are told.
+
+    Args:
+        steal: (model, how many-eth time) → the share of its time that the hypervisor took.
+    """
     told: list[Protocol] = []
     times: Counter[str] = Counter()
 
@@ -36,7 +42,7 @@ def install(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[Protocol]:
             cold = place == 0
             parts = {"enqueue_s": [1e-4] * 3, "compute_s": [1e-3] * 3} if protocol.boundary != "host" else {}
             detail = TakenDetail(2e-3, 0.5 + nth if cold else None, 0.25 if cold else None, (1,), parts)
-            yield name, Taken(clock(name, nth), 1.0, 0.0, detail=detail)
+            yield name, Taken(clock(name, nth), 1.0, steal(name, nth), detail=detail)
 
     monkeypatch.setattr(blocks, "_run_block", run_block)
     return told

@@ -163,6 +163,29 @@ def test_a_target_on_a_gpu_may_be_asked_for_its_own_clock(monkeypatch, model):
     assert "boundary" not in str(caught.value)
 
 
+# --- disturbed blocks ------------------------------------------------------------------------------------------
+
+
+def test_a_record_says_which_blocks_were_taken_again_and_which_stayed_disturbed(monkeypatch, model, tmp_path):
+    """Of each model: the times are those of its own samples. Each is measured in blocks 0 to 9 first, then again."""
+    order = {"model": [], "other": []}
+
+    def steal(name: str, nth: int) -> float:
+        order[name].append(nth)
+        # The model's second time, which is block 1, and the other's third time and all that follow within block 2.
+        return 0.5 if (name, nth) == ("model", 1) or (name == "other" and nth in (2, 3, 4)) else 0.0
+
+    install(monkeypatch, steady(), steal)
+    record, _ = bench(model, classifier(tmp_path / "other.onnx"))
+    assert (record["remeasured"], record["disturbed"]) == (1, 0)
+    assert (record["remeasured_blocks"], record["disturbed_blocks"]) == ({"1": 1}, [])
+    compared = record["compared"]
+    assert (compared["remeasured"], compared["disturbed"]) == (2, 1)
+    assert (compared["remeasured_blocks"], compared["disturbed_blocks"]) == ({"2": 2}, ["2"])
+    assert set(compared["disturbed_blocks"]) <= compared["blocks"].keys()
+    assert json.loads(json.dumps(record)) == record
+
+
 # --- files that change -----------------------------------------------------------------------------------------
 
 

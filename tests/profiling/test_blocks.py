@@ -130,6 +130,7 @@ def test_remeasuring_is_bounded_and_what_stays_disturbed_is_kept_and_counted(pro
     measured = measure(blocks=3)
     assert [order for order in orders if len(order) == 1] == [["c"]] * 6
     assert (measured["c"].remeasured, measured["c"].disturbed) == (6, 3)
+    assert measured["c"].details == {}, "nothing is known besides"
     assert set(measured["c"].measurement.samples_s) == {9.0}
 
 
