@@ -85,9 +85,8 @@ def test_forty_results_of_four_at_a_time_each_under_the_candidate_they_are_about
         or trial.metrics["seed"] != trial.seed
     ]
     assert mispaired == []
-    begun = sorted(trial.started for trial in result.trials)
-    ended = sorted(trial.finished for trial in result.trials)
-    assert all(start <= end for start, end in zip(begun[4:], ended, strict=False)) is False  # they did overlap
+    trained = [trial for trial in result.trials if trial.state == "done"]
+    assert sum(b.started < a.finished for a, b in zip(trained, trained[3:], strict=False)) > 10  # four at a time
     assert seen["portal"] == 200
     assert seen["listening"] == {"127.0.0.1"}
     assert seen["elsewhere"], "no other address on this machine to try from"

@@ -38,7 +38,9 @@ class Connection:
 
     def close(self) -> None:
         with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown(socket.SHUT_RDWR)  # whoever is reading is told that there is no more
+        with suppress(OSError, ValueError):
+            self._lines.close()
         self._socket.close()
 
 

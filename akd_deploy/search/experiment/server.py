@@ -10,6 +10,7 @@ import shlex
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,7 +63,7 @@ class Server:
             experiment = self._configured(folder, code, space, trial_arguments, tuner_arguments, jobs)
             chosen = port or _free_port()
             try:
-                with _environment():
+                with _environment(), _nni_leaks():
                     experiment.start(chosen)
                 break
             except Exception as error:  # NNI raises whatever it met
@@ -141,8 +142,9 @@ class Server:
         """Stop the experiment in NNI's way; kill whatever of it is left after that."""
         self.why_not_running()  # for the processes that it has started by now
         stopping = threading.Thread(target=self._stop_quietly, daemon=True)
-        stopping.start()
-        stopping.join(STOP_LIMIT_S)
+        with _nni_leaks():
+            stopping.start()
+            stopping.join(STOP_LIMIT_S)
         with suppress(psutil.Error):
             self._seen.update(self._node.children(recursive=True))
         left = [process for process in self._seen if process.is_running()]
@@ -172,6 +174,14 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+@contextmanager
+def _nni_leaks() -> Iterator[None]:
+    """NNI leaves a socket and a log open, of which Python warns where it is asked to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
 
 
 @contextmanager
