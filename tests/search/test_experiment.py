@@ -151,6 +151,12 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
+def tuners_below(pid: int) -> list[psutil.Process]:
+    """Python processes of NNI's dispatcher; the shell that starts one has its words on its command line, too."""
+    lines = [(member, _command_line(member)) for member in psutil.Process(pid).children(recursive=True)]
+    return [member for member, line in lines if line[1:3] == ["-m", "nni"] and "--exp_params" in line]
+
+
 SEARCH = """
 import sys
 from pathlib import Path
@@ -188,17 +194,20 @@ def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_los
             text=True,
             process_group=0,
         )
-    for fate, process in searches.items():
-        wait_for("two trainings at work", lambda fate=fate: len(list((tmp_path / fate).glob("pid-*"))) == 2)
-        families[fate] = psutil.Process(process.pid).children(recursive=True)
-        names = [" ".join(_command_line(member)) for member in families[fate]]
-        assert any("nni_node" in name for name in names)
-        (tuner,) = [m for m, name in zip(families[fate], names, strict=True) if "-m nni --exp_params" in name]
-        if fate == "tuner":
-            tuner.kill()
-        else:
-            os.kill(process.pid, getattr(signal, fate))
-    said = {fate: process.communicate(timeout=PATIENCE_S) for fate, process in searches.items()}
+    try:
+        for fate, process in searches.items():
+            wait_for("two trainings at work", lambda fate=fate: len(list((tmp_path / fate).glob("pid-*"))) == 2)
+            wait_for("its tuner's process", lambda process=process: len(tuners_below(process.pid)) == 1)
+            families[fate] = psutil.Process(process.pid).children(recursive=True)
+            assert any("nni_node" in " ".join(_command_line(member)) for member in families[fate])
+            if fate == "tuner":
+                tuners_below(process.pid)[0].kill()
+            else:
+                os.kill(process.pid, getattr(signal, fate))
+        said = {fate: process.communicate(timeout=PATIENCE_S) for fate, process in searches.items()}
+    finally:
+        for process in searches.values():
+            process.kill()
     for fate in fates:
         assert not psutil.wait_procs(families[fate], timeout=PATIENCE_S)[1], fate
         with read_journal(tmp_path / fate / "journal.sqlite") as journal:
