@@ -5,7 +5,7 @@
 Simulated are the statistics of benches (benchmarks/simulations.py), bundles are changed at random (benchmarks/fuzz.py),
 and lint reads its corpus (tests/export/lint_corpus.py). Two things are timed, on the machine that this runs on: linting
 a ResNet-50, in CPU seconds, and a block of a comparison of two networks, from which follows what it costs to find a
-slow-down. All of it takes a minute or two.
+slow-down. All of it takes two or three minutes on two cores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import signal
 import stat
@@ -9,7 +10,7 @@ import threading
 import pytest
 
 from akd_deploy.errors import StorageError
-from akd_deploy.storage import exclusive_lock, make_folder, write_atomically, write_text_atomically
+from akd_deploy.storage import copied_sha256, exclusive_lock, make_folder, write_atomically, write_text_atomically
 
 HOLDER = """
 import sys, time
@@ -234,3 +235,12 @@ def test_a_place_that_cannot_lock_is_refused_and_not_left_open(tmp_path, monkeyp
     monkeypatch.undo()
     with exclusive_lock(tmp_path / "lock"):
         pass
+
+
+def test_a_copy_is_hashed_as_it_is_written_and_a_place_without_room_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 10_000)  # more than is read at once
+    copy = tmp_path / "a" / "b" / "copy"
+    assert copied_sha256(tmp_path / "file", copy) == hashlib.sha256(copy.read_bytes()).hexdigest()
+    assert copy.read_bytes() == (tmp_path / "file").read_bytes()
+    with pytest.raises(StorageError, match="a copy of"):
+        copied_sha256(tmp_path / "file", tmp_path / "file" / "copy")
