@@ -49,12 +49,14 @@ class Measurement:
         samples = np.asarray(self.samples_s)
         return {int(i): samples[ids == i] for i in dict.fromkeys(self.block_ids)}
 
-    @property
+    @cached_property
     def block_medians_s(self) -> np.ndarray:
         """(blocks,) the median of each block."""
-        return np.array([np.median(samples) for samples in self.blocks.values()])
+        medians = np.array([np.median(samples) for samples in self.blocks.values()])
+        medians.flags.writeable = False  # fits ask for them thousands of times, and nobody may change what others see
+        return medians
 
-    @property
+    @cached_property
     def median_s(self) -> float:
         """The median of the blocks' medians: one loaded process does not move it."""
         return float(np.median(self.block_medians_s))
@@ -67,7 +69,7 @@ class Measurement:
         """Upper confidence bound of a percentile over processes to come; see `clustered_upper_bound_s`."""
         return clustered_upper_bound_s(self.blocks, percentile, confidence)
 
-    @property
+    @cached_property
     def sigma(self) -> float | None:
         """Relative scatter between blocks: standard deviation of block medians over their mean.
 

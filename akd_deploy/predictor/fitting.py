@@ -93,6 +93,8 @@ def _fit(
 
 
 def _cold_s(row: TableRow, cold_weights: ColdWeights) -> float:
+    if cold_weights is NO_COLD_WEIGHTS:
+        return 0.0
     return float(cold_weights.seconds(network_weights(row.counts())).sum())
 
 

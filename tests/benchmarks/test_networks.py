@@ -139,6 +139,7 @@ def test_weights_come_from_the_seed_and_norms_are_worth_folding() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nni") is None, reason="NNI has wheels for x86_64 only")
+@pytest.mark.no_cover
 def test_a_seed_draws_the_network_from_a_model_space_that_it_drew_for_the_golden_skeleton() -> None:
     module = NETWORKS["nasbench201_1"].build()
     drawn = [tuple(part.weight.shape) for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
@@ -160,7 +161,14 @@ def optimised_counts(model: ModelProto, folder: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
 
 
-@pytest.mark.parametrize(("name", "image_size"), [("regnety_400mf", 64), ("unet_small", 64), ("bert_tiny", None)])
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [
+        pytest.param("regnety_400mf", 64, marks=pytest.mark.no_cover),
+        pytest.param("unet_small", 64, marks=pytest.mark.no_cover),
+        ("bert_tiny", None),
+    ],
+)
 def test_a_filled_skeleton_is_optimised_as_the_original(name: str, image_size: int | None, tmp_path: Path) -> None:
     original = onnx.load(write_onnx(NETWORKS[name], tmp_path, image_size=image_size))
     path = write_skeleton(original, tmp_path / "skeleton.onnx.gz")
@@ -306,6 +314,7 @@ def test_a_golden_skeleton_runs_once_filled(name: str) -> None:
     assert outputs.std() > 1e-3, "nothing vanished on the way"
 
 
+@pytest.mark.no_cover
 def test_a_golden_skeleton_is_what_the_exporter_writes(tmp_path: Path) -> None:
     fresh = skeleton(onnx.load(write_onnx(NETWORKS["squeezenet1_1"], tmp_path)))
     golden = read_skeleton(GOLDEN / "squeezenet1_1.onnx.gz")

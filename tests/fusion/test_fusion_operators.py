@@ -15,6 +15,8 @@ from akd_deploy.fusion.onnxruntime_tested import OPSETS, OTHERWISE
 from akd_deploy.pipeline.kernels import RULES, RUNTIME, KernelReader
 from akd_deploy.target import Target
 
+pytestmark = pytest.mark.xdist_group("operators")  # the standard's examples are collected once
+
 HERE = cpu_fingerprint()
 ENGINE = OnnxRuntimeEngine(Target("here", device="cpu", engine="onnxruntime"))
 

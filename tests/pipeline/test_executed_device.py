@@ -24,6 +24,8 @@ from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.profiling.stacks import Stack
 from akd_deploy.target import load_target
 
+pytestmark = pytest.mark.xdist_group("executed-device")  # the table is made once
+
 TARGET = load_target("cpu_onnxruntime_fp32")
 NAMES = (
     "resnet18", "resnet34", "mobilenet_v1", "mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x1_0", "googlenet",
@@ -102,6 +104,7 @@ def test_whole_networks_are_predicted_from_stretches_of_them(
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_families_left_out_are_predicted_and_their_intervals_hold(
     profiled: tuple[LatencyTable, ThrottledBench, int], networks: dict[str, Counter[Kernel]]
 ) -> None:

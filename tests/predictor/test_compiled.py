@@ -15,6 +15,8 @@ from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import Layer, load_space
 
+pytestmark = pytest.mark.xdist_group("compiled")  # the predictor is fitted once
+
 SPACE = load_space("mobile", {"widths": [8, 16], "strides": [1, 2], "layers": [[1, 2], [1, 2]]})
 
 

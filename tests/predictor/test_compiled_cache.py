@@ -14,6 +14,8 @@ from akd_deploy.predictor.compiled_cache import KEPT, compiled_key, compiled_of
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.search_space import load_space
 
+pytestmark = pytest.mark.xdist_group("compiled")  # the predictor is fitted once
+
 SPACE = load_space("mobile", {"widths": [8, 16], "strides": [1, 2], "layers": [[1, 2], [1, 2]]})
 
 

@@ -29,6 +29,8 @@ from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.target import Target
 
+pytestmark = pytest.mark.xdist_group("operators")  # what every operator comes to is found out once
+
 KERNELS_PER_REGIME = 2
 """In a table that covers an operator; its other kernels are new shapes of what is known."""
 NETWORKS = 10
@@ -298,6 +300,7 @@ def test_no_kernel_that_is_executed_costs_nothing(models: list[Tried], covering:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
+@pytest.mark.no_cover
 def test_no_kernel_costs_nothing_whatever_a_table_says(known: list[Kernel], data: st.DataObject) -> None:
     """Latencies that have nothing to do with sizes, or are all the overhead's, leave no operator without a cost."""
     start = data.draw(st.integers(0, len(known) - 40))

@@ -23,6 +23,8 @@ from akd_deploy.predictor.monotone import BaseCosts, Envelope, not_larger, order
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import load_space
 
+pytestmark = pytest.mark.xdist_group("compiled")  # the predictor is fitted once
+
 TABLE = Path(__file__).parents[2] / "latency_tables" / "h200_torch_fp16"
 SPACE = load_space("mobile", {"widths": [8, 16], "strides": [1, 2], "layers": [[1, 2], [1, 2]]})
 SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 24, 31, 32, 33, 48, 64, 100, 128, 256, 500, 512, 1000)

@@ -22,6 +22,8 @@ from akd_deploy.predictor.transferred import LEFT_OUT_PROBES, REHEARSED, Item
 from akd_deploy.profiling.probes import Probe, space_networks, space_probes
 from akd_deploy.search_space import load_space
 
+pytestmark = pytest.mark.xdist_group("transfer-plan")  # devices are rehearsed once
+
 SPACE = load_space("mobile")
 KNOWN = {
     "fast": SyntheticDevice(call_s=2e-6, dense_mac_s=1.0e-11, depthwise_mac_s=3e-11, byte_s=3e-11),
@@ -77,6 +79,7 @@ def measured(plan: TransferPlan, subjects: list[Probe], device: SyntheticDevice,
     return LatencyTable(replace(header("new"), transfer=plan.origin), tuple(rows.values()))
 
 
+@pytest.mark.no_cover
 def test_rehearsed_intervals_hold_networks_of_new_devices_and_errors_are_small(
     plan: TransferPlan, subjects: list[Probe]
 ) -> None:
@@ -97,6 +100,7 @@ def test_rehearsed_intervals_hold_networks_of_new_devices_and_errors_are_small(
     assert np.mean(covered) > 0.75
 
 
+@pytest.mark.no_cover
 def test_a_source_that_plays_the_target_is_not_helped_by_its_own_family(sources: dict[str, Source]) -> None:
     from akd_deploy.predictor.transfer_lessons import _played
 
@@ -104,6 +108,7 @@ def test_a_source_that_plays_the_target_is_not_helped_by_its_own_family(sources:
     assert [_played(name, relatives, 10).held_out.prior.sources for name in relatives] == [1, 3, 1, 1]
 
 
+@pytest.mark.no_cover
 def test_sources_of_one_family_leave_intervals_to_the_targets_own_probes(
     sources: dict[str, Source], items: list[Item], subjects: list[Probe]
 ) -> None:
@@ -113,6 +118,7 @@ def test_sources_of_one_family_leave_intervals_to_the_targets_own_probes(
     assert plan.predictor(measured(plan, subjects, NEW[0])).calibrated_on == LEFT_OUT_PROBES
 
 
+@pytest.mark.no_cover
 def test_one_seed_gives_one_plan_and_its_digest_tells_plans_apart(
     sources: dict[str, Source], items: list[Item], plan: TransferPlan
 ) -> None:

@@ -27,6 +27,8 @@ from akd_deploy.predictor.transferred import (
 from akd_deploy.profiling.probes import Probe, space_networks, space_probes
 from akd_deploy.search_space import load_space
 
+pytestmark = pytest.mark.xdist_group("transfer-plan")  # devices are fitted once
+
 SPACE = load_space("mobile")
 KNOWN = {
     "fast": SyntheticDevice(call_s=2e-6, dense_mac_s=1.0e-11, depthwise_mac_s=3e-11, byte_s=3e-11),
@@ -91,6 +93,7 @@ def errors_of(predictor: Predictor, seed: int = 99) -> tuple[np.ndarray, np.ndar
     return np.abs(errors), np.array(covered)
 
 
+@pytest.mark.no_cover
 def test_ten_probes_predict_networks_far_better_than_any_source_scaled_to_them(
     transferred: Predictor, sources: dict[str, Predictor]
 ) -> None:
