@@ -189,7 +189,13 @@ def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_los
             process_group=0,
         )
     for fate, process in searches.items():
-        wait_for("two trainings at work", lambda fate=fate: len(list((tmp_path / fate).glob("pid-*"))) == 2)
+        wait_for(
+            "two trainings at work",
+            lambda fate=fate, process=process: (
+                len(list((tmp_path / fate).glob("pid-*"))) == 2 or process.poll() is not None
+            ),
+        )
+        assert process.poll() is None, process.communicate()
         families[fate] = psutil.Process(process.pid).children(recursive=True)
         names = [" ".join(_command_line(member)) for member in families[fate]]
         assert any("nni_node" in name for name in names)
