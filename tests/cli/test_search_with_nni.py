@@ -23,7 +23,6 @@ def _found(trials: list[Trial]) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("nni")
 def test_a_run_goes_on_under_nni_and_comes_to_the_same_trials(twin, tmp_path):
     """Its second search is made anew, under another driver than the first."""
     run = tmp_path / "run"
