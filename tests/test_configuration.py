@@ -212,3 +212,14 @@ def test_the_demo_can_be_read():
 
     demo = read_configuration(Path(akd_deploy.pipeline.__file__).parent / "demo.toml")
     assert demo.name == "demo"
+
+
+def test_how_a_search_is_done_is_no_part_of_what_is_run():
+    fields = {"target": "t", "budget": "1ms"}
+    plain = configuration_from_dict(fields, "a")
+    nni = configuration_from_dict({**fields, "search": {"driver": "nni", "trial_limit_s": 9, "portal_port": 8080}}, "b")
+    assert nni.what_is_run() == plain.what_is_run()
+    assert "driver" not in plain.what_is_run()["search"]
+    assert nni.as_dict() != plain.as_dict()
+    with pytest.raises(UsageError, match='portal_port would not be used: write driver = "nni"'):
+        configuration_from_dict({**fields, "search": {"portal_port": 8080}}, "c")

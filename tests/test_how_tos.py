@@ -9,6 +9,7 @@ import pytest
 from documents import ROOT, Document
 
 PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
+NNI = Document(ROOT / "docs" / "search-with-nni.md")
 
 pytestmark = pytest.mark.xdist_group("how-tos")
 
@@ -21,14 +22,26 @@ def test_every_command_of_the_how_to_on_profiling_works_in_the_order_given(tmp_p
     assert sorted(tables) == ["cpu_onnxruntime_fp32", "two_threads"]
 
 
-def test_every_command_line_of_the_how_to_names_a_command_and_options_that_exist() -> None:
+def test_the_configuration_of_the_how_to_on_nni_is_one() -> None:
+    import tomllib
+
+    from akd_deploy.configuration import HOW_SEARCHED, configuration_from_dict
+
+    ((_, _, text),) = [block for block in NNI.blocks if block[0] == "toml"]
+    fields = tomllib.loads(text)
+    assert set(fields["search"]) == set(HOW_SEARCHED)
+    configuration_from_dict({"target": "t", "budget": "1ms", **fields}, where=NNI.path.name)
+
+
+@pytest.mark.parametrize("document", [PROFILE, NNI], ids=lambda document: document.path.stem)
+def test_every_command_line_of_the_how_to_names_a_command_and_options_that_exist(document: Document) -> None:
     from typer.main import get_command
 
     from akd_deploy.cli.app import app
 
     known = get_command(app).commands  # type: ignore[attr-defined]
-    shell = "\n".join(text for kind, _, text in PROFILE.blocks if kind == "sh").replace("\\\n", " ")
-    lines = [line.partition("#")[0] for line in [*PROFILE.commands, *shell.splitlines()]]
+    shell = "\n".join(text for kind, _, text in document.blocks if kind == "sh").replace("\\\n", " ")
+    lines = [line.partition("#")[0] for line in [*document.commands, *shell.splitlines()]]
     for words in (shlex.split(line.replace("$(", " ").replace(")", " ")) for line in lines):
         if words[:1] == ["akd-deploy"]:
             options = {name for parameter in known[words[1]].params for name in parameter.opts}

@@ -196,7 +196,13 @@ def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_los
         )
     try:
         for fate, process in searches.items():
-            wait_for("two trainings at work", lambda fate=fate: len(list((tmp_path / fate).glob("pid-*"))) == 2)
+            wait_for(
+                "two trainings at work",
+                lambda fate=fate, process=process: (
+                    len(list((tmp_path / fate).glob("pid-*"))) == 2 or process.poll() is not None
+                ),
+            )
+            assert process.poll() is None, process.communicate()
             wait_for("its tuner's process", lambda process=process: len(tuners_below(process.pid)) == 1)
             families[fate] = psutil.Process(process.pid).children(recursive=True)
             assert any("nni_node" in " ".join(_command_line(member)) for member in families[fate])

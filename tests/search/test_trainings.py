@@ -46,12 +46,12 @@ def found(trials):
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_what_ends_first_does_not_change_a_search(strategy):
-    settings = SearchSettings(trials=30, budget_s=BUDGET_S, seed=2, max_failures=30)
+    settings = SearchSettings(trials=20, budget_s=BUDGET_S, seed=2, max_failures=20)
     whole = [Shuffled(4, order, fails=lambda seed: seed % 5 == 0) for order in range(2)]
     first, second = (search(SPACE, strategy, predict, trainings, settings) for trainings in whole)
     assert found(first.trials) == found(second.trials)
     assert all(trainings.most == 4 and trainings.is_all for trainings in whole)
-    assert first.counts["done"] + first.counts["failed"] == 30
+    assert first.counts["done"] + first.counts["failed"] == 20
     assert all(t.accuracy == accuracy(t.architecture) for t in first.trials if t.state == "done")
 
 

@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from akd_deploy.errors import ExperimentError, UsageError
 
 PACKAGE_ROOT = Path(__file__).parents[3]
 LOOPBACK = "127.0.0.1"
-ATTEMPTS = 3
-"""NNI waits three seconds for its server to answer, which a busy machine may need longer for."""
+ATTEMPTS = 2
+"""Another process may take the free port before NNI does."""
+ANSWER_LIMIT_S = 60
+"""NNI gives its server three seconds to answer; a busy machine needs longer."""
 STOP_LIMIT_S = 20.0
 """NNI takes four seconds to stop; one that takes so long never will."""
 KILLED_LIMIT_S = 5.0
@@ -186,7 +189,7 @@ def _nni_leaks() -> Iterator[None]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """What NNI's server inherits: our preload, where this package is, and no proxy in between."""
+    """What NNI's server is started with: our preload, where this package is, no proxy in between, and patience."""
     preload = Path(__file__).with_name("loopback.cjs")
     quoted = '"' + str(preload).replace("\\", "\\\\").replace('"', '\\"') + '"'
     hosts = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", LOOPBACK]))
@@ -196,11 +199,16 @@ def _environment() -> Iterator[None]:
         "no_proxy": hosts,
         "NO_PROXY": hosts,
     }
+    from nni.experiment import launcher
+
     before = {name: os.environ.get(name) for name in changes}
+    checked_by_nni = launcher._check_rest_server
     os.environ.update(changes)
+    launcher._check_rest_server = partial(checked_by_nni, retry=ANSWER_LIMIT_S)  # once a second
     try:
         yield
     finally:
+        launcher._check_rest_server = checked_by_nni
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
