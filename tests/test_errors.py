@@ -28,6 +28,7 @@ EXIT_CODES = {
     "parity": 4,
     "storage": 5,
     "missing_runtime": 5,
+    "experiment": 5,
     "build": 6,
     "interrupted": 130,
 }

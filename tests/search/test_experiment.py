@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import experiment_scores
@@ -71,7 +74,7 @@ def test_forty_results_of_four_at_a_time_each_under_the_candidate_they_are_about
 
     before = descendants()
     trainings = NniExperiment(
-        SPACE, experiment_scores.uneven, {"slowest_s": 0.4}, tmp_path / "nni", jobs=4, on_portal=on_portal
+        SPACE, experiment_scores.uneven, {"slowest_s": 0.2}, tmp_path / "nni", jobs=4, on_portal=on_portal
     )
     settings = SearchSettings(trials=40, budget_s=BUDGET_S, seed=3)
     with open_journal(tmp_path / "journal.sqlite", {}) as journal:
@@ -167,7 +170,7 @@ from akd_deploy.errors import AkdError
 from akd_deploy.search import SearchSettings, open_journal, search
 from akd_deploy.search.experiment import NniExperiment
 folder = Path(sys.argv[1])
-trainings = NniExperiment(SPACE, experiment_scores.endless, {{"folder": str(folder)}}, folder / "nni", jobs=2)
+trainings = NniExperiment(SPACE, experiment_scores.endless, {{"folder": str(folder)}}, folder / "nni")
 try:
     with open_journal(folder / "journal.sqlite", {{}}) as journal:
         search(SPACE, "random", predict, trainings, SearchSettings(trials=9, budget_s=1.0), journal)
@@ -181,9 +184,9 @@ except KeyboardInterrupt:
 @pytest.mark.slow
 @pytest.mark.xdist_group("nni")
 def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_lose_their_tuner(tmp_path):
-    """Four searches at once, each with two trainings at work; then each meets its fate."""
-    program = SEARCH.format(tests=str(HERE.parent), here=str(HERE))
+    """Four searches at once, each with a training at work; then each meets its fate."""
     fates = ("SIGINT", "SIGTERM", "SIGKILL", "tuner")
+<<<<<<< HEAD
     searches, families = {}, {}
     for fate in fates:
         (tmp_path / fate).mkdir()
@@ -214,13 +217,52 @@ def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_los
     finally:
         for process in searches.values():
             process.kill()
+=======
+    with ExitStack() as held:
+        searches = {fate: held.enter_context(_endless_search(tmp_path / fate)) for fate in fates}
+        families = {}
+        for fate, process in searches.items():
+            wait_for("a training at work", partial(_is_at_work_or_gone, process, tmp_path / fate))
+            assert process.poll() is None, process.communicate()
+            families[fate] = psutil.Process(process.pid).children(recursive=True)
+            names = [" ".join(_command_line(member)) for member in families[fate]]
+            assert any("nni_node" in name for name in names)
+            *_, tuner = [m for m, name in zip(families[fate], names, strict=True) if "-m nni --exp_params" in name]
+            if fate == "tuner":
+                tuner.kill()
+            else:
+                os.kill(process.pid, getattr(signal, fate))
+        said = {fate: process.communicate(timeout=PATIENCE_S)[0] for fate, process in searches.items()}
+>>>>>>> 3cc9bd1b9db3a2b944b1a40ee6da7edaab02d9da
     for fate in fates:
         assert not psutil.wait_procs(families[fate], timeout=PATIENCE_S)[1], fate
         with read_journal(tmp_path / fate / "journal.sqlite") as journal:
-            assert [trial.state for trial in journal.trials()] == ["running", "running"]
-    assert said["SIGINT"][0] == said["SIGTERM"][0] == "KeyboardInterrupt\n"
-    assert said["tuner"][0].startswith("ExperimentError asked for NNI's experiment to go on; found its tuner's process")
+            assert [trial.state for trial in journal.trials()] == ["running"]
+    assert said["SIGINT"] == said["SIGTERM"] == "KeyboardInterrupt\n"
+    assert said["tuner"].startswith("ExperimentError asked for NNI's experiment to go on; found its tuner's process")
     assert searches["SIGKILL"].returncode == -signal.SIGKILL
+
+
+@contextmanager
+def _endless_search(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that searches there; it is gone at the end whatever the test found."""
+    folder.mkdir()
+    program = SEARCH.format(tests=str(HERE.parent), here=str(HERE))
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _is_at_work_or_gone(process: subprocess.Popen[str], folder: Path) -> bool:
+    return len(list(folder.glob("pid-*"))) == 1 or process.poll() is not None
 
 
 def test_a_score_function_that_no_other_process_could_import_is_refused(tmp_path):

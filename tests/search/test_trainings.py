@@ -97,8 +97,8 @@ def test_a_network_that_is_in_training_is_not_trained_twice():
 
 
 def test_more_trainings_at_a_time_than_a_population_has_members():
-    settings = SearchSettings(trials=40, budget_s=BUDGET_S, strategy_settings={"population_size": 4})
-    assert search(SPACE, "evolution", predict, Shuffled(9), settings).counts["done"] == 40
+    settings = SearchSettings(trials=20, budget_s=1.0, strategy_settings={"population_size": 4})
+    assert search(SPACE, "evolution", predict, Shuffled(9), settings).counts["done"] == 20
 
 
 def test_failures_in_a_row_end_a_search_in_the_order_asked_for():
