@@ -186,54 +186,21 @@ except KeyboardInterrupt:
 def test_no_process_is_left_of_searches_that_are_interrupted_ended_killed_or_lose_their_tuner(tmp_path):
     """Four searches at once, each with a training at work; then each meets its fate."""
     fates = ("SIGINT", "SIGTERM", "SIGKILL", "tuner")
-<<<<<<< HEAD
-    searches, families = {}, {}
-    for fate in fates:
-        (tmp_path / fate).mkdir()
-        searches[fate] = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / fate)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
-    try:
-        for fate, process in searches.items():
-            wait_for(
-                "two trainings at work",
-                lambda fate=fate, process=process: (
-                    len(list((tmp_path / fate).glob("pid-*"))) == 2 or process.poll() is not None
-                ),
-            )
-            assert process.poll() is None, process.communicate()
-            wait_for("its tuner's process", lambda process=process: len(tuners_below(process.pid)) == 1)
-            families[fate] = psutil.Process(process.pid).children(recursive=True)
-            assert any("nni_node" in " ".join(_command_line(member)) for member in families[fate])
-            if fate == "tuner":
-                tuners_below(process.pid)[0].kill()
-            else:
-                os.kill(process.pid, getattr(signal, fate))
-        said = {fate: process.communicate(timeout=PATIENCE_S) for fate, process in searches.items()}
-    finally:
-        for process in searches.values():
-            process.kill()
-=======
     with ExitStack() as held:
         searches = {fate: held.enter_context(_endless_search(tmp_path / fate)) for fate in fates}
         families = {}
         for fate, process in searches.items():
             wait_for("a training at work", partial(_is_at_work_or_gone, process, tmp_path / fate))
             assert process.poll() is None, process.communicate()
+            wait_for("its tuner's process", lambda process=process: len(tuners_below(process.pid)) == 1)
             families[fate] = psutil.Process(process.pid).children(recursive=True)
             names = [" ".join(_command_line(member)) for member in families[fate]]
             assert any("nni_node" in name for name in names)
-            *_, tuner = [m for m, name in zip(families[fate], names, strict=True) if "-m nni --exp_params" in name]
             if fate == "tuner":
-                tuner.kill()
+                tuners_below(process.pid)[0].kill()
             else:
                 os.kill(process.pid, getattr(signal, fate))
         said = {fate: process.communicate(timeout=PATIENCE_S)[0] for fate, process in searches.items()}
->>>>>>> 3cc9bd1b9db3a2b944b1a40ee6da7edaab02d9da
     for fate in fates:
         assert not psutil.wait_procs(families[fate], timeout=PATIENCE_S)[1], fate
         with read_journal(tmp_path / fate / "journal.sqlite") as journal:
