@@ -12,10 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from own_cpu import measure_on_own_cpu
+from own_cpu import measure_on_own_cpu, measure_once
 
 from akd_deploy.cli.app import run
-from akd_deploy.profiling import blocks, rounds
 
 TARGET = "cpu_onnxruntime_fp32"
 
@@ -59,7 +58,7 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
             patch.setenv(name, value)
         patch.chdir(folder)
         measure_on_own_cpu(patch)
-        _measure_once(patch)
+        measure_once(patch)
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),
@@ -68,14 +67,6 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
             run([str(argument) for argument in arguments])
     assert isinstance(left.value.code, int)
     return Answer(left.value.code, stdout.getvalue(), stderr.getvalue())
-
-
-def _measure_once(patch: pytest.MonkeyPatch) -> None:
-    """However disturbed this machine is, nothing is measured again for it: what a command does, and how long it takes,
-    is the same on every machine. `tests/profiling` has what disturbances lead to, on machines made up for it."""
-    for module in (blocks, rounds):
-        patch.setattr(module, "is_disturbed", lambda taken, target, references_s: False)
-        patch.setattr(module, "is_unstable", lambda block_medians_s: False)
 
 
 def written(path: Path, text: str) -> Path:
