@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from akd_deploy.profiling import blocks
+from akd_deploy.profiling import blocks, rounds
 
 
 def own_cpus(cpus: set[int]) -> set[int]:
@@ -32,3 +32,11 @@ def measure_on_own_cpu(patch: pytest.MonkeyPatch) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_getaffinity"):
         (own,) = own_cpus(os.sched_getaffinity(0))
         patch.setattr(blocks, "pinned_cpus", lambda target: cpus if len(cpus := pinned(target)) != 1 else [own])
+
+
+def measure_once(patch: pytest.MonkeyPatch) -> None:
+    """However disturbed this machine is, nothing is measured again for it: what a command does, and how long it takes,
+    is the same on every machine. `tests/profiling` has what disturbances lead to, on machines made up for it."""
+    for module in (blocks, rounds):
+        patch.setattr(module, "is_disturbed", lambda taken, target, references_s: False)
+        patch.setattr(module, "is_unstable", lambda block_medians_s: False)

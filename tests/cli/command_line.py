@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from own_cpu import measure_on_own_cpu
+from own_cpu import measure_on_own_cpu, measure_once
 
 from akd_deploy.cli.app import run
 
@@ -58,6 +58,7 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
             patch.setenv(name, value)
         patch.chdir(folder)
         measure_on_own_cpu(patch)
+        measure_once(patch)
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),

@@ -46,7 +46,7 @@ def archive(folder: Path, precision: str = "fp32") -> Path:
 def test_every_operator_is_in_a_window_that_the_engine_runs(tmp_path: Path, precision: str) -> None:
     engine = TorchEngine(Target("t", "cpu", "torch", precision, 2))
     path = archive(tmp_path, precision)
-    windows = archive_windows(path, 60, np.random.default_rng(0))
+    windows = archive_windows(path, 30, np.random.default_rng(0))
     assert len({window.name for window in windows}) == len(windows) > 10
     assert {(window.kind, window.family) for window in windows} == {(PROBE, path.stem)}
     whole = {executed.kernel for executed in engine.executed_kernels(path)}
