@@ -76,5 +76,5 @@ class Run:
         return np.random.default_rng([self.configuration.seed, *stage.encode()])
 
     def bound_s(self, upper_s: np.ndarray) -> np.ndarray:
-        """The upper bound of the median, at the budget's percentile: times the target's measured tail factor."""
+        """The upper bound of the prediction, at the budget's percentile: times the target's measured tail factor."""
         return upper_s * self.latency.predictor.tail_factor(self.configuration.certificate.percentile)

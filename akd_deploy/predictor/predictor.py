@@ -37,7 +37,8 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A predicted median latency. `interval_s` holds the measured one with probability `coverage`.
+    """A predicted latency at full speed (`Measurement.label_s`). `interval_s` holds the measured one with probability
+    `coverage`.
 
     `kernels_from` is who said that these kernels are executed, "runtime" or "rules"; None where the caller knew them.
     """
@@ -81,7 +82,7 @@ class Predictor:
         object.__setattr__(self, "tail_factors", MappingProxyType(dict(sorted(self.tail_factors.items()))))
 
     def tail_factor(self, percentile: float) -> float:
-        """What a budget on this percentile (0 to 100) adds to a predicted median: the factor at or next above it.
+        """What a budget on this percentile (0 to 100) adds to a prediction: the factor at or next above it.
 
         Raises:
             UsageError: the table has no samples enough for this percentile.

@@ -67,7 +67,7 @@ def _prediction(summary: Fields) -> Figure | None:
     ends = [min(min(x), min(low)), max(max(x), max(high))]
     # a lower end of 0 has no logarithm
     log = wants_log_axis([*x, *y]) and min(low) > 0
-    figure = blank_figure(f"measured median ({unit.name})", f"predicted median ({unit.name})")
+    figure = blank_figure(f"measured at full speed ({unit.name})", f"predicted ({unit.name})")
     equal = {"color": GREY, "dash": "dot", "width": 1}
     figure.add_scatter(x=ends, y=ends, mode="lines", name="equal", line=equal, hoverinfo="skip")
     figure.add_scatter(
@@ -93,7 +93,7 @@ def _prediction(summary: Fields) -> Figure | None:
     return Figure(
         id="prediction",
         title="Predicted against measured latency",
-        alt=f"Scatter of {len(points)} networks: predicted median latency with interval against the measured one; "
+        alt=f"Scatter of {len(points)} networks: predicted latency with interval against the one at full speed; "
         f"{held} of {len(points)} intervals hold the measurement.",
         caption=f"{held} of {len(points)} intervals hold the measurement. On the dotted line both are equal."
         + (" Both axes are logarithmic." if log else ""),
@@ -186,7 +186,7 @@ def _front(summary: Fields) -> Figure | None:
     if not front:
         return None
     unit = time_unit([p["latency_s"] for p in front])
-    figure = blank_figure(f"predicted median latency ({unit.name})", "accuracy in the search (%)")
+    figure = blank_figure(f"predicted latency ({unit.name})", "accuracy in the search (%)")
     hover = f"%{{text}}<br>%{{x}} {unit.name}, %{{y}} %<extra></extra>"
     figure.add_scatter(
         x=in_unit(unit, [t["latency_s"] for t in trained]),
