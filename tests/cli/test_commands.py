@@ -90,7 +90,7 @@ def test_profile_tells_its_table_kernels_seconds_and_sigma(workshop):
 
 def test_profile_resumes_what_it_has_begun_and_measures_nothing_twice(workshop, tmp_path, monkeypatch):
     shutil.copytree(workshop.folder / "latency_tables", tmp_path / "latency_tables")
-    monkeypatch.setattr("akd_deploy.profiling.blocks._run_block", None)
+    monkeypatch.setattr("akd_deploy.profiling.rounds.measure_blocks", None)
     size = ("--probes", 40, "--networks", 12, "--blocks", 2)
     space = ("--space", workshop.folder / "space.toml")
     resumed = call(tmp_path, "profile", "--target", TARGET, *space, *size, "--resume", "--json")
