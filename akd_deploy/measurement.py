@@ -104,10 +104,6 @@ class Measurement:
             return None
         return float(np.std(medians, ddof=1) / np.mean(medians) / len(medians) ** 0.5)
 
-    def tail_factor(self, percentile: float) -> float:
-        """Percentile (0 to 100) of the pooled samples over `label_s`: what its budget adds to what is predicted."""
-        return self.percentile_s(percentile) / self.label_s
-
     def statistics_s(self) -> dict[str, float]:
         """`{median, p90, p99}` in seconds."""
         return {"median": self.median_s, "p90": self.percentile_s(90), "p99": self.percentile_s(99)}

@@ -1,10 +1,10 @@
 """Predictions against measurements, on networks drawn at random from a search space.
 
-    python benchmarks/predict_vs_bench.py --target cpu_onnxruntime_fp32 --networks 48
+    python benchmarks/predict_vs_bench.py --target cpu_onnxruntime_fp32 --networks 48 --space run.toml
 
 Each network is written as ONNX, predicted as `akd-deploy predict --onnx` does, and measured as `akd-deploy bench` does;
 scored against its latency while nothing else slowed the machine, which is what is predicted, and against its median.
-The target must have a latency table (`akd-deploy profile`); none of the networks is in it.
+The target must have a latency table of that space (`akd-deploy profile`); none of the networks is in it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+import akd_deploy.pipeline
 from akd_deploy.pipeline.latency import target_latency, write_model
 from akd_deploy.pipeline.spaces import named_space
 from akd_deploy.predictor.scores import scores_of
@@ -25,11 +26,15 @@ from akd_deploy.profiling.blocks import Protocol, measure_blocks
 from akd_deploy.target import load_target
 from akd_deploy.units import format_seconds
 
+DEMO = Path(akd_deploy.pipeline.__file__).with_name("demo.toml")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="cpu_onnxruntime_fp32")
-    parser.add_argument("--space", default="mobile", help="a space's name, or a run.toml that has one")
+    parser.add_argument(
+        "--space", default=str(DEMO), help="a space's name, or a run.toml that has one; as given, the demo's"
+    )
     parser.add_argument("--networks", type=int, default=48)
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--seed", type=int, default=20_000)

@@ -68,7 +68,6 @@ def test_a_label_is_the_median_of_what_ran_at_full_speed():
     assert measurement.label_s == 1.04
     # Blocks at full speed have medians 1.02 and 1.06; block 1 was slow throughout.
     assert measurement.label_sigma == pytest.approx(np.std([1.02, 1.06], ddof=1) / 1.04 / np.sqrt(2))
-    assert measurement.tail_factor(100) == pytest.approx(2.0 / 1.04)
 
 
 def test_a_label_of_one_block_at_full_speed_has_no_known_noise():

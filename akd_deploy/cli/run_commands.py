@@ -180,6 +180,9 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     low, high = winner["interval_s"]
     held = "holds" if c["ok"] else "does NOT hold"
     over = f"{c['exceeding']} of {c['samples']} samples over, {c['allowed']} allowed"
+    upper_s = c["clustered_upper_s"]
+    to_come = f"in processes to come p{c['percentile']:g} "
+    to_come += "has no bound" if upper_s is None else f"is at most {format_seconds(upper_s)}"
     again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
     tail = summary["predictor"]["tail_factor"]
     bound = f", p{c['percentile']:g} at most {format_seconds(high * tail)}"
@@ -197,7 +200,7 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
             f"median {format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]{bound}",
         ),
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in measured.items())),
-        ("certificate", f"{held}: {over}, {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
+        ("certificate", f"{held}: {over}; {to_come}; {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]
     for name, label in (
         ("teacher", "teacher"),

@@ -25,7 +25,7 @@ from akd_deploy.predictor.scores import Scores
 from akd_deploy.predictor.transfer_plan import read_plan
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 8
+FORMAT_VERSION = 9
 
 
 def save_predictor(predictor: Predictor, directory: Path) -> Path:

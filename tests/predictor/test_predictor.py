@@ -306,13 +306,24 @@ def test_a_tail_factor_needs_samples_enough_for_its_percentile(
     assert tuple(tail_factors(with_tail(table.of_kind(NETWORK)[:8], samples))) == known
 
 
-def test_each_percentile_has_its_own_factor_the_median_of_its_rows(table: LatencyTable) -> None:
+def test_each_percentile_has_its_own_factor_of_all_rows_samples_of_equal_weight(table: LatencyTable) -> None:
     rows = table.of_kind(NETWORK)
-    # Two of three with 300 samples: their p95 and p99 lie in the tail. The fourth is too short to speak of p99.
-    mixed = [*with_tail(rows[:2], 300, 2.0), *with_tail(rows[2:3], 300, 7.0), *with_tail(rows[3:4], 100, 1.5)]
+    # A tenth of each tail is slow. Of those that speak of p99, two in three have the tail of 2; the fourth is too short.
+    mixed = [*with_tail(rows[:2], 300, 2.0), *with_tail(rows[2:3], 600, 7.0), *with_tail(rows[3:4], 100, 1.5)]
     factors = tail_factors(mixed)
-    assert factors == pytest.approx({50: 1, 75: 1, 90: factors[90], 95: 2, 99: 2})
-    assert 1 <= factors[90] < 2
+    assert factors == pytest.approx({50: 1, 75: 1, 90: factors[90], 95: 2, 99: 7})
+    assert 1 <= factors[90] <= 1.5
+
+
+def test_slow_spells_that_most_rows_missed_count_as_often_as_they_came(table: LatencyTable) -> None:
+    """Four rows in five never saw one: half of a fifth of all samples is slow, so p90 is just not, and p95 is."""
+    rows = table.of_kind(NETWORK)
+    calm, met = (
+        [scattered(row, [1.0] * 60) for row in rows[:8]],
+        [scattered(row, [1.0] * 30 + [1.8] * 30) for row in rows[8:10]],
+    )
+    factors = tail_factors([*calm, *met])
+    assert (factors[75], factors[95]) == pytest.approx((1, 1.8))
 
 
 def test_a_tail_is_not_thinner_further_out_because_only_calm_networks_speak_of_it(table: LatencyTable) -> None:
