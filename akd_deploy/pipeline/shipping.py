@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 import akd_deploy
-from akd_deploy.certificate import Certificate, certify, ratio_interval
+from akd_deploy.certificate import Certificate, certify
+from akd_deploy.comparison import fewest_blocks, ratio_interval
 from akd_deploy.configuration import CertificateTable
 from akd_deploy.data import Split
 from akd_deploy.engines import load_engine
@@ -163,11 +164,11 @@ def _joined(a: Measured, b: Measured) -> Measured:
     return Measured(a.measurement.merged(b.measurement), a.remeasured + b.remeasured, a.disturbed + b.disturbed)
 
 
-def paired_ratio(baseline: Measurement, candidate: Measurement) -> dict[str, float] | None:
+def paired_ratio(baseline: Measurement, candidate: Measurement, confidence: float = 0.95) -> dict[str, float] | None:
     """Ratio candidate / baseline with its interval, from blocks taken in turn; None with too few blocks for one."""
-    if len(baseline.blocks) < 6:
+    if len(baseline.blocks) < fewest_blocks(paired=True, confidence=confidence):
         return None
-    interval = ratio_interval(baseline.block_medians_s, candidate.block_medians_s, paired=True)
+    interval = ratio_interval(baseline.block_medians_s, candidate.block_medians_s, paired=True, confidence=confidence)
     return {"ratio": interval.ratio, "low": interval.low, "high": interval.high}
 
 
