@@ -5,7 +5,7 @@ No torch is needed for an architecture without trained weights: `onnx_from_archi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 OPSET = 18
 IR_VERSION = 10
 OUTPUT = "logits"
+BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+"""What `torch.nn.BatchNorm2d` keeps, by channel."""
 
 Weights = Callable[[Operation], tuple[np.ndarray, np.ndarray]]
 """Operation → (weight, bias), batch norm folded: (out, in / groups, k, k) or (out, in), and (out,)."""
@@ -61,13 +63,22 @@ def _weights_of(student: Student) -> Weights:
         weight = state[f"{prefix}.conv.weight"]
         if not step.batch_norm:
             return weight, state[f"{prefix}.conv.bias"]
-        norm = {key: state[f"{prefix}.norm.{key}"].astype(np.float64)
-                for key in ("weight", "bias", "running_mean", "running_var")}  # fmt: skip
-        scale = norm["weight"] / np.sqrt(norm["running_var"] + 1e-5)  # torch.nn.BatchNorm2d's default eps
-        bias = norm["bias"] - norm["running_mean"] * scale
-        return (weight * scale[:, None, None, None]).astype(np.float32), bias.astype(np.float32)
+        return folded_batch_norm(weight, {key: state[f"{prefix}.norm.{key}"] for key in BATCH_NORM})
 
     return folded
+
+
+def folded_batch_norm(weight: np.ndarray, norm: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(weight, bias) of a convolution without bias and the batch norm after it as one convolution, computed in float64.
+
+    Args:
+        weight: (out, in / groups, k, k).
+        norm: (out,) for each of `BATCH_NORM`; its epsilon is torch's default.
+    """
+    wide = {key: array.astype(np.float64) for key, array in norm.items()}
+    scale = wide["weight"] / np.sqrt(wide["running_var"] + 1e-5)
+    bias = wide["bias"] - wide["running_mean"] * scale
+    return (weight * scale[:, None, None, None]).astype(np.float32), bias.astype(np.float32)
 
 
 def _activation(kind: str, source: str, name: str) -> onnx.NodeProto:
@@ -141,7 +152,8 @@ def _output_shape(step: Operation, batch: int) -> list[int]:
     return [batch, step.out_channels] + ([] if step.kind == "linear" else [step.out_size, step.out_size])
 
 
-def _model(steps: Sequence[Operation], weights: Weights, batch: int, name: str) -> onnx.ModelProto:
+def model_of(steps: Sequence[Operation], weights: Weights, batch: int, name: str) -> onnx.ModelProto:
+    """The checked network of a chain of operations, input `input`, output `logits`, of static shapes."""
     nodes, initialisers = graph_nodes(steps, weights, {steps[-1].name: OUTPUT})
     first, last = steps[0], steps[-1]
     graph = helper.make_graph(
@@ -165,12 +177,12 @@ def _model(steps: Sequence[Operation], weights: Weights, batch: int, name: str) 
 def onnx_from_architecture(architecture: Architecture, rng: np.random.Generator, batch: int = 1) -> onnx.ModelProto:
     """The network of an architecture with random weights: what latency is measured and predicted on."""
     steps = operations(space_of(architecture).layers(architecture))
-    return _model(steps, random_weights(rng), batch, architecture.digest)
+    return model_of(steps, random_weights(rng), batch, architecture.digest)
 
 
 def onnx_from_layers(layers: Sequence[Layer], rng: np.random.Generator, batch: int = 1) -> onnx.ModelProto:
     """A stretch of a network with random weights, input `input`, output `logits`."""
-    return _model(operations(layers), random_weights(rng), batch, "stretch")
+    return model_of(operations(layers), random_weights(rng), batch, "stretch")
 
 
 CHAIN_SEPARATOR = "/"
@@ -210,6 +222,6 @@ def onnx_from_chains(chains: Sequence[Sequence[Layer]], batch: int = 1) -> onnx.
 
 def onnx_from_student(student: Student, path: Path, batch: int = 1) -> Path:
     """Write a trained student to `path` (input `input`, output `logits`, static batch) and return the path."""
-    model = _model(student.operations, _weights_of(student), batch, student.architecture.digest)
+    model = model_of(student.operations, _weights_of(student), batch, student.architecture.digest)
     write_atomically(path, model.SerializeToString())
     return path

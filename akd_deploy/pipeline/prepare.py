@@ -10,7 +10,9 @@ from typing import Any
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError
 from akd_deploy.latency_table import table_directory
+from akd_deploy.models.convnet import ConvNet
 from akd_deploy.models.export_archive import archive_from_module
+from akd_deploy.models.onnx_from_convnet import onnx_from_convnet
 from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.feasibility import feasibility
@@ -95,7 +97,10 @@ def _teacher_onnx(run: Run) -> Path:
     shape = (run.target.batch, *run.bed.dataset.input_shape)
     if run.target.engine == "torch":
         return archive_from_module(module, shape, run.directory / "teacher.pt2", run.target.precision)
-    return typed_network(onnx_from_module(module, shape, run.directory / "teacher.onnx"), run.target)
+    path = run.directory / "teacher.onnx"
+    if isinstance(module, ConvNet) and shape[2] == shape[3]:
+        return typed_network(onnx_from_convnet(module, shape, path), run.target)
+    return typed_network(onnx_from_module(module, shape, path), run.target)
 
 
 def _tail_factor(run: Run) -> float:
