@@ -28,8 +28,8 @@ from akd_deploy.profiling.profile import ProfilePlan, measure_subjects
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target, user_data_dir
 
-CHAINS_PER_MODEL = 64
-"""How many stretches share one model when kernels are read off; more of them slow the runtime's optimiser down."""
+CHAINS_PER_MODEL = 16
+"""How many stretches share one model when kernels are read off; more of them slow rules and optimisers down."""
 TYPED_CHAINS_PER_MODEL = 8
 """So many where the model must be quantised first, which takes longer than in proportion to its size."""
 
@@ -77,7 +77,7 @@ class TargetLatency:
             return compile_space(
                 space,
                 self.predictor,
-                chain_kernels(self.engine, self.target),
+                chain_kernels(self.reader),
                 lambda architecture: self.predict_architecture(architecture).latency_s,
                 np.random.default_rng(seed),
             )
@@ -121,17 +121,19 @@ def profile_target(
     return profiled.table, profiled.seconds + planned.seconds
 
 
-def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
-    """How the engine executes stretches of networks, many stretches at a time."""
+def chain_kernels(reader: KernelReader) -> KernelsOf:
+    """How the reader's engine executes stretches of networks, many stretches at a time."""
+    target = reader.engine.target
+
+    def executed_by(path: Path) -> tuple[ExecutedKernel, ...]:
+        return reader.read(path, remember=False).executed
 
     def one_by_one(chains: Sequence[Sequence[Layer]]) -> list[tuple[ExecutedKernel, ...]]:
         from akd_deploy.models.export_archive import archive_from_layers
 
         with tempfile.TemporaryDirectory(prefix="akd-kernels-") as scratch:
             return [
-                engine.executed_kernels(
-                    archive_from_layers(chain, Path(scratch) / f"{i}.pt2", target.batch, 0, target.precision)
-                )
+                executed_by(archive_from_layers(chain, Path(scratch) / f"{i}.pt2", target.batch, 0, target.precision))
                 for i, chain in enumerate(chains)
             ]
 
@@ -146,7 +148,7 @@ def chain_kernels(engine: Engine, target: Target) -> KernelsOf:
             per_model = CHAINS_PER_MODEL if mode_for(target) == "fp32" else TYPED_CHAINS_PER_MODEL
             for start in range(0, len(chains), per_model):
                 onnx.save_model(onnx_from_chains(chains[start : start + per_model], target.batch), path)
-                for executed in engine.executed_kernels(typed_network(path, target)):
+                for executed in executed_by(typed_network(path, target)):
                     if not executed.nodes:
                         raise MismatchError(
                             asked=f"the layer that kernel {executed.name} belongs to",

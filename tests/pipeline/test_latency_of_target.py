@@ -8,6 +8,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import MismatchError, MissingFileError, UnknownNameError
 from akd_deploy.latency_table import LatencyTable, TableHeader, write_table
 from akd_deploy.models.onnx_from_student import onnx_from_layers
+from akd_deploy.pipeline.kernels import KernelReader
 from akd_deploy.pipeline.latency import chain_kernels, target_latency, write_model
 from akd_deploy.pipeline.spaces import named_space
 from akd_deploy.search_space import load_space
@@ -22,7 +23,7 @@ def test_kernels_of_many_chains_are_those_of_each_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("akd_deploy.pipeline.latency.CHAINS_PER_MODEL", 2)
     engine, rng = load_engine(TARGET), np.random.default_rng(0)
     chains = [SPACE.layers(SPACE.sample(rng))[1:3] for _ in range(5)]
-    together = chain_kernels(engine, TARGET)(chains)
+    together = chain_kernels(KernelReader(engine, engine.fingerprint(), engine.version()))(chains)
     for i, chain in enumerate(chains):
         path = tmp_path / f"{i}.onnx"
         onnx.save_model(onnx_from_layers(chain, rng, TARGET.batch), path)

@@ -9,6 +9,7 @@ import pytest
 from akd_deploy.architecture import Architecture
 from akd_deploy.engines import load_engine
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.pipeline.kernels import KernelReader
 from akd_deploy.pipeline.latency import chain_kernels, write_model
 from akd_deploy.pipeline.typed import mode_for, typed_network
 from akd_deploy.search_space import load_space
@@ -57,7 +58,8 @@ def test_an_int8_target_executes_int8_kernels_for_architectures_and_for_stretche
     assert convolutions
     assert {kernel.op for kernel in convolutions} == {"QLinearConv"}
     layers = SPACE.layers(architecture())
-    stretches = chain_kernels(engine, int8)([layers[:1], layers[:2]])
+    reader = KernelReader(engine, engine.fingerprint(), engine.version())
+    stretches = chain_kernels(reader)([layers[:1], layers[:2]])
     for stretch, executed in zip((layers[:1], layers[:2]), stretches, strict=True):
         names = {e.nodes[0].split(".")[0] for e in executed if "Conv" in e.kernel.op}
         assert names <= {layer.name.split(".")[0] for layer in stretch}
