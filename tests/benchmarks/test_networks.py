@@ -164,7 +164,6 @@ def optimised_counts(model: ModelProto, folder: Path) -> Counter[str]:
 @pytest.mark.parametrize(
     ("name", "image_size"),
     [
-        pytest.param("regnety_400mf", 64, marks=pytest.mark.no_cover),
         pytest.param("unet_small", 64, marks=pytest.mark.no_cover),
         ("bert_tiny", None),
     ],
