@@ -345,6 +345,7 @@ def feasible(
     as_json: Json = False,
 ) -> None:
     """Say what a search space can reach on a target, before any training."""
+    from akd_deploy.configuration import CertificateTable
     from akd_deploy.errors import InfeasibleBudgetError
     from akd_deploy.pipeline.feasibility import feasibility
     from akd_deploy.pipeline.latency import target_latency
@@ -357,7 +358,7 @@ def feasible(
         latency.compile(named_space(space or "mobile")),
         np.random.default_rng(seed),
         budget_s,
-        latency.predictor.tail_factor(percentile),
+        latency.certificate_factor(CertificateTable(percentile=percentile)),
     )
     data = {"target": target, "budget_s": budget_s, **found.as_dict()}
 

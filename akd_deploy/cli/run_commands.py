@@ -185,7 +185,9 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
     to_come += "has no bound" if upper_s is None else f"is at most {format_seconds(upper_s)}"
     again = f", {c['remeasured']} of them taken again" if c["remeasured"] else ""
     tail = summary["predictor"]["tail_factor"]
+    certifiable = summary["predictor"]["certificate_factor"]
     bound = f", p{c['percentile']:g} at most {format_seconds(high * tail)}"
+    bound += f", certifiable within {format_seconds(high * certifiable)}"
     full_speed = {} if winner["full_speed_s"] is None else {"at full speed": winner["full_speed_s"]}
     measured = {**winner["measured_s"], **full_speed}
     feasible = summary["feasible"]

@@ -75,6 +75,11 @@ class Run:
         """A generator of its own for each stage: resuming changes no later stage's draws."""
         return np.random.default_rng([self.configuration.seed, *stage.encode()])
 
+    @property
+    def certificate_factor(self) -> float:
+        """What the run's certificate asks over the latency at full speed, on this target."""
+        return self.latency.certificate_factor(self.configuration.certificate)
+
     def bound_s(self, upper_s: np.ndarray) -> np.ndarray:
-        """The upper bound of the prediction, at the budget's percentile: times the target's measured tail factor."""
-        return upper_s * self.latency.predictor.tail_factor(self.configuration.certificate.percentile)
+        """Upper bounds of predictions → the least budgets that their certificates are expected to hold for."""
+        return upper_s * self.certificate_factor

@@ -67,23 +67,23 @@ def _extreme(compiled: CompiledSpace, tokens: np.ndarray, sign: float) -> tuple[
 
 
 def feasibility(
-    compiled: CompiledSpace, rng: np.random.Generator, budget_s: float | None, tail_factor: float
+    compiled: CompiledSpace, rng: np.random.Generator, budget_s: float | None, certificate_factor: float
 ) -> Feasibility:
     """Sample the space and find its extremes.
 
     Args:
         budget_s: counts architectures whose bound meets it; None counts nothing.
-        tail_factor: of the budget's percentile to the median, as measured on the target.
+        certificate_factor: what a certificate asks of a budget over the latency at full speed, on the target.
     """
     space = compiled.space
     tokens = space.sample_tokens(SAMPLES, rng)
     latency_s, upper_s = compiled.latencies_s(tokens)
     fastest_s, fastest = _extreme(compiled, tokens[np.argsort(latency_s)[:CLIMBERS]], 1.0)
     slowest_s, slowest = _extreme(compiled, tokens[np.argsort(-latency_s)[:CLIMBERS]], -1.0)
-    bound_s = float(compiled.latencies_s(fastest[None])[1][0]) * tail_factor
+    bound_s = float(compiled.latencies_s(fastest[None])[1][0]) * certificate_factor
     within = None
     if budget_s is not None:
-        within = float((upper_s * tail_factor <= budget_s).mean())
+        within = float((upper_s * certificate_factor <= budget_s).mean())
     middle = tokens[np.argsort(latency_s)[len(latency_s) // 2]]
     parameters = [
         sum(step.parameters for step in operations(space.layers(space.from_tokens(row))))

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from akd_deploy.architecture import Architecture
+from akd_deploy.configuration import CertificateTable
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.errors import MismatchError
 from akd_deploy.kernel import ExecutedKernel
-from akd_deploy.latency_table import HEADER_NAME, LatencyTable, find_table, read_table
+from akd_deploy.latency_table import HEADER_NAME, NETWORK, PROBE, LatencyTable, find_table, read_table
 from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.kernels import AUTO, FileKernels, KernelReader, Recent
 from akd_deploy.pipeline.space_plan import plan_space
@@ -24,6 +25,7 @@ from akd_deploy.predictor.cache import predictor_of
 from akd_deploy.predictor.compiled import CompiledSpace, KernelsOf, compile_space
 from akd_deploy.predictor.compiled_cache import compiled_key, compiled_of
 from akd_deploy.predictor.predictor import Prediction, Predictor
+from akd_deploy.predictor.tails import certificate_factor
 from akd_deploy.profiling.profile import ProfilePlan, measure_subjects
 from akd_deploy.search_space import Layer, SearchSpace, space_of
 from akd_deploy.target import Target, user_data_dir
@@ -45,6 +47,9 @@ class TargetLatency:
     predictor: Predictor
     reader: KernelReader
     _predicted: Recent[FileKernels, Prediction] = field(default_factory=Recent, compare=False, repr=False)
+    _certificate_factors: dict[tuple[float, float, int, int], float] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def predict_model(self, path: Path, kernels: str = AUTO, *, remember: bool = True) -> Prediction:
         """Predict a model file.
@@ -69,6 +74,21 @@ class TargetLatency:
         """Predict an architecture from the kernels its whole network executes; `kernels` as for `predict_model`."""
         with tempfile.TemporaryDirectory(prefix="akd-predict-") as scratch:
             return self.predict_model(write_model(self.target, architecture, Path(scratch)), kernels, remember=False)
+
+    def certificate_factor(self, table: CertificateTable) -> float:
+        """What a certificate asks of a budget over the latency at full speed; see `tails.certificate_factor`.
+
+        The tail factor where the latency table's rows are single numbers. The draws are the same every time.
+
+        Raises:
+            UsageError: the latency table has no samples enough for its percentile.
+        """
+        least = self.predictor.tail_factor(table.percentile)
+        key = (table.percentile, table.confidence, table.blocks, table.samples_per_block)
+        if key not in self._certificate_factors:
+            rows, rng = self.table.of_kind(NETWORK) or self.table.of_kind(PROBE), np.random.default_rng(0)
+            self._certificate_factors[key] = certificate_factor(rows, *key, rng) or least
+        return max(least, self._certificate_factors[key])
 
     def compile(self, space: SearchSpace, seed: int = 0) -> CompiledSpace:
         """Tabulate a space's costs for fast scoring, or read back what was tabulated beside the table."""

@@ -103,17 +103,13 @@ def _teacher_onnx(run: Run) -> Path:
     return typed_network(onnx_from_module(module, shape, path), run.target)
 
 
-def _tail_factor(run: Run) -> float:
-    return run.latency.predictor.tail_factor(run.configuration.certificate.percentile)
-
-
 def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve the budget and check that something meets it, before any student is trained.
 
     A percentage is of the teacher's latency at the certificate's percentile: the student's is compared with it there.
     """
     budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["at_percentile_s"])
-    found = feasibility(run.compiled, run.rng("feasible"), budget_s, _tail_factor(run))
+    found = feasibility(run.compiled, run.rng("feasible"), budget_s, run.certificate_factor)
     if not found.reachable:
         raise InfeasibleBudgetError(
             asked=f"a student of space {run.space.name} within {format_seconds(budget_s)} on {run.target.name}",

@@ -91,6 +91,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "width": predictor.width,
             "coverage": predictor.coverage,
             "tail_factor": predictor.tail_factor(configuration.certificate.percentile),
+            "certificate_factor": latency.certificate_factor(configuration.certificate),
             "left_out": predictor.left_out,
             "scores": predictor.scores.__dict__,
             "points": calibration_points(predictor, latency.table),

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from akd_deploy.certificate import samples_needed
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableRow
 from akd_deploy.models.published import FAMILY_OF
@@ -23,6 +22,7 @@ from akd_deploy.predictor.kernel_cost import Hyperparameters, KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import fit_kernel_costs, observation_of
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
+from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.search_space import SPACES
 
 COVERAGE = 0.9
@@ -44,10 +44,6 @@ WORTH_ANOTHER_FIT = 0.01
 """Share of any probe's latency that its own cold weights take, from which kernel costs are fitted again."""
 UNKNOWN_NOISE = 0.9
 """Quantile of the rows' noise that is assumed of a row whose label rests on one block."""
-TAIL_PERCENTILES = (50, 75, 90, 95, 99)
-"""Percentiles that tail factors are kept for."""
-TAIL_CONFIDENCE = 0.95
-"""A row speaks about a percentile's tail when its largest sample bounds the percentile with this confidence."""
 
 
 def family_of(row: TableRow) -> str:
@@ -205,26 +201,6 @@ def _label_sigma(rows: Iterable[TableRow]) -> float | None:
     """The rows' median noise of a label; None where no row has two blocks."""
     values = [sigma for row in rows if (sigma := row.measurement.label_sigma) is not None]
     return float(np.median(values)) if values else None
-
-
-def tail_factors(rows: Sequence[TableRow]) -> dict[float, float]:
-    """Percentile → what it is of all samples of the rows with enough for it, each sample over its row's `label_s` and
-    each row of equal weight; percentiles with no such row are left out.
-
-    Together, because a row's few processes often miss the slow spells that many see: where the machine is slow a tenth
-    of the time, most rows have no slow sample, and the p90 of processes to come is slow.
-    """
-    factors: dict[float, float] = {}
-    for percentile in TAIL_PERCENTILES:
-        needed = samples_needed(percentile, TAIL_CONFIDENCE)
-        found = [row.measurement for row in rows if len(row.measurement.samples_s) >= needed]
-        if found:
-            relative = np.concatenate([np.array(one.samples_s) / one.label_s for one in found])
-            weights = np.concatenate([np.full(len(one.samples_s), 1 / len(one.samples_s)) for one in found])
-            factor = float(np.quantile(relative, percentile / 100, weights=weights, method="inverted_cdf"))
-            # Fewer rows speak of higher percentiles, and calmer ones may: a tail never shrinks for that.
-            factors[percentile] = max([factor, *factors.values()])
-    return factors
 
 
 def _scored_without_itself(

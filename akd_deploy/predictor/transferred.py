@@ -13,11 +13,12 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.predictor.cold_weights import CLASSES, NO_COLD_WEIGHTS, ColdWeights, network_weights
 from akd_deploy.predictor.conformal import CalibrationPoint, in_place_factor, quantile, score
 from akd_deploy.predictor.features import regime
-from akd_deploy.predictor.fitting import COVERAGE, MIN_POINTS, tail_factors
+from akd_deploy.predictor.fitting import COVERAGE, MIN_POINTS
 from akd_deploy.predictor.kernel_cost import KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import Observation, fit_kernel_costs
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import scores_of
+from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.predictor.transfer import believe, predict_items
 from akd_deploy.predictor.transfer_prior import Account, TransferPrior, transfer_prior
 

@@ -124,11 +124,11 @@ def _prediction_sentences(winner: Fields, budget_s: float | None, predictor: Fie
             )
     if winner.get("in_domain") is False:
         sentences.append("Some of its kernels are outside the profiled range, so the interval was widened.")
-    tail = predictor.get("tail_factor")
-    if interval and tail is not None and budget_s is not None:
+    asked = predictor.get("certificate_factor")
+    if interval and asked is not None and budget_s is not None:
         unit = time_unit([budget_s])
         sentences.append(
-            f"Before training, the interval's upper end × the tail factor {rounded(tail)} was "
-            f"{latency(interval[1] * tail, unit)}, against a budget of {latency(budget_s, unit)}."
+            f"Before training, the interval's upper end × {rounded(asked)}, which is what a certificate asks here, was "
+            f"{latency(interval[1] * asked, unit)}, against a budget of {latency(budget_s, unit)}."
         )
     return sentences

@@ -18,9 +18,10 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import cache
 from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
-from akd_deploy.predictor.fitting import calibration_points, fit_predictor, tail_factors
+from akd_deploy.predictor.fitting import calibration_points, fit_predictor
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
+from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.profiling.probes import Probe, space_networks
 from akd_deploy.search_space import load_space
 

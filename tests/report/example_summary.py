@@ -66,6 +66,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
             "width": 1.62,
             "coverage": 0.9,
             "tail_factor": 1.09,
+            "certificate_factor": 1.12,
             "scores": {
                 "items": len(points),
                 "mape": 0.0314,
