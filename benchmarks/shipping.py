@@ -6,8 +6,8 @@
 
 `run` draws students of a space (untrained: neither time nor parity depends on what they have learnt), profiles targets
 that have no latency table yet (a small one, beside the file), builds an engine for each target, and writes budgets into
-the file before anything is measured: the upper end of the predicted interval times the tail factor of the table. Then
-all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built alone
+the file before anything is measured: the upper end of the predicted interval times what a certificate asks on that
+table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built alone
 (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in processes of
 its own, and adds the result to the file. A block that was disturbed is measured again as the protocol says, and
 counted. `figures` needs no record: see benchmarks/shipping_figures.py.
@@ -51,7 +51,7 @@ CPU_TARGETS = (
     "cpu_openvino_bf16",
 )  # fmt: skip
 RTX, RTX_PRECISIONS = "rtx_tensorrt-rtx_fp16", ("fp16", "bf16", "int8")
-BUDGET_RULE = "upper end of the predicted interval × tail factor of the target's table, written before measuring"
+BUDGET_RULE = "upper end of the predicted interval × certificate factor of the target's table, written before measuring"
 REQUIRED_PASSES, REQUIRED_SLACK = 0.95, 0.25
 """Of certificates taken again, and of the median of budget / p90 − 1."""
 FORMAT = 1
@@ -197,15 +197,15 @@ def shipped(
     if latency is not None:
         try:
             prediction = latency.predict_model(models[mode])
-            tail = latency.predictor.tail_factor(CertificateTable().percentile)
+            factor = latency.certificate_factor(CertificateTable())
         except AkdError as error:
             return row | {"why_not": f"no budget: {error.found}"}
         row |= {
             "predicted_s": prediction.latency_s,
             "interval_s": list(prediction.interval_s),
             "in_domain": prediction.in_domain,
-            "tail_factor": tail,
-            "budget_s": prediction.upper_s * tail,
+            "certificate_factor": factor,
+            "budget_s": prediction.upper_s * factor,
         }
     return row
 

@@ -51,7 +51,7 @@ def certificate_factor(
     `clustered_upper_bound_s`) that `CERTIFIED` of certificates stay below, played through on blocks of these rows.
 
     Each of `DRAWS` takes `blocks` of the rows' blocks at random, each sample over its row's `label_s`, and
-    `samples_per_block` of each, with replacement where it has fewer. On a machine where processes are alike it is little above the
+    `samples_per_block` of each, with replacement where it has fewer. Where processes are alike it is little above the
     percentile itself; where some are slow throughout, twenty of them leave open how many more will be.
 
     Returns:

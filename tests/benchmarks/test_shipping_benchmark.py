@@ -13,8 +13,8 @@ from akd_deploy.measurement import Measurement
 from akd_deploy.profiling.blocks import Measured
 from benchmarks import shipping as benchmark
 
-PREDICTED_S, UPPER_S, TAIL = 1e-3, 1.2e-3, 1.25
-BUDGET_S = UPPER_S * TAIL
+PREDICTED_S, UPPER_S, FACTOR = 1e-3, 1.2e-3, 1.25
+BUDGET_S = UPPER_S * FACTOR
 TABLE = benchmark.QUICK.certificate
 
 
@@ -76,7 +76,7 @@ def predicted(monkeypatch):
     latency = SimpleNamespace(
         table=SimpleNamespace(header=SimpleNamespace(device=SimpleNamespace(facts={"kind": "paper"}))),
         predict_model=lambda path: prediction,
-        predictor=SimpleNamespace(tail_factor=lambda percentile: TAIL),
+        certificate_factor=lambda table: FACTOR,
     )
     monkeypatch.setattr(benchmark, "latency_of", lambda *_: (latency, 0.0))
 
