@@ -7,10 +7,10 @@
 `run` draws students of a space (untrained: neither time nor parity depends on what they have learnt), profiles targets
 that have no latency table yet (a small one, beside the file), builds an engine for each target, and writes budgets into
 the file before anything is measured: the upper end of the predicted interval times what a certificate asks on that
-table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built alone
-(TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in processes of
-its own, and adds the result to the file. A block that was disturbed is measured again as the protocol says, and
-counted. `figures` needs no record: see benchmarks/shipping_figures.py.
+table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built
+alone (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in
+processes of its own, and adds the result to the file. A block that was disturbed is measured again as the protocol
+says, and counted. `figures` needs no record: see benchmarks/shipping_figures.py.
 """
 
 from __future__ import annotations
