@@ -84,15 +84,11 @@ def test_the_widest_within_the_budget_is_what_trying_all_of_them_finds(budget_s)
         assert found[1] == seconds[fitting[-1].digest]
 
 
-def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and_are_said_not_to(monkeypatch, tmp_path):
+def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and_are_said_not_to():
     families = SPACE.hand_shrunk()
-    slow = Measurement("hand-shrunk", (2.0,) * 1000, tuple(i // 100 for i in range(1000)))
-    monkeypatch.setattr(choose, "write_model", lambda *_: tmp_path / "model.onnx")
-    monkeypatch.setattr(choose, "measure_blocks", lambda *_: {"hand-shrunk": SimpleNamespace(measurement=slow)})
     run = a_run(lambda a: 5.0, families)
-    run.target, run.directory, run.rng = None, tmp_path, lambda _: None
     run.on_progress = lambda *_: None
-    run.configuration = SimpleNamespace(seed=0, certificate=CertificateTable())
+    run.configuration = SimpleNamespace(seed=0)
     run.bed = SimpleNamespace()
     run.bed.score = lambda architecture, _: SimpleNamespace(accuracy=int(architecture.digest, 16) / 2**256)
     found = hand_shrunk(run, {"budget": {"budget_s": 1.0}})
@@ -100,4 +96,34 @@ def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and
     assert found["bound_to_fit"] is False
     assert [row["arch"] for row in found["considered"]] == narrowest
     assert found["arch"] in narrowest
-    assert found["certificate"]["ok"] is False
+
+
+def test_candidates_and_the_hand_shrunk_network_are_measured_in_turn_and_the_best_within_budget_wins(
+    monkeypatch, tmp_path
+):
+    asked = []
+
+    def measured(seconds):
+        return SimpleNamespace(measurement=Measurement("m", (seconds,) * 1000, tuple(i // 100 for i in range(1000))))
+
+    def measure_blocks(target, models, protocol, rng, on_progress):
+        asked.append(list(models))
+        times = {"n0": 2.0, "n1": 0.5, "n2": 0.4, "n3": 0.3, choose.HAND_SHRUNK: 0.7}
+        return {name: measured(times[name]) for name in models}
+
+    monkeypatch.setattr(choose, "write_model", lambda *_: tmp_path / "model.onnx")
+    monkeypatch.setattr(choose, "measure_blocks", measure_blocks)
+    run = SimpleNamespace(target=None, directory=tmp_path, rng=lambda _: None, on_progress=lambda *_: None)
+    run.configuration = SimpleNamespace(certificate=CertificateTable())
+    arch = SPACE.sample(np.random.default_rng(0)).as_dict()
+    trials = [
+        {"network": f"n{i}", "digest": f"d{i}", "arch": arch, "state": "done", "reward": 1 - i / 10, "accuracy": 0.9}
+        for i in range(6)
+    ]
+    results = {"budget": {"budget_s": 1.0}, "search-tpe": {"trials": trials}, "hand-shrunk": {"arch": arch}}
+    found = choose.confirm(run, results)
+    assert [set(names) for names in asked] == [{"n0", "n1", "n2", "n3", choose.HAND_SHRUNK}]
+    assert [row["certificate"]["ok"] for row in found["candidates"]] == [False, True, True, True]
+    assert found["winner"]["network"] == "n1"
+    assert found["hand_shrunk"]["measured_s"]["median"] == 0.7
+    assert found["hand_shrunk"]["certificate"]["ok"] is True

@@ -107,7 +107,7 @@ def test_the_stages_of_a_run_are_in_the_order_of_the_page_and_search_once_for_ea
         {"target": "t", "budget": "2ms", "search": {"strategies": ["tpe", "random"]}}, "here"
     )
     assert list(pipeline.stages(configuration)) == [
-        "profile", "teacher", "budget", "search-tpe", "search-random", "confirm", "hand-shrunk", "distill", "export",
+        "profile", "teacher", "budget", "search-tpe", "search-random", "hand-shrunk", "confirm", "distill", "export",
         "measure", "bundle",
     ]  # fmt: skip
 
