@@ -171,6 +171,13 @@ class VerificationError(AkdError, ValueError):
     exit_code = 3
 
 
+class DefectError(AkdError, RuntimeError):
+    """Something that no command should end with: a mistake in this project, to be reported."""
+
+    kind = "defect"
+    exit_code = 1
+
+
 class InterruptionError(AkdError, RuntimeError):
     """Ctrl-C: what was finished is kept."""
 

@@ -51,6 +51,22 @@ def write_atomically(path: Path, content: bytes) -> None:
                 draft.unlink()
 
 
+def require_place(path: Path) -> None:
+    """Try whether `path` could be written: before the work whose result is to go there.
+
+    Raises:
+        StorageError: as `write_atomically` raises it; only the space that the result will need is not known yet.
+    """
+    write_atomically(path.with_name(f".{path.name}.try"), b"")
+    path.with_name(f".{path.name}.try").unlink(missing_ok=True)
+    if path.exists() and not path.is_file():
+        raise StorageError(
+            asked=f"to write {path}",
+            found="a device, pipe or folder there, which is not replaced",
+            next="Choose another place.",
+        )
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for text, as UTF-8."""
     write_atomically(path, text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -20,7 +21,10 @@ from akd_deploy.cli import (
     ship_commands,
 )
 from akd_deploy.cli.output import emit_error, stderr, writing_stdout
-from akd_deploy.errors import AkdError, InterruptionError, StorageError, UsageError
+from akd_deploy.errors import AkdError, DefectError, InterruptionError, StorageError, UsageError
+
+RESUMABLE = ("profile", "search", "run", "demo")
+"""Commands that go on where they were interrupted."""
 
 app = typer.Typer(
     name="akd-deploy",
@@ -55,7 +59,7 @@ def _main(
     ] = False,
 ) -> None:
     """Exit codes: 0 ok, 2 bad input, 3 constraint or gate violated, 4 parity failed, 5 environment unsuitable,
-    6 build failed, 130 interrupted (resume with --resume)."""
+    6 build failed, 130 interrupted (profile, search, run and demo go on with --resume); 1 is a defect of ours."""
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -86,7 +90,9 @@ def _exit_code(given: list[str]) -> int:
             stderr.print(f"error: {error.format_message()} Try --help.", markup=False, highlight=False)
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        emit_error(InterruptionError(command, "Ctrl-C", "What was finished is kept; --resume continues."), as_json)
+        resumes = bool(given) and given[0] in RESUMABLE
+        kept = "What was finished is kept; --resume continues." if resumes else "Nothing was kept; run it again."
+        emit_error(InterruptionError(command, "Ctrl-C", kept), as_json)
         return InterruptionError.exit_code
     except OSError as error:
         with writing_stdout():  # leaves where this was what failed
@@ -94,4 +100,10 @@ def _exit_code(given: list[str]) -> int:
         # Ours are AkdErrors with a better message; this one comes from a library that was writing or reading a file.
         emit_error(StorageError(command, str(error), "Free some space, or choose another place."), as_json)
         return StorageError.exit_code
+    except Exception as error:  # noqa: BLE001  (whatever it is: an answer of --json is one object, and codes are as promised)
+        traceback.print_exc()
+        emit_error(
+            DefectError(command, f"{type(error).__name__}: {error}", "Please report it with the lines above."), as_json
+        )
+        return DefectError.exit_code
     return code if isinstance(code, int) else 0

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from akd_deploy.cli.options import Json, Onnx, Seed, TrustEngine
-from akd_deploy.cli.output import Outcome, emit, progress_bars, table
-from akd_deploy.errors import UsageError
+from akd_deploy.cli.output import Outcome, emit, emit_error, progress_bars, table
+from akd_deploy.errors import StorageError, UsageError
+from akd_deploy.storage import require_place, write_text_atomically
 from akd_deploy.units import format_seconds, parse_fraction, parse_latency_budget, parse_seconds
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def bench(
     from akd_deploy.target import load_target
 
     rng = np.random.default_rng(seed)
+    if output is not None:
+        require_place(output)
     if reproduce is not None:
         given = {
             "--compare-with": compare_with, "--aa": aa or None, "--detect": detect, "--samples": samples,
@@ -160,12 +163,18 @@ def _reproduce(again: Again, rng: np.random.Generator, output: Path | None, as_j
 
 
 def _finish(data: dict[str, Any], exit_code: int, output: Path | None, as_json: bool) -> None:
+    """Write and print what was found; what cannot be written is printed all the same."""
+    unwritten: StorageError | None = None
     if output is not None:
-        from akd_deploy.storage import write_text_atomically
-
-        write_text_atomically(output, json.dumps(data, indent=1, default=float) + "\n")
+        try:
+            write_text_atomically(output, json.dumps(data, indent=1, default=float) + "\n")
+        except StorageError as error:
+            unwritten, exit_code = error, error.exit_code
+            data = {**data, "error": error.as_dict()}
 
     def show(console: Console) -> None:
+        if unwritten is not None:
+            emit_error(unwritten, as_json=False)
         console.print(bench_table(data))
         for line in data.get("reproduction", {}).get("factors", []):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

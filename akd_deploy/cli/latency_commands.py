@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -214,10 +215,13 @@ def profile(
             return
         console.print(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
-            f"σ {data['sigma'] or 0:.1%} → {directory}"
+            f"processes differ by {data['sigma'] or 0:.1%} (σ) → {directory}"
         )
         if data.get("expected_error") is not None:
-            console.print(f"expected error of a network like those measured: {data['expected_error']:.1%}")
+            console.print(
+                f"expected error of a network like those measured: {data['expected_error']:.1%} (forecast from what is "
+                "measured and how often; `fit` scores it)"
+            )
             if limit is not None and data["expected_error"] > limit:
                 console.print(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
             elif planned.ended == GAIN:
@@ -259,13 +263,40 @@ def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> N
         data["transferred_from"] = [asdict(source) for source in origin.sources]
 
     def show(console: Console) -> None:
-        console.print(table(f"Predictor of {target}", ("score", ">value"), [(k, _number(v)) for k, v in data.items()]))
+        console.print(table(f"Predictor of {target}", ("score", ">value"), _fitted_rows(data)))
 
     emit(Outcome(data, show), as_json)
 
 
-def _number(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _fitted_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a fit found, in words and with units."""
+
+    def share(key: str) -> str:
+        return "unknown" if data[key] is None else f"{data[key]:.1%}"
+
+    def plain(key: str) -> str:
+        return "unknown" if data[key] is None else f"{data[key]:.3f}"
+
+    tails = ", ".join(f"{name} {factor:.2f}×" for name, factor in data["tail_factors"].items())
+    rows = [
+        (f"scored on ({data['calibrated_on']}, each without itself)", str(data["items"])),
+        ("mean error (MAPE)", share("mape")),
+        ("noise of a label (σ)", share("sigma")),
+        ("mean error of a perfect predictor of such labels", share("floor_mape")),
+        ("within ±5 %", share("within_5")),
+        ("within ±10 %", share("within_10")),
+        ("worst", share("worst")),
+        ("Kendall τ", plain("kendall_tau")),
+        ("Spearman ρ", plain("spearman")),
+        ("intervals of 90 % hold", share("coverage")),
+        ("in-place factor", plain("in_place_factor")),
+        ("left out, for operators that no probe has", str(data["left_out"])),
+        ("samples over full speed", tails or "too few samples"),
+        ("table", data["table"]),
+    ]
+    if "transferred_from" in data:
+        rows.append(("transferred from", ", ".join(str(source["target"]) for source in data["transferred_from"])))
+    return rows
 
 
 def predict(
@@ -354,12 +385,8 @@ def feasible(
 
     budget_s = parse_latency_budget(latency_budget, None) if latency_budget else None
     latency = target_latency(load_target(target), directory)
-    found = feasibility(
-        latency.compile(named_space(space or "mobile")),
-        np.random.default_rng(seed),
-        budget_s,
-        latency.certificate_factor(CertificateTable(percentile=percentile)),
-    )
+    factor = latency.certificate_factor(CertificateTable(percentile=percentile))
+    found = feasibility(latency.compile(named_space(space or "mobile")), np.random.default_rng(seed), budget_s, factor)
     data = {"target": target, "budget_s": budget_s, **found.as_dict()}
 
     def show(console: Console) -> None:
@@ -371,7 +398,10 @@ def feasible(
         console.print(table(f"Reachable on {target}", ("", ">latency", ">parameters"), rows))
         if budget_s is not None:
             share = found.fraction_within_budget or 0.0
-            console.print(f"{share:.2%} of architectures are bound to meet {format_seconds(budget_s)}")
+            console.print(
+                f"{share:.2%} of architectures are bound to meet {format_seconds(budget_s)}: a certificate at "
+                f"p{percentile:g} asks for {factor:.2f} × the upper end of a predicted interval here"
+            )
 
     if found.reachable is False:
         raise InfeasibleBudgetError(

@@ -13,6 +13,7 @@ from rich.console import Console
 from akd_deploy.cli.options import Config, DryRun, Json, Resume
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import GateError
+from akd_deploy.storage import require_place
 from akd_deploy.units import format_seconds, format_share
 
 RunDirectory = Annotated[
@@ -111,6 +112,7 @@ def distill(
     if dry_run:
         emit(Outcome({"student": str(output)}, lambda console: console.print(f"would train {output}")), as_json)
         return
+    require_place(output)
     _one_thread()
     with progress_bars(as_json) as on_progress:
         data = distill_one(configuration, architecture, output, method, on_progress)
@@ -218,9 +220,10 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
                 latency += ", NOT certified within the budget"
             rows.append((label, f"{a['mean']:.2%}{spread}{latency}"))
     for pair in accuracy["paired"]:
-        rows.append(
-            (f"  distilled − {pair['b']}", f"{pair['mean']:+.2%} [{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %")
-        )
+        interval = f"[{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %"
+        if pair["low"] == pair["high"]:
+            interval = "in every seed, which gives no interval"
+        rows.append((f"  distilled − {pair['b']}", f"{pair['mean']:+.2%} {interval}"))
     rows += [
         ("bundle", winner["bundle"]),
         ("report", str(directory / "report.html")),
@@ -237,6 +240,11 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
                 e["why_not"] or "",
             )
             for e in summary["export"]["engines"]
+        ]
+        engines += [
+            (f"  its {v['mode']} variant", "built", format_seconds(v["latency_stats_s"]["median"]), "—", v["note"])
+            for v in summary["export"]["variants"]
+            if not v["own"] and v["latency_stats_s"]
         ]
         console.print(table("Engines", ("target", "built", ">median", ">σ", "remark"), engines))
 

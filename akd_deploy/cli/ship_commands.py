@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +12,10 @@ from rich.console import Console
 from akd_deploy.cli.options import DryRun, Json, TrustEngine
 from akd_deploy.cli.output import Outcome, emit, stderr
 from akd_deploy.errors import GateError, UsageError, VerificationError
-from akd_deploy.units import parse_fraction
+from akd_deploy.units import format_seconds, parse_fraction
+
+if TYPE_CHECKING:
+    from akd_deploy.export.manifest import Manifest
 
 Digest = Annotated[str | None, typer.Option("--digest", help="The digest `package` printed.")]
 Key = Annotated[Path | None, typer.Option("--key", help="PEM file of the Ed25519 public key.")]
@@ -22,6 +25,27 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     for command in (package, verify, load, gate):
         app.command()(command)
+
+
+def _certificate(manifest: Manifest) -> dict[str, Any] | None:
+    """What a bundle's certificate says, in short; None where it has none."""
+    held = manifest.facts.certificate
+    return None if held is None else {key: held.get(key) for key in ("ok", "budget_s", "percentile", "confidence")}
+
+
+def _show_certificate(manifest: Manifest, console: Console) -> None:
+    """Whether its budget is certified: a bundle may be sound, and its student too slow. Facts may be of any type."""
+    found = _certificate(manifest)
+    if found is None:
+        console.print("no certificate: nothing is promised of its latency")
+        return
+    budget, percentile = (
+        found[key] if isinstance(found[key], int | float) else None for key in ("budget_s", "percentile")
+    )
+    told = "its budget" if budget is None else format_seconds(budget)
+    level = "" if percentile is None else f" at p{percentile:g}"
+    held = "holds" if found["ok"] is True else "does NOT hold: it is not shown to meet its budget"
+    console.print(f"certificate of {told}{level}: {held}", markup=False, highlight=False)
 
 
 def package(
@@ -56,10 +80,17 @@ def package(
         )
     else:
         manifest = package_bundle(bundle, format, output, key=sign, force=force)
-    data = {"output": str(output), "format": format, "digest": manifest.digest, "signed_by": manifest.signed_by}
+    data = {
+        "output": str(output),
+        "format": format,
+        "digest": manifest.digest,
+        "signed_by": manifest.signed_by,
+        "certificate": _certificate(manifest),
+    }
 
     def show(console: Console) -> None:
         console.print(f"{output}: {len(manifest.files)} files, digest {manifest.digest}")
+        _show_certificate(manifest, console)
 
     emit(Outcome(data, show), as_json)
 
@@ -81,8 +112,12 @@ def verify(
         if verification.ok:
             known = "authentic" if verification.authentic else "unchanged; give --key or --digest to know it is ours"
             console.print(f"ok: {known}", markup=False)
+        if verification.manifest is not None:
+            _show_certificate(verification.manifest, console)
 
-    emit(Outcome(verification.as_dict(), show, 0 if verification.ok else VerificationError.exit_code), as_json)
+    certificate = None if verification.manifest is None else _certificate(verification.manifest)
+    data = {**verification.as_dict(), "certificate": certificate}
+    emit(Outcome(data, show, 0 if verification.ok else VerificationError.exit_code), as_json)
 
 
 def load(
@@ -121,6 +156,7 @@ def load(
             "differences": differences,
             "inputs": inputs,
             "outputs": outputs,
+            "certificate": _certificate(loaded.manifest),
             "finite": all(bool(np.isfinite(array).all()) for array in arrays.values()),
         }
 
@@ -134,6 +170,7 @@ def load(
         console.print(
             "one inference on zeros: " + ("done" if data["finite"] else "done, with values that are not finite")
         )
+        _show_certificate(loaded.manifest, console)
         if differences:
             console.print("measured elsewhere, so that its certificate says nothing about this machine:")
             for line in differences:

@@ -264,6 +264,11 @@ class OnnxRuntimeEngine(Engine):
             asked=f"{path.name} in ONNX Runtime for target {self.target.name}",
             found=(f"a refusal at {where}: " if where else "a refusal: ") + message,
             next="Replace that operator in the network, or choose another engine.",
+            operators=sorted(
+                f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+                for node in {node.op_type: node for node in model.graph.node}.values()
+                if node.op_type in operators
+            ),
         )
 
 

@@ -99,6 +99,7 @@ def kernels_from_profile(
                 asked=asked,
                 found=f"control flow: node {node.name!r} ({node.op_type})",
                 next="Its latency depends on the data: export the network without branches and loops.",
+                operators=[node.op_type],
             )
     constants = {tensor.name: tensor for tensor in optimised.initializer}
     tensors = {name: ("", shape) for name, shape in feeds.items()}

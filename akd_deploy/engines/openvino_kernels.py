@@ -125,6 +125,7 @@ def kernels_from_layers(graph: onnx.GraphProto, layers: Sequence[ExecutedLayer])
                 asked=f"the kernels executed for {graph.name or 'this network'}",
                 found=f"control flow: node {told[0] if told else f'{layers[e].name!r} ({layers[e].layer_type})'}",
                 next="Its latency depends on the data: export the network without branches and loops.",
+                operators=[original.nodes[i].op_type for i in nodes[:1]] or [layers[e].layer_type],
             )
     return tuple(
         ExecutedKernel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,10 +68,10 @@ def _built(factory: str, arguments: dict[str, object]) -> nn.Module:
     with _working_directory_on_path():
         try:
             module = importlib.import_module(module_name)
-        except (ImportError, SyntaxError, ValueError) as error:
+        except Exception as error:  # the user's own code may raise anything
             raise UsageError(
                 asked=f"the module {module_name} of the teacher's factory {factory}",
-                found=f"it cannot be imported: {error}",
+                found=f"it cannot be imported: {_told(error)}",
                 next=f"Install it, or run where its folder is (looked in {Path.cwd()} too).",
             ) from error
         build = getattr(module, function_name, None)
@@ -83,11 +84,11 @@ def _built(factory: str, arguments: dict[str, object]) -> nn.Module:
             )
         try:
             built = build(**arguments)
-        except TypeError as error:
+        except Exception as error:  # the user's own code may raise anything
             raise UsageError(
                 asked=f"{factory} called with {arguments or 'no arguments'}",
-                found=str(error),
-                next="Correct the factory's arguments.",
+                found=_told(error),
+                next="Correct the factory, or its arguments.",
             ) from error
     if not isinstance(built, nn.Module):
         raise UsageError(
@@ -96,6 +97,12 @@ def _built(factory: str, arguments: dict[str, object]) -> nn.Module:
             next="Let the function return the network itself.",
         )
     return built
+
+
+def _told(error: Exception) -> str:
+    """What was raised, and the line of the user's code that raised it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def _some(names: Sequence[str]) -> str:

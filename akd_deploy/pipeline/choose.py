@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from akd_deploy.architecture import Architecture, architecture_from_dict
-from akd_deploy.models.student import load_student, save_student
+from akd_deploy.errors import CorruptFileError, MismatchError
+from akd_deploy.models.student import Student, load_student, save_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
@@ -19,8 +21,8 @@ from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape,
 
 CONFIRMED = 4
 """So many of the best candidates are measured, untrained, before the one to ship is chosen among those in budget."""
-HAND_SHRUNK = "hand-shrunk"
-"""The name that network is measured under, in turn with them."""
+HAND_SHRUNK = 2
+"""So many of the best hand-shrunk networks are measured in turn with them; the best within budget is the baseline."""
 
 
 def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def front(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The widest hand-shrunk network of each kind within the budget; the best of them after a short training.
+    """The widest hand-shrunk network of each kind within the budget, each after a short training.
 
     Where none of any kind is bound to meet the budget, the narrowest ones stand in (`bound_to_fit` is then false):
     the baseline is shown with whatever its own certificate says.
@@ -128,8 +130,7 @@ def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         run.on_progress("training hand-shrunk students", i, len(entered))
         score = run.bed.score(architecture, run.configuration.seed)
         rows.append({"arch": architecture.as_dict(), "latency_s": latency_s, "accuracy": score.accuracy})
-    best = max(rows, key=lambda row: float(str(row["accuracy"])))
-    return {**best, "bound_to_fit": bound_to_fit, "considered": rows}
+    return {"bound_to_fit": bound_to_fit, "considered": rows}
 
 
 def _widest_within(run: Run, family: Sequence[Architecture], budget_s: float) -> tuple[Architecture, float] | None:
@@ -148,13 +149,16 @@ def _widest_within(run: Run, family: Sequence[Architecture], budget_s: float) ->
 
 
 def confirm(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure the best candidates, untrained, and choose the best whose certificate holds; the hand-shrunk network in
-    turn with them."""
+    """Measure the best candidates and hand-shrunk networks, untrained and in turn; of either the best whose certificate
+    holds is chosen, or the best of all where none does."""
     budget_s, table = results["budget"]["budget_s"], run.configuration.certificate
     folder = run.directory / "candidates"
     folder.mkdir(exist_ok=True)
     best = trained(results)[:CONFIRMED]
-    rivals = {HAND_SHRUNK: results["hand-shrunk"]["arch"]} | {row["network"]: row["arch"] for row in best}
+    plain = sorted(results["hand-shrunk"]["considered"], key=lambda row: -row["accuracy"])[:HAND_SHRUNK]
+    rivals = {row["network"]: row["arch"] for row in best} | {
+        f"hand-shrunk {i}": row["arch"] for i, row in enumerate(plain)
+    }
     models = {name: write_model(run.target, architecture_from_dict(arch), folder) for name, arch in rivals.items()}
     measured = measure_blocks(
         run.target,
@@ -171,8 +175,21 @@ def confirm(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         for name, one in measured.items()
     }
     rows = [{**row, **found[row["network"]]} for row in best]
-    within = [row for row in rows if row["certificate"]["ok"]]
-    return {"candidates": rows, "winner": (within or rows)[0], "hand_shrunk": found[HAND_SHRUNK]}
+    baselines = [{**row, **found[f"hand-shrunk {i}"]} for i, row in enumerate(plain)]
+    return {"candidates": rows, "winner": _best_within(rows), "hand_shrunk": _best_within(baselines)}
+
+
+def _best_within(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The first whose certificate holds; the first of all where none does."""
+    return next((row for row in rows if row["certificate"]["ok"]), rows[0])
+
+
+def _finished(path: Path) -> Student:
+    """A student that an earlier process trained."""
+    try:
+        return load_student(path)
+    except (CorruptFileError, MismatchError) as error:
+        raise CorruptFileError(error.asked, error.found, f"Delete {path}: --resume trains it again.") from error
 
 
 def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +197,7 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     arms = {
         "kd": (results["confirm"]["winner"]["arch"], run.bed.method),
         "ce": (results["confirm"]["winner"]["arch"], "ce"),
-        "hand_shrunk": (results["hand-shrunk"]["arch"], run.bed.method),
+        "hand_shrunk": (results["confirm"]["hand_shrunk"]["arch"], run.bed.method),
     }
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
@@ -190,7 +207,7 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             run.on_progress("training finalists", i * len(arms) + j, total)
             path = run.directory / "students" / f"{arm}-{seed}.safetensors"
             if path.is_file():
-                student = load_student(path)
+                student = _finished(path)
             else:
                 student = run.bed.train(architecture_from_dict(fields), seed, method, run.bed.long)
                 save_student(student, path)

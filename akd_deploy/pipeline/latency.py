@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from akd_deploy.configuration import CertificateTable
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
-from akd_deploy.errors import MismatchError
+from akd_deploy.errors import BuildError, MismatchError, UncoveredOperatorError
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.latency_table import HEADER_NAME, NETWORK, PROBE, LatencyTable, find_table, read_table
 from akd_deploy.pipeline.expected_error import Enough
@@ -59,13 +60,21 @@ class TargetLatency:
             remember: for the next time that this file, or one of the same structure, is asked for.
 
         Raises:
-            UncoveredOperatorError: names every operator the table says nothing about.
+            UncoveredOperatorError: names every operator the table says nothing about, or the engine does not execute.
             AkdError: what `KernelReader.read` raises.
         """
-        found = self.reader.read(path, kernels, remember=remember)
+        asked = f"the latency of {path.name}"
+        try:
+            found = self.reader.read(path, kernels, remember=remember)
+        except BuildError as error:
+            if not error.details.get("operators"):
+                raise
+            # Nobody's table holds an operator that the engine itself does not execute.
+            operators = cast("list[str]", error.details["operators"])
+            raise UncoveredOperatorError(operators, asked, f"{error.next} ({error.found})") from error
         prediction = self._predicted.get(found)
         if prediction is None:
-            prediction = self.predictor.predict(found.executed, f"the latency of {path.name}", found.kernels_from)
+            prediction = self.predictor.predict(found.executed, asked, found.kernels_from)
             if remember:
                 self._predicted.keep(found, prediction)
         return prediction

@@ -15,7 +15,7 @@ from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.onnx_from_convnet import onnx_from_convnet
 from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.pipeline.context import Run
-from akd_deploy.pipeline.feasibility import feasibility
+from akd_deploy.pipeline.feasibility import Feasibility, feasibility
 from akd_deploy.pipeline.latency import profile_target
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.profiling.blocks import Protocol, measure_blocks
@@ -68,7 +68,12 @@ def _share_in_domain(run: Run) -> float:
 
 
 def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
-    """Train or load the teacher, and measure it where it runs as an ONNX network."""
+    """Train or load the teacher, and measure it where it runs as an ONNX network.
+
+    A budget that does not depend on it is checked first: training may take hours.
+    """
+    if not _is_relative(run):
+        _feasible(run, parse_latency_budget(run.configuration.budget, None))
     bed = run.bed
     provenance = bed.teacher.provenance
     path = _teacher_onnx(run)
@@ -109,6 +114,20 @@ def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     A percentage is of the teacher's latency at the certificate's percentile: the student's is compared with it there.
     """
     budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["at_percentile_s"])
+    found = _feasible(run, budget_s)
+    reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
+    share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"
+    run.on_progress(f"feasible: {reach}, {share}", 1, 1)
+    return {"budget_s": budget_s, "of": "teacher" if _is_relative(run) else None, "feasible": found.as_dict()}
+
+
+def _is_relative(run: Run) -> bool:
+    """Whether the budget is a share of the teacher's latency."""
+    return run.configuration.budget.strip().endswith("%")
+
+
+def _feasible(run: Run, budget_s: float) -> Feasibility:
+    """What the space reaches; raises InfeasibleBudgetError where nothing in it is bound to meet the budget."""
     found = feasibility(run.compiled, run.rng("feasible"), budget_s, run.certificate_factor)
     if not found.reachable:
         raise InfeasibleBudgetError(
@@ -118,8 +137,4 @@ def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             fastest_s=found.fastest_bound_s,
             budget_s=budget_s,
         )
-    reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
-    share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"
-    run.on_progress(f"feasible: {reach}, {share}", 1, 1)
-    relative = run.configuration.budget.strip().endswith("%")
-    return {"budget_s": budget_s, "of": "teacher" if relative else None, "feasible": found.as_dict()}
+    return found

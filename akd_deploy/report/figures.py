@@ -95,7 +95,8 @@ def _prediction(summary: Fields) -> Figure | None:
         title="Predicted against measured latency",
         alt=f"Scatter of {len(points)} networks: predicted latency with interval against the one at full speed; "
         f"{held} of {len(points)} intervals hold the measurement.",
-        caption=f"{held} of {len(points)} intervals hold the measurement. On the dotted line both are equal."
+        caption=f"{held} of {len(points)} intervals hold the measurement; factor and width were calibrated on these "
+        "very networks, and the scores beside are of each without itself. On the dotted line both are equal."
         + (" Both axes are logarithmic." if log else ""),
         height_px=380,
         spec=spec_of(figure),

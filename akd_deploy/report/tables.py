@@ -40,6 +40,7 @@ class AccuracyRow:
     accuracy: str
     seeds: str
     latency: str
+    budget: str
     per_seed: str
 
 
@@ -64,7 +65,7 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
     for name in names:
         scores = part.get(name)
         if not scores:
-            rows.append(AccuracyRow(name, NETWORKS.get(name, name), "not part of this run", "", "", ""))
+            rows.append(AccuracyRow(name, NETWORKS.get(name, name), "not part of this run", "", "", "", ""))
             continue
         value_s, kind = latencies.get(name, (None, ""))
         per_seed = (part.get("per_seed") or {}).get(name) or []
@@ -75,10 +76,20 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
                 accuracy=_mean_and_spread(scores),
                 seeds=str(_seed_count(scores.get("seeds"))),
                 latency=f"{latency(value_s, unit)} {kind}".strip() if value_s is not None else latency(None, unit),
+                budget=_against_budget(name, scores, summary),
                 per_seed=", ".join(percent(value, 2) for value in per_seed),
             )
         )
     return rows
+
+
+def _against_budget(name: str, scores: Fields, summary: Fields) -> str:
+    """What its own certificate says; nothing of networks that none was made of."""
+    if name in ("kd", "ce"):
+        held = ((summary.get("winner") or {}).get("certificate") or {}).get("ok")
+    else:
+        held = scores.get("within_budget")
+    return "certified within" if held is True else "NOT certified within" if held is False else ""
 
 
 def _seed_count(seeds: object) -> object:
@@ -118,6 +129,8 @@ def paired_rows(accuracy: Fields) -> list[PairedRow]:
         # one seed gives no interval; arithmetic on it gives NaN
         if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
             interval, reading = "none", "too few seeds for an interval"
+        elif low == high:
+            interval, reading = "none", "the difference is the same in every seed, which gives no interval"
         else:
             interval = f"{percentage_points(low)} to {percentage_points(high)}"
             reading = "first is better" if low > 0 else "second is better" if high < 0 else "not resolved"

@@ -339,12 +339,41 @@ def test_package_and_verify_end_in_one_file_that_is_whole(twin, tmp_path):
     assert (packed.code, packed.data["output"]) == (0, str(out))
     verified = twin.workshop.call("verify", out, "--digest", packed.data["digest"], "--json")
     assert (verified.code, verified.data["ok"], verified.data["problems"]) == (0, True, [])
+    certificate = twin.answer.data["winner"]["certificate"]
+    short = {key: certificate[key] for key in ("ok", "budget_s", "percentile", "confidence")}
+    assert packed.data["certificate"] == verified.data["certificate"] == short
     content = bytearray(out.read_bytes())
     content[len(content) // 2] ^= 1
     out.write_bytes(content)
     damaged = twin.workshop.call("verify", out, "--json")
     assert (damaged.code, damaged.data["ok"]) == (3, False)
     assert damaged.data["problems"]
+
+
+@pytest.mark.parametrize("held", [True, False, None])
+def test_a_bundle_says_whether_its_budget_is_certified_wherever_it_is_looked_at(twin, tmp_path, held):
+    """A bundle may be sound, and its student too slow."""
+    from dataclasses import replace
+
+    from akd_deploy.export.manifest import manifest_from_bytes
+
+    bundle = tmp_path / "bundle"
+    shutil.copytree(twin.directory / "bundle", bundle)
+    manifest = manifest_from_bytes((bundle / "manifest.json").read_bytes())
+    certificate = None if held is None else {**(manifest.facts.certificate or {}), "ok": held, "budget_s": 2e-3}
+    changed = replace(manifest, facts=replace(manifest.facts, certificate=certificate))
+    (bundle / "manifest.json").write_bytes(changed.to_bytes())
+    said = {
+        True: "certificate of 2 ms at p90: holds",
+        False: "certificate of 2 ms at p90: does NOT hold: it is not shown to meet its budget",
+        None: "no certificate: nothing is promised of its latency",
+    }[held]
+    for command in (("verify",), ("load",), ("package", "-o", tmp_path / "b.zip")):
+        answer = twin.workshop.call(command[0], bundle, *command[1:])
+        assert answer.code == 0, answer
+        assert said in answer.stdout
+    data = twin.workshop.call("load", bundle, "--json").data
+    assert (data["certificate"] or {}).get("ok") is held
 
 
 WRITERS = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from command_line import TARGET, call, written
 
+from akd_deploy.errors import StorageError
 from akd_deploy.search import read_journal
 
 
@@ -196,7 +197,7 @@ def test_a_run_whose_budget_nothing_meets_says_the_fastest_and_trains_no_student
         assert "fastest needs" in answer.error["found"]
         assert answer.data["fastest_s"] == answer.error["fastest_s"] > answer.error["budget_s"]
     with read_journal(tmp_path / "run" / "journal.sqlite") as journal:
-        assert list(journal.stages()) == ["profile", "teacher"]
+        assert list(journal.stages()) == ["profile"]  # a teacher may take hours to train
 
 
 @pytest.mark.parametrize(
@@ -300,6 +301,34 @@ def test_an_operator_the_table_does_not_know_is_named_and_never_costs_nothing(wo
     assert answer.error["uncovered"] == answer.data["uncovered"]
     assert "Sinh" in answer.error["found"]
     assert "latency_s" not in answer.data
+
+
+@pytest.mark.parametrize(("operator", "domain"), [("Frob", "my.dom"), ("NotAnOp", ""), ("If", "")])
+def test_an_operator_that_the_engine_does_not_know_either_is_uncovered_too(workshop, tmp_path, operator, domain):
+    """Nothing is built where a latency is predicted: it is no build that failed."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    tensor, shape = helper.make_tensor_value_info, [1, 8, 12, 12]
+    if operator == "If":
+        branches = {}
+        for branch in ("then_branch", "else_branch"):
+            node = helper.make_node("Relu" if branch == "then_branch" else "Neg", ["x"], [f"{branch}.y"])
+            branches[branch] = helper.make_graph([node], branch, [], [tensor(f"{branch}.y", TensorProto.FLOAT, shape)])
+        total = helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0)
+        cast = helper.make_node("Cast", ["sum"], ["yes"], to=TensorProto.BOOL)
+        nodes = [total, cast, helper.make_node("If", ["yes"], ["y"], **branches)]
+    else:
+        nodes = [helper.make_node(operator, ["x"], ["y"], domain=domain)]
+    graph = helper.make_graph(
+        nodes, "g", [tensor("x", TensorProto.FLOAT, shape)], [tensor("y", TensorProto.FLOAT, shape)]
+    )
+    opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    path = tmp_path / "m.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    answer = workshop.call("predict", "--target", TARGET, "--onnx", path, "--json")
+    assert (answer.code, answer.error["kind"]) == (2, "uncovered_operator")
+    assert answer.data["uncovered"] == [f"{domain}.{operator}" if domain else operator]
 
 
 FACTORY = """
@@ -481,6 +510,42 @@ def test_a_folder_that_is_a_file_cannot_be_written_into(twin, architecture_file,
     assert (answer.code, answer.error["kind"]) == (5, "storage"), answer
     assert str(file) in _said(answer.error)
     assert file.read_text(encoding="utf-8") == "precious"
+
+
+def test_a_bench_whose_record_cannot_be_written_at_last_is_printed_all_the_same(twin, tmp_path, monkeypatch):
+    def full(path, text):
+        raise StorageError(f"to write {path}", "no space", "Free some.")
+
+    command = ("bench", "--target", TARGET, "--onnx", twin.onnx, "--blocks", 2, "--seconds", 0.02)
+    monkeypatch.setattr("akd_deploy.cli.bench_command.write_text_atomically", full)
+    answer = twin.workshop.call(*command, "-o", tmp_path / "r.json", "--json")
+    assert (answer.code, answer.error["kind"]) == (5, "storage")
+    assert answer.data["latency_stats_s"]["median"] > 0
+    words = twin.workshop.call(*command, "-o", tmp_path / "r.json")
+    assert "median" in words.stdout
+    assert words.code == 5
+
+
+def test_a_defect_of_ours_is_an_error_with_its_traceback(workshop, refused, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr("akd_deploy.pipeline.latency.find_table", broken)
+    answer = workshop.call("fit", "--target", TARGET, "--json")
+    assert (answer.code, answer.error["kind"]) == (1, "defect")
+    assert answer.error["found"] == "ZeroDivisionError: a mistake"
+    assert "Traceback" in answer.stderr
+
+
+@pytest.mark.parametrize(("command", "said"), [("fit", "Nothing was kept; run it again."), ("profile", "--resume")])
+def test_ctrl_c_says_what_is_true_of_the_command(workshop, monkeypatch, command, said):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("akd_deploy.target.load_target", interrupted)
+    answer = workshop.call(command, "--target", TARGET, "--json")
+    assert (answer.code, answer.error["kind"]) == (130, "interrupted")
+    assert said in answer.error["next"]
 
 
 def test_a_library_that_cannot_write_is_reported_like_our_own_code(workshop, refused, monkeypatch):

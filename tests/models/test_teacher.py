@@ -201,6 +201,8 @@ def test_factories_that_do_not_work_are_told_apart(factory: str, tmp_path: Path)
     module = factory.split(":")[0]
     path = weights(tmp_path)
     (tmp_path / "needs_more.py").write_text("import package_that_is_not_here")
+    (tmp_path / "raises.py").write_text("def build():\n    raise RuntimeError('no GPU here')\n")
+    (tmp_path / "raises_early.py").write_text("1 / 0\n")
     cases: list[tuple[str, dict[str, object], str]] = [
         ("no_colon", {}, "package.module:function"),
         ("no_such_module_here:build", {}, "cannot be imported.*no_such_module_here"),
@@ -209,6 +211,8 @@ def test_factories_that_do_not_work_are_told_apart(factory: str, tmp_path: Path)
         (f"{module}:answer", {}, "int, which cannot be called"),
         (f"{module}:not_a_network", {}, "a torch module.*int"),
         (factory, {"depth": 3}, "depth"),
+        ("raises:build", {}, r"RuntimeError: no GPU here \(raises.py, line 2\)"),
+        ("raises_early:build", {}, r"ZeroDivisionError: division by zero \(raises_early.py, line 1\)"),
     ]
     for name, arguments, says in cases:
         with pytest.raises(UsageError, match=says):

@@ -95,21 +95,22 @@ def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and
     narrowest = [family[0].as_dict() for family in families]
     assert found["bound_to_fit"] is False
     assert [row["arch"] for row in found["considered"]] == narrowest
-    assert found["arch"] in narrowest
 
 
-def test_candidates_and_the_hand_shrunk_network_are_measured_in_turn_and_the_best_within_budget_wins(
-    monkeypatch, tmp_path
+def measured_of(seconds):
+    return SimpleNamespace(measurement=Measurement("m", (seconds,) * 1000, tuple(i // 100 for i in range(1000))))
+
+
+@pytest.mark.parametrize(("plain_s", "baseline"), [((0.7, 0.6, 0.1), 0), ((1.7, 0.6, 0.1), 1), ((1.7, 1.6, 0.1), 0)])
+def test_candidates_and_hand_shrunk_networks_are_measured_in_turn_and_the_best_within_budget_is_chosen(
+    plain_s, baseline, monkeypatch, tmp_path
 ):
     asked = []
-
-    def measured(seconds):
-        return SimpleNamespace(measurement=Measurement("m", (seconds,) * 1000, tuple(i // 100 for i in range(1000))))
+    times = {"n0": 2.0, "n1": 0.5, "n2": 0.4, "n3": 0.3} | {f"hand-shrunk {i}": s for i, s in enumerate(plain_s)}
 
     def measure_blocks(target, models, protocol, rng, on_progress):
-        asked.append(list(models))
-        times = {"n0": 2.0, "n1": 0.5, "n2": 0.4, "n3": 0.3, choose.HAND_SHRUNK: 0.7}
-        return {name: measured(times[name]) for name in models}
+        asked.append(set(models))
+        return {name: measured_of(times[name]) for name in models}
 
     monkeypatch.setattr(choose, "write_model", lambda *_: tmp_path / "model.onnx")
     monkeypatch.setattr(choose, "measure_blocks", measure_blocks)
@@ -120,10 +121,12 @@ def test_candidates_and_the_hand_shrunk_network_are_measured_in_turn_and_the_bes
         {"network": f"n{i}", "digest": f"d{i}", "arch": arch, "state": "done", "reward": 1 - i / 10, "accuracy": 0.9}
         for i in range(6)
     ]
-    results = {"budget": {"budget_s": 1.0}, "search-tpe": {"trials": trials}, "hand-shrunk": {"arch": arch}}
+    considered = [{"arch": arch, "accuracy": accuracy} for accuracy in (0.7, 0.9, 0.8)]
+    results = {"budget": {"budget_s": 1.0}, "search-tpe": {"trials": trials}, "hand-shrunk": {"considered": considered}}
     found = choose.confirm(run, results)
-    assert [set(names) for names in asked] == [{"n0", "n1", "n2", "n3", choose.HAND_SHRUNK}]
+    assert asked == [{"n0", "n1", "n2", "n3", "hand-shrunk 0", "hand-shrunk 1"}]
     assert [row["certificate"]["ok"] for row in found["candidates"]] == [False, True, True, True]
     assert found["winner"]["network"] == "n1"
-    assert found["hand_shrunk"]["measured_s"]["median"] == 0.7
-    assert found["hand_shrunk"]["certificate"]["ok"] is True
+    assert found["hand_shrunk"]["accuracy"] == (0.9, 0.8)[baseline]
+    assert found["hand_shrunk"]["measured_s"]["median"] == plain_s[baseline]
+    assert found["hand_shrunk"]["certificate"]["ok"] is (plain_s[baseline] < 1)

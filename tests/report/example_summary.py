@@ -125,6 +125,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
             "kd": {"mean": 0.9723, "spread": 0.0031, "seeds": 3},
             "ce": {"mean": 0.9648, "spread": 0.0042, "seeds": 3},
             "hand_shrunk": {
+                "within_budget": False,
                 "mean": 0.9667,
                 "spread": 0.0027,
                 "seeds": 3,

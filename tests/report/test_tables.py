@@ -90,3 +90,16 @@ def test_rank_ceilings_need_the_points_that_were_scored():
 def test_facts_spell_nested_settings_and_keep_digits():
     facts = tables.plain_facts({"engine_options": {"threads": 1}, "cosine": 0.9999999, "names": ["a", "b"], "x": None})
     assert facts == [("engine options: threads", "1"), ("cosine", "0.9999999"), ("names", "a, b")]
+
+
+def test_every_student_says_whether_its_certificate_holds() -> None:
+    rows = {row.name: row.budget for row in tables.accuracy_rows(example_summary())}
+    assert rows["kd"] == rows["ce"] == "certified within"
+    assert rows["hand_shrunk"] == "NOT certified within"
+    assert rows["teacher"] == ""
+
+
+def test_a_difference_that_is_the_same_in_every_seed_has_no_interval() -> None:
+    (row,) = tables.paired_rows({"paired": [{"a": "kd", "b": "ce", "mean": 0.01, "low": 0.01, "high": 0.01, "n": 2}]})
+    assert row.interval == "none"
+    assert "the same in every seed" in row.reading
