@@ -22,7 +22,7 @@ from akd_deploy.errors import GateError, MismatchError, MissingFileError, UsageE
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline.building import ready_models
 from akd_deploy.pipeline.correctness import LabelledSamples, accuracy_record
-from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks, pinned_cpus
+from akd_deploy.profiling.blocks import PATIENCE_S, Measured, Protocol, measure_blocks, pinned_cpus
 from akd_deploy.profiling.worker import no_device_clock
 from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
@@ -65,6 +65,7 @@ def bench_protocol(blocks: int, seconds: float, idle_s: float = 0.0, boundary: s
         max_samples=MAX_SAMPLES_PER_BLOCK,
         idle_s=idle_s,
         boundary=boundary,
+        pauses_s=PATIENCE_S,
     )
 
 

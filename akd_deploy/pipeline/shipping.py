@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import isa_of, mode_for
-from akd_deploy.profiling.blocks import Measured, Protocol, measure_blocks
+from akd_deploy.profiling.blocks import PATIENCE_S, Measured, Protocol, Taken, is_disturbed, measure_blocks
 from akd_deploy.target import Target
 
 PARITY_SAMPLES = 128
@@ -40,6 +42,7 @@ def certificate_protocol(table: CertificateTable) -> Protocol:
         seconds=0.05,
         min_samples=table.samples_per_block,
         max_samples=table.samples_per_block,
+        pauses_s=PATIENCE_S,
     )
 
 
@@ -145,19 +148,42 @@ def measure_together(
     by_target: dict[str, tuple[Target, dict[str, Path]]] = {}
     for name, (target, path) in subjects.items():
         by_target.setdefault(target.name, (target, {}))[1][name] = path
-    merged: dict[str, Measured] = {}
-    one = Protocol(**{**protocol.__dict__, "blocks": 1})
-    done, total = 0, protocol.blocks * len(subjects)
+    one = replace(protocol, blocks=1, pauses_s=())
+    found: dict[str, dict[int, Measured]] = {name: {} for name in subjects}
+    taken: dict[tuple[str, int], Taken] = {}
     references_s: list[float] = []
-    for _ in range(protocol.blocks):
+
+    def measure(target: Target, names: Sequence[str], block: int, settings: Protocol) -> None:
+        measured = measure_blocks(
+            target,
+            {name: subjects[name][1] for name in names},
+            settings,
+            rng,
+            references_s=references_s,
+            on_taken=lambda name, _, sample: taken.update({(name, block): sample}),
+            earlier={name: [taken[name, block]] for name in names if (name, block) in taken},
+        )
+        for name, value in measured.items():
+            found[name][block] = value
+            on_model(sum(map(len, found.values())), protocol.blocks * len(subjects))
+
+    for block in range(protocol.blocks):
         groups = list(by_target.values())
         for i in rng.permutation(len(groups)):
             target, models = groups[i]
-            for name, measured in measure_blocks(target, models, one, rng, references_s=references_s).items():
-                merged[name] = _joined(merged[name], measured) if name in merged else measured
-                done += 1
-                on_model(done, total)
-    return merged
+            measure(target, list(models), block, one)
+    for pause_s in protocol.pauses_s:
+        late: dict[tuple[str, int], list[str]] = {}
+        for (name, block), sample in taken.items():
+            if is_disturbed(sample, subjects[name][0], references_s):
+                late.setdefault((subjects[name][0].name, block), []).append(name)
+        if not late:
+            break
+        time.sleep(pause_s)
+        for (target_name, block), names in late.items():
+            once_more = 1 + max(taken[name, block].remeasured for name in names)
+            measure(by_target[target_name][0], names, block, replace(one, max_remeasure=once_more))
+    return {name: reduce(_joined, (blocks[i] for i in sorted(blocks))) for name, blocks in found.items()}
 
 
 def _joined(a: Measured, b: Measured) -> Measured:

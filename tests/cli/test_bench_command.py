@@ -66,12 +66,14 @@ def test_a_comparison_says_of_what_its_ratio_is_and_which_blocks_were_disturbed(
     def clock(name: str, nth: int) -> tuple[float, ...]:
         return tuple((1.2e-3 if name == "model" else 1e-3) * (1 + 1e-4 * np.arange(100)))
 
-    install(monkeypatch, clock, lambda name, nth: 0.5 if name == "other" and nth < 3 else 0.0)
+    # Blocks 0 to 9 come first, the first of them three times; then that one again after every pause.
+    install(monkeypatch, clock, lambda name, nth: 0.5 if name == "other" and (nth < 3 or nth > 11) else 0.0)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     classifier(tmp_path / "old.onnx")
     words = ("bench", "--target", TARGET, "--onnx", model, "--compare-with", "old.onnx", "--detect", "3%")
     shown = " ".join(call(tmp_path, *words).stdout.replace("│", " ").split())
     assert "beside old.onnx 1.200× its latency [1.200×, 1.200×] at 95%; its median 1 ms; they differ" in shown
-    assert "disturbed, old.onnx 1 blocks stayed disturbed (0); taken again 2 times" in shown
+    assert "disturbed, old.onnx 1 blocks stayed disturbed (0); taken again 6 times" in shown
     assert "a slow-down of 3 % takes 6 blocks in turn" in shown
 
 

@@ -9,7 +9,7 @@ from akd_deploy.errors import BuildError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.summary import paired_difference
-from akd_deploy.profiling.blocks import Measured, Protocol
+from akd_deploy.profiling.blocks import Measured, Protocol, Taken
 from akd_deploy.target import Target
 
 
@@ -52,7 +52,7 @@ def test_engines_are_measured_block_by_block_in_turn(monkeypatch):
     """A slow minute of the machine then hits all of them, and blocks of equal number can be compared."""
     calls = []
 
-    def measure(target, models, protocol, rng, references_s):
+    def measure(target, models, protocol, rng, references_s, **_):
         assert protocol.blocks == 1
         # What is usual is learnt across blocks: within one of a single model nothing can look unusual.
         assert len(references_s) == len(calls)
@@ -74,6 +74,32 @@ def test_engines_are_measured_block_by_block_in_turn(monkeypatch):
         assert len(value.measurement.samples_s) == 12
         assert value.remeasured == 4
     assert merged["a"].measurement.samples_s == merged["a int8"].measurement.samples_s
+
+
+def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_machine_is_calm(monkeypatch):
+    """The reference tells, never the model's own times: a slow model beside a calm reference stays as it is."""
+    slept, asked = [], []
+
+    def measure(target, models, protocol, rng, references_s, on_taken, earlier):
+        asked.append((target.name, sorted(models), {name: len(blocks) for name, blocks in earlier.items()}))
+        found = {}
+        for name in models:
+            before = earlier[name][0].remeasured + 1 if name in earlier else 0
+            slow = name == "b" and len(slept) < 2 and len(asked) >= 3
+            references_s.append(2e-3 if slow else 1e-3)
+            on_taken(name, 0, Taken((5.0 if slow else 1.0,), references_s[-1], 0.0, remeasured=before))
+            found[name] = Measured(Measurement(name, (5.0 if slow else 1.0,), (0,)), before, int(slow))
+        return found
+
+    monkeypatch.setattr(shipping, "measure_blocks", measure)
+    monkeypatch.setattr(shipping.time, "sleep", slept.append)
+    subjects = {"a": (target(name="a"), Path("1")), "b": (target("openvino", name="b"), Path("2"))}
+    merged = shipping.measure_together(subjects, Protocol(blocks=4, pauses_s=(1.0, 2.0, 4.0)), np.random.default_rng(0))
+    assert slept == [1.0, 2.0]
+    assert all(names == ["b"] for _, names, earlier in asked if earlier)
+    assert merged["a"].measurement.samples_s == merged["b"].measurement.samples_s == (1.0,) * 4
+    assert (merged["a"].remeasured, merged["b"].disturbed) == (0, 0)
+    assert merged["b"].remeasured > 2
 
 
 def test_a_ratio_needs_six_paired_blocks():

@@ -125,6 +125,29 @@ def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(proces
     assert len(measured["b"].measurement.blocks) == 3
 
 
+def test_what_is_disturbed_at_the_end_is_measured_again_after_each_pause(processes, monkeypatch) -> None:
+    """b's block 1 is disturbed at once, at once again, and after the first pause."""
+    slept: list[float] = []
+    monkeypatch.setattr(blocks.time, "sleep", slept.append)
+    orders = processes(lambda name, nth: DRIFTED if name == "b" and nth in (2, 3, 5) else CALM)
+    protocol = Protocol(blocks=3, max_remeasure=1, pauses_s=(0.5, 1.0, 2.0))
+    handed: list[int] = []
+    measured = measure_blocks(
+        HERE, MODELS, protocol, np.random.default_rng(0), on_block=lambda so_far: handed.append(so_far["b"].disturbed)
+    )
+    assert slept == [0.5, 1.0]
+    assert [len(order) for order in orders] == [4, 4, 1, 4, 1, 1]
+    assert handed == [0, 1, 1, 1, 0]
+    assert (measured["b"].remeasured, measured["b"].disturbed) == (3, 0)
+    assert len(measured["b"].measurement.blocks) == 3
+
+
+def test_a_calm_machine_is_not_waited_for(processes, monkeypatch) -> None:
+    processes(lambda name, nth: CALM)
+    monkeypatch.setattr(blocks.time, "sleep", None)
+    measure_blocks(HERE, MODELS, Protocol(blocks=2, pauses_s=(9.0,)), np.random.default_rng(0))
+
+
 def test_remeasuring_is_bounded_and_what_stays_disturbed_is_kept_and_counted(processes) -> None:
     orders = processes(lambda name, nth: STOLEN if name == "c" else CALM)
     measured = measure(blocks=3)
