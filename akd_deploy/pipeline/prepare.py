@@ -18,7 +18,7 @@ from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.feasibility import Feasibility, feasibility
 from akd_deploy.pipeline.latency import profile_target
 from akd_deploy.pipeline.typed import typed_network
-from akd_deploy.profiling.blocks import Protocol, measure_blocks
+from akd_deploy.profiling.blocks import PATIENCE_S, Protocol, measure_blocks
 from akd_deploy.profiling.profile import PROFILE, ProfilePlan
 from akd_deploy.units import format_seconds, format_share, parse_latency_budget
 
@@ -80,7 +80,7 @@ def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
     measured = measure_blocks(
         run.target,
         {"teacher": path},
-        Protocol(blocks=5, warmup_s=0.05, seconds=0.05, max_samples=1000),
+        Protocol(blocks=5, warmup_s=0.05, seconds=0.05, max_samples=1000, pauses_s=PATIENCE_S),
         run.rng("teacher"),
     )["teacher"]
     return {
@@ -89,7 +89,7 @@ def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": provenance.parameters,
         "accuracy": bed.teacher_accuracy(),
         "latency_s": measured.measurement.median_s,
-        "at_percentile_s": measured.measurement.percentile_s(run.configuration.certificate.percentile),
+        "certifiable_s": measured.measurement.label_s * run.certificate_factor,
     }
 
 
@@ -111,9 +111,10 @@ def _teacher_onnx(run: Run) -> Path:
 def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve the budget and check that something meets it, before any student is trained.
 
-    A percentage is of the teacher's latency at the certificate's percentile: the student's is compared with it there.
+    A percentage is of the least budget that the teacher itself could be certified for here: its latency at full speed
+    times what a certificate asks, as the student's is.
     """
-    budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["at_percentile_s"])
+    budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["certifiable_s"])
     found = _feasible(run, budget_s)
     reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
     share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"

@@ -30,7 +30,7 @@ from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_amo
 from akd_deploy.pipeline.listing import Lister
 from akd_deploy.predictor.cold_weights import network_weights
 from akd_deploy.predictor.probe_choice import expected_s
-from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.blocks import PATIENCE_S, Protocol
 from akd_deploy.profiling.channels_last import with_channels_last_ends
 from akd_deploy.profiling.profile import ProfilePlan
 from akd_deploy.profiling.stacks import Stack
@@ -38,7 +38,9 @@ from akd_deploy.profiling.subjects import Subjects, WholeNetwork, evenly, writte
 from akd_deploy.profiling.windows import Window, drawn_windows
 from akd_deploy.target import Target
 
-STRETCHES = Protocol(blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min_samples=12, max_samples=100)
+STRETCHES = Protocol(
+    blocks=3, extra_blocks=2, warmup_s=0.003, seconds=0.01, min_samples=12, max_samples=100, pauses_s=PATIENCE_S
+)
 """For stretches of milliseconds: samples enough for a 90th percentile over all blocks, and time for many stretches."""
 MOST_STRETCHES = 800
 """Measured unless told otherwise: on a quiet CPU core four to five minutes, and hardly any gain expected beyond."""

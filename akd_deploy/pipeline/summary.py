@@ -98,7 +98,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         },
         "feasible": results["budget"]["feasible"],
         "teacher": {
-            key: results["teacher"][key] for key in ("source", "accuracy", "latency_s", "at_percentile_s", "parameters")
+            key: results["teacher"][key] for key in ("source", "accuracy", "latency_s", "certifiable_s", "parameters")
         },
         "search": {
             "trials": [{**row, "arch": row["digest"]} for r in searches.values() for row in r["trials"]],

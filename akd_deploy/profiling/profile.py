@@ -14,7 +14,7 @@ import numpy as np
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.latency_table import HEADER_NAME, LatencyTable, TableHeader, TransferOrigin, read_table, table_lock
-from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.blocks import PATIENCE_S, Protocol
 from akd_deploy.profiling.measured_journal import NO_TABLE, Journalled, MeasuredJournal, table_state
 from akd_deploy.profiling.preparing import Preparation
 from akd_deploy.profiling.preparing import counted as counted
@@ -24,7 +24,7 @@ from akd_deploy.profiling.subjects import Subjects, is_plain_data, model_subject
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.target import Target
 
-PROFILE = Protocol(blocks=3, extra_blocks=2)
+PROFILE = Protocol(blocks=3, extra_blocks=2, pauses_s=PATIENCE_S)
 SECONDS_PER_MODEL = 0.03
 """What one model costs in one block beside its warm-up and samples: loading, the reference (seen: 10–25 ms)."""
 

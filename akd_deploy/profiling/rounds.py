@@ -58,6 +58,7 @@ class Rounds:
         self._medians_s: dict[str, np.ndarray] = {row.name: row.measurement.block_medians_s for row in table.rows}
         self._subjects: dict[str, Subject] = {}
         self._models: dict[str, Prepared] = {}
+        self._calm: set[str] = set()
         self._waiting: list[Subject] = []
         self._fresh: dict[str, MeasuredBlock] = {}
         self._references_s: list[float] = []
@@ -88,7 +89,18 @@ class Rounds:
                 self._round(name for name in self._models if self._blocks(name) == done)
         for _ in range(self._protocol.extra_blocks):
             self._round(name for name in self._models if self._wants_extra(name))
+        self._wait_for_calm()
         write_table(self.table, self._directory)
+
+    def _wait_for_calm(self) -> None:
+        """One more block, after each of the protocol's pauses, of models that had none undisturbed here: without one
+        nobody knows how fast they are at full speed."""
+        for pause_s in self._protocol.pauses_s:
+            restless = [name for name in self._models if self._blocks(name) and name not in self._calm]
+            if not restless or self._left_s() <= pause_s:
+                return
+            time.sleep(pause_s)
+            self._round(restless)
 
     def lacking(self, name: str) -> int:
         """How many of the protocol's blocks a model lacks."""
@@ -176,7 +188,7 @@ class Rounds:
         measured = measure_blocks(
             self.table.header.target,
             {name: self._models[name].path for name in earlier},
-            replace(self._protocol, blocks=1, extra_blocks=0),
+            replace(self._protocol, blocks=1, extra_blocks=0, pauses_s=()),
             self._rng,
             references_s=self._references_s,
             on_taken=lambda name, _, taken: self._keep(name, taken),
@@ -186,6 +198,7 @@ class Rounds:
         )
         self._measuring_s += time.monotonic() - begin
         self._measured += len(measured)
+        self._calm |= {name for name, one in measured.items() if not one.disturbed}
         self.disturbed += sum(one.disturbed for one in measured.values())
 
     def _keep(self, name: str, taken: Taken) -> None:

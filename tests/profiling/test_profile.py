@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -393,6 +394,27 @@ def test_models_whose_blocks_disagree_get_extra_blocks_and_a_resumed_profile_no_
     assert blocks_of(profile(tmp_path / "here", plan)) == {3: 7}
     assert blocks_of(profile(tmp_path / "here", plan, resume=True)) == {3: 7}
     assert len(machine.processes) == 3
+
+
+def test_a_model_that_was_never_left_in_peace_is_measured_once_more_after_pauses(
+    machine: _Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    victim: list[str] = []
+
+    def restless(*arguments: Any) -> Generator[tuple[str, Taken], None, None]:
+        for name, taken in machine.run_block(*arguments):
+            victim[:] = victim or [name]
+            yield name, replace(taken, steal=0.5) if [name] == victim and len(slept) < 2 else taken
+
+    monkeypatch.setattr(blocks, "_run_block", restless)
+    monkeypatch.setattr("time.sleep", slept.append)
+    plan = replace(PLAN, protocol=Protocol(blocks=2, max_remeasure=0, pauses_s=(1.0, 2.0, 4.0)))
+    table = profile(tmp_path / "here", plan)
+    assert slept == [1.0, 2.0]
+    assert blocks_of(table) == {2: 6, 4: 1}
+    assert [row.name for row in table.rows if len(row.measurement.blocks) == 4] == victim
+    assert read_table(tmp_path / "here") == table
 
 
 def test_kernels_that_are_known_are_not_listed_again(

@@ -92,7 +92,7 @@ def example_summary(seed: int = 0) -> dict[str, Any]:
             "source": "package.module:factory",
             "accuracy": 0.9861,
             "latency_s": 1.03e-3,
-            "at_percentile_s": 1.11e-3,
+            "certifiable_s": 1.11e-3,
             "parameters": 1_234_567,
         },
         "search": search,
