@@ -27,7 +27,7 @@ from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import isa_of, mode_for
-from akd_deploy.profiling.blocks import PATIENCE_S, Measured, Protocol, Taken, is_disturbed, measure_blocks
+from akd_deploy.profiling.blocks import LATE_S, PATIENCE_S, Measured, Protocol, Taken, is_disturbed, measure_blocks
 from akd_deploy.target import Target
 
 PARITY_SAMPLES = 128
@@ -172,15 +172,18 @@ def measure_together(
         for i in rng.permutation(len(groups)):
             target, models = groups[i]
             measure(target, list(models), block, one)
+    end_s = time.monotonic() + LATE_S
     for pause_s in protocol.pauses_s:
         late: dict[tuple[str, int], list[str]] = {}
         for (name, block), sample in taken.items():
             if is_disturbed(sample, subjects[name][0], references_s):
                 late.setdefault((subjects[name][0].name, block), []).append(name)
-        if not late:
+        if not late or time.monotonic() >= end_s:
             break
         time.sleep(pause_s)
         for (target_name, block), names in late.items():
+            if time.monotonic() >= end_s:
+                break
             once_more = 1 + max(taken[name, block].remeasured for name in names)
             measure(by_target[target_name][0], names, block, replace(one, max_remeasure=once_more))
     return {name: reduce(_joined, (blocks[i] for i in sorted(blocks))) for name, blocks in found.items()}

@@ -102,6 +102,25 @@ def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_m
     assert merged["b"].remeasured > 2
 
 
+def test_a_machine_that_never_calms_down_is_given_up_in_time(monkeypatch):
+    asked = []
+
+    def measure(target, models, protocol, rng, references_s, on_taken, earlier):
+        asked.append(sorted(models))
+        for name in models:
+            references_s.append(2e-3 if len(asked) > 1 else 1e-3)
+            on_taken(name, 0, Taken((1.0,), references_s[-1], 0.0, remeasured=len(earlier)))
+        return {name: Measured(Measurement(name, (1.0,), (0,)), len(earlier), 1) for name in models}
+
+    clock = iter(range(0, 10_000, 6))
+    monkeypatch.setattr(shipping, "measure_blocks", measure)
+    monkeypatch.setattr(shipping.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(shipping.time, "monotonic", lambda: float(next(clock)))
+    subjects = {"a": (target(name="a"), Path("1"))}
+    shipping.measure_together(subjects, Protocol(blocks=20, pauses_s=(1.0, 2.0)), np.random.default_rng(0))
+    assert 20 < len(asked) < 26
+
+
 def test_a_ratio_needs_six_paired_blocks():
     def measurement(factor, blocks):
         samples = [factor * (1 + 0.01 * i) for i in range(blocks) for _ in range(3)]
