@@ -108,7 +108,7 @@ def test_a_machine_that_never_calms_down_is_given_up_in_time(monkeypatch):
     def measure(target, models, protocol, rng, references_s, on_taken, earlier):
         asked.append(sorted(models))
         for name in models:
-            references_s.append(2e-3 if len(asked) > 1 else 1e-3)
+            references_s.append(2e-3 if len(asked) > 4 else 1e-3)
             on_taken(name, 0, Taken((1.0,), references_s[-1], 0.0, remeasured=len(earlier)))
         return {name: Measured(Measurement(name, (1.0,), (0,)), len(earlier), 1) for name in models}
 
