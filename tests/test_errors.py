@@ -30,6 +30,7 @@ EXIT_CODES = {
     "missing_runtime": 5,
     "experiment": 5,
     "build": 6,
+    "defect": 1,
     "interrupted": 130,
 }
 

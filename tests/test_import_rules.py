@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,16 +75,27 @@ def unit_of_file(path: Path) -> str:
     return "" if parts == ("__init__",) else parts[0]
 
 
-def imports_of(source: str) -> Iterator[tuple[str, int, bool]]:
+@cache
+def nodes_of(source: str) -> list[tuple[ast.AST, bool]]:
+    """(node, inside a function) of everything in a module's source."""
+    found: list[tuple[ast.AST, bool]] = []
+    waiting: list[tuple[ast.AST, bool]] = [(ast.parse(source), False)]
+    while waiting:
+        node, inside = waiting.pop()
+        found.append((node, inside))
+        within = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        waiting += [(child, within) for child in ast.iter_child_nodes(node)]
+    return found
+
+
+@cache
+def imports_of(source: str) -> list[tuple[str, int, bool]]:
     """(module, line, inside a function) of every import, and of every text that names one of our modules."""
-    tree = ast.parse(source)
-    inside = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
+    return list(_imports_of(source))
+
+
+def _imports_of(source: str) -> Iterator[tuple[str, int, bool]]:
+    for node, inside in nodes_of(source):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -95,7 +107,7 @@ def imports_of(source: str) -> Iterator[tuple[str, int, bool]]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names = [node.value] if re.fullmatch(r"akd_deploy(\.[a-z_0-9]+)+", node.value) else []
         for name in names:
-            yield name, getattr(node, "lineno", 0), id(node) in inside
+            yield name, getattr(node, "lineno", 0), inside
 
 
 def row_of(unit: str) -> int:
@@ -129,10 +141,11 @@ def against_the_nouns(source: str) -> list[str]:
 def prints(source: str) -> list[str]:
     """One line for each way to print: `print`, `sys.stdout`, rich and typer."""
     found = [f"line {line}: {m}" for m, line, _ in imports_of(source) if m.split(".")[0] in {"rich", "typer", "click"}]
-    for node in ast.walk(ast.parse(source)):
+    for node, _ in nodes_of(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             found.append(f"line {node.lineno}: print()")
-        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.__stdout__"}:
+        is_stdout = isinstance(node, ast.Attribute) and node.attr in {"stdout", "__stdout__"}
+        if is_stdout and ast.unparse(node) in {"sys.stdout", "sys.__stdout__"}:
             found.append(f"line {node.lineno}: {ast.unparse(node)}")
     return found
 
