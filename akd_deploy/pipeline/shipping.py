@@ -35,13 +35,15 @@ CALIBRATION_SAMPLES = 128
 
 
 def certificate_protocol(table: CertificateTable) -> Protocol:
-    """Fresh processes with enough samples each for the certificate."""
+    """Fresh processes with enough samples each for the certificate; what is disturbed is measured again at the end, not
+    at once, when the spell that slowed it may be over."""
     return Protocol(
         blocks=table.blocks,
         warmup_s=0.05,
         seconds=0.05,
         min_samples=table.samples_per_block,
         max_samples=table.samples_per_block,
+        max_remeasure=0,
         pauses_s=PATIENCE_S,
     )
 

@@ -77,7 +77,7 @@ class Protocol:
         return {**fields, "clock": clock, "reference": "matmul160"}
 
 
-PATIENCE_S = (0.5, 1.0, 2.0, 4.0)
+PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses of what must hold for one model: a neighbour that slows a machine often does so for seconds."""
 LATE_S = 30.0
 """So long, pauses included, what is disturbed at the end is measured again; what is still disturbed then stays so."""

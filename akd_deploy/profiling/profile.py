@@ -24,7 +24,7 @@ from akd_deploy.profiling.subjects import Subjects, is_plain_data, model_subject
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.target import Target
 
-PROFILE = Protocol(blocks=3, extra_blocks=2, pauses_s=PATIENCE_S)
+PROFILE = Protocol(blocks=3, extra_blocks=2, max_remeasure=1, pauses_s=PATIENCE_S)
 SECONDS_PER_MODEL = 0.03
 """What one model costs in one block beside its warm-up and samples: loading, the reference (seen: 10–25 ms)."""
 
