@@ -57,14 +57,10 @@ def require_place(path: Path) -> None:
     Raises:
         StorageError: as `write_atomically` raises it; only the space that the result will need is not known yet.
     """
-    write_atomically(path.with_name(f".{path.name}.try"), b"")
-    path.with_name(f".{path.name}.try").unlink(missing_ok=True)
-    if path.exists() and not path.is_file():
-        raise StorageError(
-            asked=f"to write {path}",
-            found="a device, pipe or folder there, which is not replaced",
-            next="Choose another place.",
-        )
+    # What is no regular file is refused by its own name, and a file that is there is left alone.
+    tried = path if path.exists() and not path.is_file() else path.with_name(f".{path.name}.try")
+    write_atomically(tried, b"")
+    tried.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -91,7 +91,7 @@ def _exit_code(given: list[str]) -> int:
         return UsageError.exit_code
     except (KeyboardInterrupt, typer.Abort):
         resumes = bool(given) and given[0] in RESUMABLE
-        kept = "What was finished is kept; --resume continues." if resumes else "Nothing was kept; run it again."
+        kept = "What was finished is kept; --resume continues." if resumes else "Run it again."
         emit_error(InterruptionError(command, "Ctrl-C", kept), as_json)
         return InterruptionError.exit_code
     except OSError as error:

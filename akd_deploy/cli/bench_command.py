@@ -76,8 +76,6 @@ def bench(
     from akd_deploy.target import load_target
 
     rng = np.random.default_rng(seed)
-    if output is not None:
-        require_place(output)
     if reproduce is not None:
         given = {
             "--compare-with": compare_with, "--aa": aa or None, "--detect": detect, "--samples": samples,
@@ -91,6 +89,8 @@ def bench(
                 found=f"{', '.join(extra) or '--onnx and --engine'} besides",
                 next="The record says how it was measured; give --target, or --onnx or --engine, where they differ.",
             )
+        if output is not None:
+            require_place(output)
         again = Again(reproduce, onnx, engine, target, parse_fraction(tolerance), trust_engine, key)
         _reproduce(again, rng, output, as_json)
         return
@@ -120,6 +120,8 @@ def bench(
         detect=parse_fraction(detect) if detect else None,
         samples=labelled_samples(samples) if samples else None,
     )
+    if output is not None:
+        require_place(output)
     with checked as instead, progress_bars(as_json) as on_progress:
         data, exit_code = bench_models(
             load_target(target), model, model if aa else compare_with, settings, rng, _measuring(on_progress), instead

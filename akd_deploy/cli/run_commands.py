@@ -242,7 +242,13 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
             for e in summary["export"]["engines"]
         ]
         engines += [
-            (f"  its {v['mode']} variant", "built", format_seconds(v["latency_stats_s"]["median"]), "—", v["note"])
+            (
+                f"{summary['target']['name']}, {v['mode']} variant",
+                "built",
+                format_seconds(v["latency_stats_s"]["median"]),
+                "—",
+                v["note"],
+            )
             for v in summary["export"]["variants"]
             if not v["own"] and v["latency_stats_s"]
         ]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from akd_deploy.configuration import RunConfiguration
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError
 from akd_deploy.latency_table import table_directory
@@ -15,7 +16,7 @@ from akd_deploy.models.export_archive import archive_from_module
 from akd_deploy.models.onnx_from_convnet import onnx_from_convnet
 from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.pipeline.context import Run
-from akd_deploy.pipeline.feasibility import Feasibility, feasibility
+from akd_deploy.pipeline.feasibility import feasibility
 from akd_deploy.pipeline.latency import profile_target
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.profiling.blocks import PATIENCE_S, Protocol, measure_blocks
@@ -68,12 +69,7 @@ def _share_in_domain(run: Run) -> float:
 
 
 def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
-    """Train or load the teacher, and measure it where it runs as an ONNX network.
-
-    A budget that does not depend on it is checked first: training may take hours.
-    """
-    if not _is_relative(run):
-        _feasible(run, parse_latency_budget(run.configuration.budget, None))
+    """Train or load the teacher, and measure it where it runs as an ONNX network."""
     bed = run.bed
     provenance = bed.teacher.provenance
     path = _teacher_onnx(run)
@@ -108,27 +104,20 @@ def _teacher_onnx(run: Run) -> Path:
     return typed_network(onnx_from_module(module, shape, path), run.target)
 
 
+def is_relative(configuration: RunConfiguration) -> bool:
+    """Whether the budget is a share of the teacher's latency."""
+    return configuration.budget.strip().endswith("%")
+
+
 def budget(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """Resolve the budget and check that something meets it, before any student is trained.
 
     A percentage is of the least budget that the teacher itself could be certified for here: its latency at full speed
     times what a certificate asks, as the student's is.
     """
-    budget_s = parse_latency_budget(run.configuration.budget, results["teacher"]["certifiable_s"])
-    found = _feasible(run, budget_s)
-    reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
-    share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"
-    run.on_progress(f"feasible: {reach}, {share}", 1, 1)
-    return {"budget_s": budget_s, "of": "teacher" if _is_relative(run) else None, "feasible": found.as_dict()}
-
-
-def _is_relative(run: Run) -> bool:
-    """Whether the budget is a share of the teacher's latency."""
-    return run.configuration.budget.strip().endswith("%")
-
-
-def _feasible(run: Run, budget_s: float) -> Feasibility:
-    """What the space reaches; raises InfeasibleBudgetError where nothing in it is bound to meet the budget."""
+    relative = is_relative(run.configuration)
+    teacher_s = results["teacher"]["certifiable_s"] if relative else None
+    budget_s = parse_latency_budget(run.configuration.budget, teacher_s)
     found = feasibility(run.compiled, run.rng("feasible"), budget_s, run.certificate_factor)
     if not found.reachable:
         raise InfeasibleBudgetError(
@@ -138,4 +127,7 @@ def _feasible(run: Run, budget_s: float) -> Feasibility:
             fastest_s=found.fastest_bound_s,
             budget_s=budget_s,
         )
-    return found
+    reach = f"{format_seconds(found.min_s)} to {format_seconds(found.max_s)}"
+    share = f"{format_share(found.fraction_within_budget, found.sampled)} within {format_seconds(budget_s)}"
+    run.on_progress(f"feasible: {reach}, {share}", 1, 1)
+    return {"budget_s": budget_s, "of": "teacher" if relative else None, "feasible": found.as_dict()}

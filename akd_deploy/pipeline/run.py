@@ -28,10 +28,13 @@ def stages(configuration: RunConfiguration) -> dict[str, Stage]:
         f"search-{strategy}": partial(choose.search_students, strategy=strategy)
         for strategy in configuration.search.strategies
     }
+    teacher_and_budget: dict[str, Stage] = {"teacher": prepare.teacher, "budget": prepare.budget}
+    if not prepare.is_relative(configuration):
+        # It needs no teacher, whose training may take hours that a budget nothing meets would waste.
+        teacher_and_budget = dict(reversed(teacher_and_budget.items()))
     return {
         "profile": prepare.profile,
-        "teacher": prepare.teacher,
-        "budget": prepare.budget,
+        **teacher_and_budget,
         **searches,
         "hand-shrunk": choose.hand_shrunk,
         "confirm": choose.confirm,

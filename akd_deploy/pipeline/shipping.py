@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +26,15 @@ from akd_deploy.measurement import Measurement
 from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import isa_of, mode_for
-from akd_deploy.profiling.blocks import LATE_S, PATIENCE_S, Measured, Protocol, Taken, is_disturbed, measure_blocks
+from akd_deploy.profiling.blocks import (
+    PATIENCE_S,
+    Measured,
+    Protocol,
+    Taken,
+    after_pauses,
+    is_disturbed,
+    measure_blocks,
+)
 from akd_deploy.target import Target
 
 PARITY_SAMPLES = 128
@@ -174,20 +181,18 @@ def measure_together(
         for i in rng.permutation(len(groups)):
             target, models = groups[i]
             measure(target, list(models), block, one)
-    end_s = time.monotonic() + LATE_S
-    for pause_s in protocol.pauses_s:
-        late: dict[tuple[str, int], list[str]] = {}
-        for (name, block), sample in taken.items():
-            if is_disturbed(sample, subjects[name][0], references_s):
-                late.setdefault((subjects[name][0].name, block), []).append(name)
-        if not late or time.monotonic() >= end_s:
-            break
-        time.sleep(pause_s)
-        for (target_name, block), names in late.items():
-            if time.monotonic() >= end_s:
-                break
-            once_more = 1 + max(taken[name, block].remeasured for name in names)
-            measure(by_target[target_name][0], names, block, replace(one, max_remeasure=once_more))
+
+    def late() -> list[tuple[Target, list[str], int]]:
+        return [
+            (target, names, block)
+            for target, models in by_target.values()
+            for block in range(protocol.blocks)
+            if (names := [name for name in models if is_disturbed(taken[name, block], target, references_s)])
+        ]
+
+    for target, names, block in after_pauses(protocol, late):
+        once_more = 1 + max(taken[name, block].remeasured for name in names)
+        measure(target, names, block, replace(one, max_remeasure=once_more))
     return {name: reduce(_joined, (blocks[i] for i in sorted(blocks))) for name, blocks in found.items()}
 
 

@@ -8,13 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ STEAL_TOLERANCE = 0.03
 """So was one during which the hypervisor took more than this share of CPU time."""
 WAITING_TOLERANCE = 0.03
 """So was one whose process, on a CPU target, waited for a CPU for more than this share of the time it was timed."""
+T = TypeVar("T")
+
 UNSTABLE = 0.08
 """Block medians further apart than this, relatively, ask for extra blocks; what the others were is kept."""
 
@@ -381,17 +383,30 @@ def _measured_blocks(
             if again:
                 measure(again, block)
         on_block(collected())
-    end_s = time.monotonic() + LATE_S
-    for pause_s in protocol.pauses_s:
-        late = {i: [name for name in models if disturbed(name, i)] for i in {i for bs in taken.values() for i in bs}}
-        if not any(late.values()) or _is_past(until_s) or _is_past(end_s):
-            break
-        time.sleep(pause_s)
-        for block, names in late.items():
-            if names and not _is_past(end_s):
-                measure(names, block)
+
+    def late() -> list[tuple[list[str], int]]:
+        numbers = sorted({block for found in taken.values() for block in found})
+        suspects = [([name for name in models if disturbed(name, block)], block) for block in numbers]
+        return [] if _is_past(until_s) else [one for one in suspects if one[0]]
+
+    for names, block in after_pauses(protocol, late):
+        measure(names, block)
         on_block(collected())
     return collected()
+
+
+def after_pauses(protocol: Protocol, late: Callable[[], Sequence[T]]) -> Iterator[T]:
+    """What is to be measured once more after each of the protocol's pauses: what `late` then finds, one after the
+    other, until it finds nothing or `LATE_S` are over."""
+    end_s = time.monotonic() + LATE_S
+    for pause_s in protocol.pauses_s:
+        if not late() or _is_past(end_s):
+            return
+        time.sleep(pause_s)
+        for one in late():
+            if _is_past(end_s):
+                return
+            yield one
 
 
 def _is_past(until_s: float | None) -> bool:

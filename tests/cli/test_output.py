@@ -114,3 +114,12 @@ def test_phases_are_bars_while_they_are_under_way_and_lines_where_nothing_draws(
     assert shown(False) == "outer\ninner\n"
     assert shown(True, as_json=True) == shown(False, as_json=True) == ""
     assert "%" in shown(True)
+
+
+def test_the_commands_said_to_resume_are_those_that_have_the_option() -> None:
+    from typer.main import get_command
+
+    from akd_deploy.cli.app import RESUMABLE, app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert sorted(RESUMABLE) == sorted(n for n, c in commands.items() if any(p.name == "resume" for p in c.params))

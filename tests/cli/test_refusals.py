@@ -537,7 +537,7 @@ def test_a_defect_of_ours_is_an_error_with_its_traceback(workshop, refused, monk
     assert "Traceback" in answer.stderr
 
 
-@pytest.mark.parametrize(("command", "said"), [("fit", "Nothing was kept; run it again."), ("profile", "--resume")])
+@pytest.mark.parametrize(("command", "said"), [("fit", "Run it again."), ("profile", "--resume")])
 def test_ctrl_c_says_what_is_true_of_the_command(workshop, monkeypatch, command, said):
     def interrupted(*_):
         raise KeyboardInterrupt

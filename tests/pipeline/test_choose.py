@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from akd_deploy.configuration import CertificateTable
+from akd_deploy.errors import CorruptFileError
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
@@ -130,3 +131,10 @@ def test_candidates_and_hand_shrunk_networks_are_measured_in_turn_and_the_best_w
     assert found["hand_shrunk"]["accuracy"] == (0.9, 0.8)[baseline]
     assert found["hand_shrunk"]["measured_s"]["median"] == plain_s[baseline]
     assert found["hand_shrunk"]["certificate"]["ok"] is (plain_s[baseline] < 1)
+
+
+def test_a_finished_student_whose_file_is_torn_says_what_to_delete(tmp_path):
+    path = tmp_path / "kd-1000.safetensors"
+    path.write_bytes(b"torn")
+    with pytest.raises(CorruptFileError, match=r"Delete .*kd-1000\.safetensors: --resume trains it again"):
+        choose._finished(path)

@@ -92,7 +92,7 @@ def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_m
         return found
 
     monkeypatch.setattr(shipping, "measure_blocks", measure)
-    monkeypatch.setattr(shipping.time, "sleep", slept.append)
+    monkeypatch.setattr("time.sleep", slept.append)
     subjects = {"a": (target(name="a"), Path("1")), "b": (target("openvino", name="b"), Path("2"))}
     merged = shipping.measure_together(subjects, Protocol(blocks=4, pauses_s=(1.0, 2.0, 4.0)), np.random.default_rng(0))
     assert slept == [1.0, 2.0]
@@ -114,8 +114,8 @@ def test_a_machine_that_never_calms_down_is_given_up_in_time(monkeypatch):
 
     clock = iter(range(0, 10_000, 6))
     monkeypatch.setattr(shipping, "measure_blocks", measure)
-    monkeypatch.setattr(shipping.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(shipping.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     subjects = {"a": (target(name="a"), Path("1"))}
     shipping.measure_together(subjects, Protocol(blocks=20, pauses_s=(1.0, 2.0)), np.random.default_rng(0))
     assert 20 < len(asked) < 26

@@ -102,12 +102,14 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path):
     assert (tmp_path / "file").read_text(encoding="utf-8") == "precious"
 
 
-def test_the_stages_of_a_run_are_in_the_order_of_the_page_and_search_once_for_each_strategy():
+@pytest.mark.parametrize(("budget", "first"), [("35%", ("teacher", "budget")), ("2ms", ("budget", "teacher"))])
+def test_the_stages_of_a_run_are_in_the_order_of_the_page_and_search_once_for_each_strategy(budget, first):
+    """A budget that needs no teacher is checked before one is trained."""
     configuration = configuration_from_dict(
-        {"target": "t", "budget": "2ms", "search": {"strategies": ["tpe", "random"]}}, "here"
+        {"target": "t", "budget": budget, "search": {"strategies": ["tpe", "random"]}}, "here"
     )
     assert list(pipeline.stages(configuration)) == [
-        "profile", "teacher", "budget", "search-tpe", "search-random", "hand-shrunk", "confirm", "distill", "export",
+        "profile", *first, "search-tpe", "search-random", "hand-shrunk", "confirm", "distill", "export",
         "measure", "bundle",
     ]  # fmt: skip
 
