@@ -33,8 +33,6 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Tests start hundreds of processes, each of which would compile the package anew where bytecode is not written.
-test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/pytest --cov --cov-report=term -n 2 --dist loadgroup
 

@@ -67,7 +67,6 @@ def _interrupting(stop: Callable[[str, int], bool]) -> Callable[[bool], object]:
     return progress
 
 
-@pytest.mark.no_cover
 def test_a_run_interrupted_at_every_stage_in_turn_comes_to_the_same_trials(twin, tmp_path, monkeypatch):
     run, seen = tmp_path / "run", []
 

@@ -27,7 +27,6 @@ EXECUTED = 0.55
 """At least this share of ONNX's own operators is one that rules can tell something of."""
 
 
-@pytest.mark.no_cover
 def test_rules_agree_with_the_runtime_on_every_operator_that_they_do_not_refuse(tmp_path):
     reader = KernelReader(ENGINE, HERE, ENGINE.version())
     told, differ = set(), []

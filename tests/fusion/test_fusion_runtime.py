@@ -57,7 +57,6 @@ def test_enough_networks_are_compared():
 
 @pytest.mark.parametrize("level", ["extended", "all"])
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.no_cover
 def test_published_network(name, level, tmp_path):
     model = with_zeros(skeleton(name))
     assert agreement(kernels_of(model, level, nchwc_block=BLOCK), of_runtime(model, level, tmp_path)) >= LEAST_AGREEMENT
@@ -84,7 +83,6 @@ def test_random_architectures(space, activation, level, tmp_path):
 @pytest.mark.parametrize(
     "name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "nasbench201_1", "vit_tiny_16", "bert_tiny"]
 )
-@pytest.mark.no_cover
 def test_quantised_network(name, level, tmp_path):
     model = with_zeros(network(f"{name}.int8"))
     assert counted(kernels_of(model, level, nchwc_block=BLOCK)) == counted(of_runtime(model, level, tmp_path))
@@ -129,7 +127,6 @@ def test_any_small_network_of_products_and_transposes(model, level, tmp_path):
 
 @relaxed
 @given(data=st.data(), level=st.sampled_from(LEVELS[1:]))
-@pytest.mark.no_cover
 def test_any_small_quantised_network(data, level, tmp_path):
     model = data.draw(st.one_of(convolutional(), rearranging()))
     model = with_zeros(quantised(model, lambda options: data.draw(st.sampled_from(options))))

@@ -63,7 +63,6 @@ def test_enough_networks_are_compared():
     ("name", "precision"),
     [(name, "fp32") for name in SMALL if name not in LARGE] + [(name, "bf16") for name in IN_BF16],
 )
-@pytest.mark.no_cover
 def test_published_network(name, precision, tmp_path):
     if precision not in PRECISIONS:
         pytest.skip("needs a CPU with bfloat16")
@@ -84,7 +83,6 @@ def test_as_many_threads_as_were_promised_change_no_kernel(precision, tmp_path):
 
 @relaxed
 @given(data=st.data())
-@pytest.mark.no_cover
 def test_any_architecture_of_our_spaces_agrees_in_every_kernel(data, tmp_path):
     space = data.draw(st.sampled_from(sorted(SPACES)))
     chosen = load_space(space, {"activation": data.draw(st.sampled_from(["relu", "hardswish"]))})

@@ -91,7 +91,6 @@ def check_kernels(executed: tuple[ExecutedKernel, ...], steps: dict[str, Operati
 
 
 @pytest.mark.parametrize("name", SPACES)
-@pytest.mark.no_cover
 def test_encoding_module_onnx_and_kernels_are_one_network(name: str, tmp_path: Path) -> None:
     space, rng = SPACES[name], np.random.default_rng(len(name))
     blocked, plain = engine_at("all"), engine_at("extended")

@@ -94,7 +94,6 @@ def test_slow_spells_are_found_and_measured_again(profiled: tuple[LatencyTable, 
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 def test_whole_networks_are_predicted_from_stretches_of_them(
     profiled: tuple[LatencyTable, ThrottledBench, int], networks: dict[str, Counter[Kernel]]
 ) -> None:

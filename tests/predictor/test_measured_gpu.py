@@ -18,7 +18,6 @@ def table():
     return read_table(TABLE)
 
 
-@pytest.mark.no_cover
 def test_published_networks_are_predicted_from_windows_of_them(table):
     assert (len(table.of_kind(PROBE)), len(table.of_kind(NETWORK))) == (445, 46)
     predictor = fit_predictor(table)
