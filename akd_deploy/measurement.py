@@ -86,7 +86,7 @@ class Measurement:
         kept = {i: medians[medians <= FULL_SPEED * quick_s] for i, medians in segments.items()}
         return {i: medians for i, medians in kept.items() if medians.size}
 
-    @property
+    @cached_property
     def label_s(self) -> float:
         """Latency while nothing else slowed the machine: what a latency model is fitted to and scored on.
 
@@ -96,7 +96,7 @@ class Measurement:
         """
         return float(np.median(np.concatenate(list(self._full_speed_s.values()))))
 
-    @property
+    @cached_property
     def label_sigma(self) -> float | None:
         """Relative noise of `label_s`: the scatter of its blocks' medians over √blocks; None where it rests on one."""
         medians = np.array([np.median(segments) for segments in self._full_speed_s.values()])
@@ -123,6 +123,6 @@ class Measurement:
 def _segment_medians_s(samples_s: np.ndarray) -> np.ndarray:
     """(segments,) medians of runs of consecutive samples that take about `SEGMENT_S`; what is over joins the last."""
     length = int(np.clip(round(SEGMENT_S / float(np.median(samples_s))), 1, len(samples_s)))
-    starts = range(0, len(samples_s) - length + 1, length)
-    ends = [*starts[1:], len(samples_s)]
-    return np.array([np.median(samples_s[start:end]) for start, end in zip(starts, ends, strict=True)])
+    last = len(samples_s) - length - len(samples_s) % length
+    whole = np.median(samples_s[:last].reshape(-1, length), axis=1)
+    return np.append(whole, np.median(samples_s[last:]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy  # whose parts load when they are first used: a command that predicts needs few
@@ -35,6 +36,12 @@ LONGEST_STEP = 1.0
 """No correction's logarithm moves further in one step."""
 
 
+NEARLY_ALL = 0.7
+"""A regime that more observations hold is added to the covariance of all: picking rows takes longer than zeros do."""
+
+_Indices = tuple[np.ndarray, ...] | tuple[slice, slice]
+
+
 @dataclass(frozen=True)
 class Observation:
     """One measured sum: kernel → count, the latency in seconds, its relative noise."""
@@ -52,21 +59,38 @@ def observation_of(counts: Counter[Kernel], measurement: Measurement, unknown_no
 
 @dataclass(frozen=True)
 class _Block:
-    """One regime: positions of its kernels and of the observations that hold any, and (groups, kernels, kernels)
-    squares of the kernels' distances."""
+    """One regime: positions of its kernels and of the observations that hold any, and where its square of kernels
+    stands in arrays that hold the blocks' squares one after the other, flat."""
 
     kernels: np.ndarray
     observations: np.ndarray
-    squares: np.ndarray
+    square: slice
 
-    def distance(self, lengths: np.ndarray) -> np.ndarray:
-        """(kernels, kernels) distances in lengths."""
-        return np.sqrt(np.tensordot(lengths**-2.0, self.squares, 1))
+    def of(self, flat: np.ndarray) -> np.ndarray:
+        """(kernels, kernels) of an array of all blocks."""
+        return flat[self.square].reshape(len(self.kernels), -1)
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """K at one set of hyper-parameters: `distance` in lengths and `near`, the correlation, of all blocks, flat."""
+
+    amplitude: float
+    own: float
+    misfit: float
+    jitter: float
+    lengths: np.ndarray
+    distance: np.ndarray
+    near: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Sums with known bases: `counts` (observations, kernels), `noise` relative; K is made of the blocks."""
+    """Sums with known bases: `counts` (observations, kernels), `noise` relative; K is made of the blocks.
+
+    `squares` (groups, entries of all blocks) are squares of the kernels' distances, `itself` the entries that stand for
+    a kernel and itself.
+    """
 
     latency_s: np.ndarray
     overhead_s: float
@@ -74,65 +98,89 @@ class _Problem:
     base_s: np.ndarray
     noise: np.ndarray
     blocks: tuple[_Block, ...]
+    squares: np.ndarray
+    itself: np.ndarray
 
-    def linearised(self, correction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def linearised(self, correction: np.ndarray) -> _Linearised:
         """J and z = r + J g at the corrections g, with r the relative residual."""
         shares = self.counts * (self.base_s * np.exp(correction)) / self.latency_s[:, None]
         residual = (self.latency_s - self.overhead_s) / self.latency_s - shares.sum(1)
-        return shares, residual + shares @ correction
+        return _Linearised(self, shares, residual + shares @ correction)
 
-    def _jitter_shape(self) -> np.ndarray:
+    @cached_property
+    def jitter_shape(self) -> np.ndarray:
+        """(observations,) squares of the quickest probe's share of each."""
         shape: np.ndarray = (self.latency_s.min() / self.latency_s) ** 2
         return shape
 
-    def covariance(self, jacobian: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    def prior(self, parameters: np.ndarray) -> _Prior:
+        """K at the logarithms of hyper-parameters."""
+        amplitude, own, misfit, jitter, *lengths = np.exp(parameters).tolist()
+        distance = np.sqrt(np.array(lengths) ** -2.0 @ self.squares)
+        return _Prior(amplitude, own, misfit, jitter, np.array(lengths), distance, matern(distance))
+
+
+@dataclass(frozen=True)
+class _Linearised:
+    """The linear Gaussian problem at some corrections: J (observations, kernels) and z (observations,)."""
+
+    problem: _Problem
+    jacobian: np.ndarray
+    target: np.ndarray
+
+    @cached_property
+    def _parts(self) -> list[tuple[_Block, np.ndarray, _Indices]]:
+        """Each block with its part of J and where in S its observations' covariances are."""
+        everywhere = slice(None), slice(None)
+        return [
+            (block, self.jacobian[:, block.kernels], everywhere)
+            if len(block.observations) > NEARLY_ALL * len(self.target)
+            else (block, self.jacobian[np.ix_(block.observations, block.kernels)], np.ix_(*[block.observations] * 2))
+            for block in self.problem.blocks
+        ]
+
+    def covariance(self, prior: _Prior) -> np.ndarray:
         """S = J K Jᵀ + noise."""
-        amplitude, own, misfit, jitter, *lengths = np.exp(parameters)
-        total = np.diag(self.noise**2 + misfit**2 + jitter**2 * self._jitter_shape())
-        for block in self.blocks:
-            part = jacobian[np.ix_(block.observations, block.kernels)]
-            near = matern(block.distance(np.array(lengths)))
-            prior = amplitude**2 * near + own**2 * np.eye(len(block.kernels))
-            total[np.ix_(block.observations, block.observations)] += part @ prior @ part.T
+        problem = self.problem
+        total = np.diag(problem.noise**2 + prior.misfit**2 + prior.jitter**2 * problem.jitter_shape)
+        values = prior.amplitude**2 * prior.near
+        values[problem.itself] += prior.own**2
+        for block, part, there in self._parts:
+            total[there] += part @ block.of(values) @ part.T
         return total
 
-    def loss(self, jacobian: np.ndarray, target: np.ndarray, parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(self, parameters: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative log of marginal likelihood times prior, and its gradient by the parameters' logarithms."""
-        amplitude, own, misfit, jitter, *lengths = np.exp(parameters)
+        problem, prior = self.problem, self.problem.prior(parameters)
         try:
-            factor = scipy.linalg.cholesky(self.covariance(jacobian, parameters), lower=True, check_finite=False)
+            factor = scipy.linalg.cholesky(self.covariance(prior), lower=True, overwrite_a=True, check_finite=False)
         except scipy.linalg.LinAlgError:
             return 1e12, np.zeros(len(parameters))
-        inverse = scipy.linalg.cho_solve((factor, True), np.eye(len(target)), check_finite=False)
-        alpha = inverse @ target
+        triangle, _ = scipy.linalg.lapack.dpotri(factor, lower=True)
+        inverse = triangle + np.tril(triangle, -1).T
+        alpha = inverse @ self.target
         away = parameters - np.log(PRIOR_MEDIANS)
-        value = 0.5 * target @ alpha + np.log(np.diag(factor)).sum() + 0.5 * (away**2).sum()
+        value = 0.5 * self.target @ alpha + np.log(np.diag(factor)).sum() + 0.5 * (away**2).sum()
         slope = inverse - np.outer(alpha, alpha)  # twice the derivative of the value by S
+        inner = np.concatenate([(part.T @ slope[there] @ part).ravel() for _, part, there in self._parts])
+        fall = inner * np.exp(-np.sqrt(3.0) * prior.distance)
+        diagonal = np.diag(slope)
         gradient = away.copy()
-        for block in self.blocks:
-            part = jacobian[np.ix_(block.observations, block.kernels)]
-            inner = part.T @ slope[np.ix_(block.observations, block.observations)] @ part
-            distance = block.distance(np.array(lengths))
-            gradient[0] += amplitude**2 * (inner * matern(distance)).sum()
-            gradient[1] += own**2 * np.trace(inner)
-            fall = inner * np.exp(-np.sqrt(3.0) * distance)
-            gradient[4:] += 1.5 * amplitude**2 * np.tensordot(block.squares, fall) / np.square(lengths)
-        gradient[2] += misfit**2 * np.trace(slope)
-        gradient[3] += jitter**2 * (np.diag(slope) * self._jitter_shape()).sum()
+        gradient[0] += prior.amplitude**2 * (inner @ prior.near)
+        gradient[1] += prior.own**2 * inner[problem.itself].sum()
+        gradient[2] += prior.misfit**2 * diagonal.sum()
+        gradient[3] += prior.jitter**2 * (diagonal @ problem.jitter_shape)
+        gradient[4:] += 1.5 * prior.amplitude**2 * (problem.squares @ fall) / np.square(prior.lengths)
         return float(value), gradient
 
-    def corrections(
-        self, jacobian: np.ndarray, target: np.ndarray, parameters: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def corrections(self, prior: _Prior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """K Jᵀ S⁻¹ z with S⁻¹ z and the factor of S."""
-        amplitude, own, _, _, *lengths = np.exp(parameters)
-        factor = scipy.linalg.cholesky(self.covariance(jacobian, parameters), lower=True)
-        alpha = scipy.linalg.cho_solve((factor, True), target)
-        pull = jacobian.T @ alpha
-        result = own**2 * pull
-        for block in self.blocks:
-            near = matern(block.distance(np.array(lengths)))
-            result[block.kernels] += amplitude**2 * near @ pull[block.kernels]
+        factor = scipy.linalg.cholesky(self.covariance(prior), lower=True, overwrite_a=True)
+        alpha = scipy.linalg.cho_solve((factor, True), self.target)
+        pull = self.jacobian.T @ alpha
+        result = prior.own**2 * pull
+        for block in self.problem.blocks:
+            result[block.kernels] += prior.amplitude**2 * block.of(prior.near) @ pull[block.kernels]
         return result, alpha, factor
 
 
@@ -158,7 +206,7 @@ def fit_kernel_costs(observations: Sequence[Observation], known: Hyperparameters
     overhead_s = max(overhead_s, floor_s)
     base_s = np.maximum((terms_s[features.regime] * features.terms).sum(1), floor_s)
     noise = np.maximum([o.noise for o in observations], NOISE_FLOOR)
-    problem = _Problem(latency, overhead_s, counts, base_s, noise, _blocks(features, counts, len(regimes)))
+    problem = _problem(latency, overhead_s, counts, base_s, noise, features)
     # Matrices are small: threads that wait for each other cost more than they bring, on a loaded machine tenfold.
     with threadpool_limits(1, user_api="blas"):
         jacobian, alpha, factor, parameters = _mode(problem, known)
@@ -176,13 +224,25 @@ def fit_kernel_costs(observations: Sequence[Observation], known: Hyperparameters
     )
 
 
-def _blocks(features: Features, counts: np.ndarray, regimes: int) -> tuple[_Block, ...]:
-    blocks = []
-    for r in range(regimes):
+def _problem(
+    latency_s: np.ndarray,
+    overhead_s: float,
+    counts: np.ndarray,
+    base_s: np.ndarray,
+    noise: np.ndarray,
+    features: Features,
+) -> _Problem:
+    """With a block of each regime."""
+    blocks, squares, itself, at = [], [], [], 0
+    for r in np.unique(features.regime):
         members = np.flatnonzero(features.regime == r)
-        squares = squared_distances(features.coordinates[members])
-        blocks.append(_Block(members, np.flatnonzero(counts[:, members].any(1)), squares))
-    return tuple(blocks)
+        square = slice(at, at + len(members) ** 2)
+        blocks.append(_Block(members, np.flatnonzero(counts[:, members].any(1)), square))
+        squares.append(squared_distances(features.coordinates[members]).reshape(-1, len(members) ** 2))
+        itself.append(np.arange(square.start, square.stop, len(members) + 1))
+        at = square.stop
+    flat = np.hstack(squares), np.concatenate(itself)
+    return _Problem(latency_s, overhead_s, counts, base_s, noise, tuple(blocks), *flat)
 
 
 def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -193,9 +253,8 @@ def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray,
         parameters = np.log([known.amplitude, known.own, known.misfit, jitter, *known.lengths])
     correction = _settled(problem, np.zeros(len(problem.base_s)), parameters)
     for _ in range(ROUNDS if known is None else 0):
-        jacobian, target = problem.linearised(correction)
         parameters = scipy.optimize.minimize(
-            lambda p, j=jacobian, z=target: problem.loss(j, z, p),
+            problem.linearised(correction).loss,
             parameters,
             jac=True,
             method="L-BFGS-B",
@@ -203,16 +262,16 @@ def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray,
             options={"maxiter": 40},
         ).x
         correction = _settled(problem, correction, parameters)
-    jacobian, target = problem.linearised(correction)
-    _, alpha, factor = problem.corrections(jacobian, target, parameters)
-    return jacobian, alpha, factor, parameters
+    at_mode = problem.linearised(correction)
+    _, alpha, factor = at_mode.corrections(problem.prior(parameters))
+    return at_mode.jacobian, alpha, factor, parameters
 
 
 def _settled(problem: _Problem, correction: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     """Gauss–Newton steps from `correction` towards the mode."""
+    prior = problem.prior(parameters)
     for _ in range(STEPS):
-        jacobian, target = problem.linearised(correction)
-        step = problem.corrections(jacobian, target, parameters)[0] - correction
+        step = problem.linearised(correction).corrections(prior)[0] - correction
         longest = float(np.abs(step).max(initial=0.0))
         correction = correction + step * min(1.0, LONGEST_STEP / max(longest, 1e-12))
         if longest < 1e-4:

@@ -112,7 +112,7 @@ def test_feasible_orders_what_the_space_can_reach(workshop):
     assert data["fraction_within_budget"] is None
     space = ("--space", "space.toml", "--target", TARGET)
     data = workshop.call("feasible", *space, "--latency-budget", workshop.budget, "--json").data
-    assert data["fraction_within_budget"] == 1
+    assert 0.5 < data["fraction_within_budget"] <= 1  # of 20 times the median certificates here leave some
     assert f"{data['budget_s'] * 1e9:.0f}ns" == workshop.budget
 
 

@@ -95,22 +95,22 @@ def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 3, (12, 5)).astype(float)
     place = rng.normal(size=(3, 5, 2))
-    blocks = tuple(
-        _Block(
-            np.array(members),
-            np.flatnonzero(counts[:, members].any(1)),
-            np.square(place[:, members][:, :, None] - place[:, members][:, None]).sum(3),
-        )
-        for members in ([0, 1, 2], [3, 4])
-    )
+    counts[:7, 3:] = 0.0  # few observations hold the second regime, all the first: S is added to in two ways
+    blocks, squares = [], []
+    for members, square in (([0, 1, 2], slice(0, 9)), ([3, 4], slice(9, 13))):
+        blocks.append(_Block(np.array(members), np.flatnonzero(counts[:, members].any(1)), square))
+        away = place[:, members][:, :, None] - place[:, members][:, None]
+        squares.append(np.square(away).sum(3).reshape(3, -1))
     latency = 1.0 + counts.sum(1) * rng.uniform(0.8, 1.2, 12)
-    problem = _Problem(latency, 1.0, counts, np.ones(5), np.full(12, 0.01), blocks)
-    jacobian, target = problem.linearised(np.zeros(5))
+    itself = np.array([0, 4, 8, 9, 12])
+    problem = _Problem(
+        latency, 1.0, counts, np.ones(5), np.full(12, 0.01), tuple(blocks), np.hstack(squares), itself
+    ).linearised(np.zeros(5))
     at = np.log(PRIOR_MEDIANS) + rng.normal(0, 0.3, 7)
-    _, gradient = problem.loss(jacobian, target, at)
+    _, gradient = problem.loss(at)
     for i in range(7):
         step = 1e-5 * np.eye(7)[i]
-        slope = (problem.loss(jacobian, target, at + step)[0] - problem.loss(jacobian, target, at - step)[0]) / 2e-5
+        slope = (problem.loss(at + step)[0] - problem.loss(at - step)[0]) / 2e-5
         assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-5)
 
 
