@@ -34,11 +34,11 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --cov --cov-report=term -n 2 --dist loadgroup
+	$(BIN)/python -m slipcover -m pytest -n 2 --dist loadgroup
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf demo build dist .coverage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo build dist .pytest_cache .mypy_cache .ruff_cache

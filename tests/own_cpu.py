@@ -3,11 +3,15 @@ take each other for disturbances, and measure again and again."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import pytest
+from akd_deploy.profiling import blocks
 
-from akd_deploy.profiling import blocks, rounds
+if TYPE_CHECKING:
+    import pytest
 
 _OF_THIS_MACHINE = blocks._run_block
 
@@ -36,11 +40,11 @@ def measure_on_own_cpu(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(blocks, "pinned_cpus", lambda target: cpus if len(cpus := pinned(target)) != 1 else [own])
 
 
-def measure_once(patch: pytest.MonkeyPatch) -> None:
-    """However disturbed this machine is, nothing is measured again for it: what a command does, and how long it takes,
-    is the same on every machine. A machine that a test has made up is disturbed as the test says."""
+def measure_once(set_attribute: Callable[[object, str, object], None]) -> None:
+    """However disturbed this machine is, nothing is measured again for it, no calm waited for: what a command does, and
+    how long it takes, is the same on every machine. A machine that a test has made up is disturbed as the test says."""
     if blocks._run_block is not _OF_THIS_MACHINE:
         return
-    for module in (blocks, rounds):
-        patch.setattr(module, "is_disturbed", lambda taken, target, references_s: False)
-        patch.setattr(module, "is_unstable", lambda block_medians_s: False)
+    for tolerance in ("REFERENCE_TOLERANCE", "WAITING_TOLERANCE", "STEAL_TOLERANCE", "UNSTABLE"):
+        assert isinstance(getattr(blocks, tolerance), float)
+        set_attribute(blocks, tolerance, math.inf)

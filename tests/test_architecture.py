@@ -35,7 +35,6 @@ def test_an_architecture_file_of_version_1_stays_readable():
 
 
 @given(st.text(max_size=8), FIELDS, FIELDS)
-@pytest.mark.no_cover
 def test_an_architecture_is_read_back_from_its_text(space, settings, choices):
     architecture = Architecture(space, settings, choices)
     again = architecture_from_dict(json.loads(architecture.text))
@@ -46,7 +45,6 @@ def test_an_architecture_is_read_back_from_its_text(space, settings, choices):
 
 
 @given(FIELDS, st.randoms(use_true_random=False))
-@pytest.mark.no_cover
 def test_the_text_does_not_depend_on_the_order_of_keys(choices, random):
     keys = list(choices)
     random.shuffle(keys)

@@ -118,7 +118,6 @@ def test_a_bound_over_processes_is_never_below_that_of_pooled_samples(blocks, be
 
 
 @pytest.mark.parametrize("between", [0.0, 0.01, 0.03])
-@pytest.mark.no_cover
 def test_nominal_95_percent_bounds_cover_where_processes_differ(between):
     coverage = bound_coverage(between, 90, 2_000, np.random.default_rng(5))
     assert coverage.clustered >= 0.94
@@ -128,7 +127,6 @@ def test_nominal_95_percent_bounds_cover_where_processes_differ(between):
     assert coverage.excess < 0.002 + 1.3 * between
 
 
-@pytest.mark.no_cover
 def test_bounds_cover_where_single_calls_are_interrupted():
     """Deviations need not be normal: 5 % of the calls take half as long again."""
     rng = np.random.default_rng(6)

@@ -90,7 +90,6 @@ def test_a_certificate_that_ten_alike_processes_pass_is_refused_to_ten_that_diff
 
 
 @pytest.mark.parametrize("between", [0.005, 0.03])
-@pytest.mark.no_cover
 def test_processes_that_differ_are_not_falsely_certified_and_those_within_the_budget_pass(between):
     """At the true p90 every pass is false; pooled samples alone would pass a quarter and more of the runs."""
     rng = np.random.default_rng(9)

@@ -52,7 +52,6 @@ def test_unpaired_blocks_differ_exactly_when_scipys_exact_rank_sum_test_says_so(
 
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("n", [6, 10])
-@pytest.mark.no_cover
 def test_the_same_model_twice_is_hardly_ever_called_different(paired, n):
     """Raw samples of one process depend on each other, and paired processes share a disturbance."""
     rng = np.random.default_rng(3)

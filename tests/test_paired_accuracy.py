@@ -36,7 +36,6 @@ def test_equal_answers_still_leave_room_for_a_loss():
 
 
 @pytest.mark.parametrize(("samples", "lost", "won"), [(200, 0.03, 0.01), (1_000, 0.02, 0.005), (500, 0.1, 0.1)])
-@pytest.mark.no_cover
 def test_intervals_of_a_loss_cover_the_true_one(samples, lost, won):
     rng = np.random.default_rng(0)
     covered, runs = 0, 2_000

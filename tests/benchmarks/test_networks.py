@@ -139,7 +139,6 @@ def test_weights_come_from_the_seed_and_norms_are_worth_folding() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("nni") is None, reason="NNI has wheels for x86_64 only")
-@pytest.mark.no_cover
 def test_a_seed_draws_the_network_from_a_model_space_that_it_drew_for_the_golden_skeleton() -> None:
     module = NETWORKS["nasbench201_1"].build()
     drawn = [tuple(part.weight.shape) for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
@@ -164,7 +163,7 @@ def optimised_counts(model: ModelProto, folder: Path) -> Counter[str]:
 @pytest.mark.parametrize(
     ("name", "image_size"),
     [
-        pytest.param("unet_small", 64, marks=pytest.mark.no_cover),
+        ("unet_small", 64),
         ("bert_tiny", None),
     ],
 )
@@ -313,7 +312,6 @@ def test_a_golden_skeleton_runs_once_filled(name: str) -> None:
     assert outputs.std() > 1e-3, "nothing vanished on the way"
 
 
-@pytest.mark.no_cover
 def test_a_golden_skeleton_is_what_the_exporter_writes(tmp_path: Path) -> None:
     fresh = skeleton(onnx.load(write_onnx(NETWORKS["squeezenet1_1"], tmp_path)))
     golden = read_skeleton(GOLDEN / "squeezenet1_1.onnx.gz")

@@ -115,7 +115,6 @@ def lines(protocol: str, table: LatencyTable, *contenders: Contender) -> dict[tu
 
 
 @pytest.mark.parametrize("protocol", [PROBES_ONLY, FAMILY_OUT])
-@pytest.mark.no_cover
 def test_what_adds_kernels_up_beats_a_line_in_macs_on_a_device_that_adds_them_up(
     protocol: str, table: LatencyTable
 ) -> None:

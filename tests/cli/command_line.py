@@ -58,7 +58,7 @@ def call(folder: Path, *arguments: object, environment: Mapping[str, str] = Mapp
             patch.setenv(name, value)
         patch.chdir(folder)
         measure_on_own_cpu(patch)
-        measure_once(patch)
+        measure_once(patch.setattr)
         with (
             contextlib.redirect_stdout(stdout),
             contextlib.redirect_stderr(stderr),

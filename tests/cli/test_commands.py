@@ -27,7 +27,6 @@ def test_the_commands_are_those_of_the_contract():
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-@pytest.mark.no_cover
 def test_every_command_explains_itself_and_offers_json(command, tmp_path):
     arguments = ("targets", "list") if command == "targets" else (command,)
     answer = call(tmp_path, *arguments, "--help")
@@ -289,7 +288,6 @@ def test_export_compares_on_real_samples_where_they_are_given(twin, tmp_path, re
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 def test_quantize_auto_measures_every_variant_and_recommends_one(twin, tmp_path, monkeypatch):
     from dataclasses import replace
 

@@ -1,7 +1,6 @@
 """The digits bed shows what it was chosen to show, at a small size."""
 
 import numpy as np
-import pytest
 import torch
 
 from akd_deploy.data import ViewBank, load_dataset
@@ -12,7 +11,6 @@ from akd_deploy.models.teacher import state_sha256, teacher_from_module
 QUICK = TrainingSettings(steps=240, batch_size=64, learning_rate=0.2, fresh_views=True)
 
 
-@pytest.mark.no_cover
 def test_with_few_labels_a_distilled_student_beats_one_trained_on_labels() -> None:
     dataset = load_dataset("digits", {"labelled": 100, "views": 16})
     network = train_teacher(dataset, 0, QUICK, ConvNetSettings(widths=(16, 32, 64), depth=1))

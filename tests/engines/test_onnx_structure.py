@@ -147,7 +147,6 @@ def small_model(*initializers: TensorProto) -> onnx.ModelProto:
 
 @relaxed
 @given(model=models())
-@pytest.mark.no_cover
 def test_structure_is_the_network_without_large_payloads(model, tmp_path):
     path = written(tmp_path, model.SerializeToString())
     expected = onnx.ModelProto.FromString(path.read_bytes())
@@ -163,7 +162,6 @@ def test_structure_is_the_network_without_large_payloads(model, tmp_path):
 
 @relaxed
 @given(model=models(), data=st.data())
-@pytest.mark.no_cover
 def test_what_a_file_cut_short_is_found_to_be_does_not_depend_on_the_reader(model, data, tmp_path):
     content = model.SerializeToString()
     path = written(tmp_path, content[: data.draw(st.integers(0, len(content) - 1))])

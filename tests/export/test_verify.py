@@ -259,7 +259,6 @@ def test_a_zip_file_reads_back_what_was_written(tmp_path, bundle):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.no_cover
 def test_one_flipped_bit_in_every_byte_of_a_zip_bundle_is_found(tmp_path, keys, bundle, signed):
     package_bundle(bundle, "zip", tmp_path / "b.zip", key=keys[0] if signed else None)
     original = (tmp_path / "b.zip").read_bytes()
@@ -274,7 +273,6 @@ def test_one_flipped_bit_in_every_byte_of_a_zip_bundle_is_found(tmp_path, keys, 
     assert verify_bundle(tmp_path / "b.zip").ok
 
 
-@pytest.mark.no_cover
 def test_one_flipped_bit_in_every_byte_of_a_bundle_folder_is_found_and_its_file_is_named(tmp_path, keys):
     write_small_bundle(tmp_path, key=keys[0])
     rng = np.random.default_rng(6)
@@ -301,7 +299,6 @@ def test_hexadecimal_digits_in_capitals_are_a_changed_signature(tmp_path, keys):
 @pytest.mark.slow
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("form", ["dir", "zip"])
-@pytest.mark.no_cover
 def test_no_mutation_is_accepted_or_crashes_the_verifier(tmp_path, keys, bundle, form, signed):
     """`MUTATIONS` over all four kinds of bundle. Key or digest are given only where nothing else can tell."""
     rng = np.random.default_rng(10 + 2 * signed + (form == "zip"))

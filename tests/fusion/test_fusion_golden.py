@@ -19,7 +19,6 @@ def test_there_are_golden_lists_of_several_families():
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.no_cover
 def test_kernels_and_their_nodes_are_the_runtimes(name, level):
     golden = json.loads(gzip.decompress(golden_path(name).read_bytes()))
     expected = Counter((signature, tuple(nodes)) for signature, nodes in golden["levels"][level])

@@ -65,7 +65,6 @@ def test_published_network(name, level, tmp_path):
 @pytest.mark.parametrize("level", ["extended", "all"])
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
 @pytest.mark.parametrize("space", sorted(SPACES))
-@pytest.mark.no_cover
 def test_random_architectures(space, activation, level, tmp_path):
     rng = np.random.default_rng(7)
     chosen = load_space(space, {"activation": activation} if space.startswith("mobile") else {})

@@ -12,22 +12,13 @@ from akd_deploy.fusion.openvino_cpu import kernels_of
 NAMES = golden_names()
 CASES = [(precision, isa) for precision in PRECISIONS for isa in ISAS[precision]]
 
-TRACED = ("llama_15m", "vit_tiny_16", "autoformer_tiny", "swin_tiny")
-"""Between them they meet every rule that any of the networks does."""
-
 
 def test_there_are_golden_lists_of_many_networks_for_every_cpu():
     assert len(NAMES) >= 20
     assert all(sorted(read_golden(name)) == sorted(CASES) for name in NAMES)
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        pytest.param(name, precision, marks=() if name in TRACED else pytest.mark.no_cover)
-        for name, precision in product(NAMES, PRECISIONS)
-    ],
-)
+@pytest.mark.parametrize(("name", "precision"), product(NAMES, PRECISIONS))
 def test_kernels_are_the_runtimes(name, precision):
     """On every CPU, of which those with registers of one width have one list."""
     golden = read_golden(name)

@@ -75,7 +75,6 @@ def test_a_16_bit_archive_computes_in_its_type_between_float32_ends(tmp_path: Pa
     assert {p.dtype for p in student.parameters()} == {torch.float32}  # the student itself stays as it was
 
 
-@pytest.mark.no_cover
 def test_an_archive_has_its_batch_norms_folded(tmp_path: Path) -> None:
     student = trained_like(SPACE.sample(np.random.default_rng(6)), 0)
     path = archive_from_module(student, (1, *SPACE.input_shape), tmp_path / "student.pt2")

@@ -18,7 +18,6 @@ from akd_deploy.models.onnx_from_student import onnx_from_student
 SPACE = SPACES["colour 32×32"]
 
 
-@pytest.mark.no_cover
 def test_torchs_export_of_a_student_computes_what_ours_does(tmp_path: Path) -> None:
     student = trained_like(SPACE.sample(np.random.default_rng(5)), 0)
     shape = (2, *SPACE.input_shape)

@@ -104,7 +104,6 @@ def test_whole_networks_are_predicted_from_stretches_of_them(
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 def test_families_left_out_are_predicted_and_their_intervals_hold(
     profiled: tuple[LatencyTable, ThrottledBench, int], networks: dict[str, Counter[Kernel]]
 ) -> None:

@@ -93,7 +93,6 @@ def test_a_plan_gone_on_with_begins_with_what_is_measured_and_need_not_learn_aga
 
 
 @pytest.mark.parametrize("count", [20, 40, 60])
-@pytest.mark.no_cover
 def test_the_error_that_comes_true_is_within_a_small_factor_of_the_expected_one(count: int) -> None:
     enough = Enough(count, least_gain=None)
     chosen, expected, _ = chosen_among(NAMES, COUNTS, WANTED, enough, in_order=True)

@@ -140,7 +140,6 @@ def unseen() -> list[Item]:
     return [item for item in list_items(HERE, subjects, 5, lambda done, total: None) if item.kind == NETWORK]
 
 
-@pytest.mark.no_cover
 def test_ten_probes_predict_networks_far_better_than_any_source_scaled_to_them(
     bench: Bench, tables: Path, tmp_path: Path, unseen: list[Item]
 ) -> None:
@@ -179,7 +178,6 @@ def test_a_device_told_with_one_thread_is_predicted_with_two(
     assert covered.mean() > 0.8
 
 
-@pytest.mark.no_cover
 def test_the_header_and_the_plan_say_what_the_table_builds_on(bench: Bench, tables: Path, tmp_path: Path) -> None:
     profiled = profile(tables, tmp_path / "here", "server", "board")
     origin = read_table(tmp_path / "here").header.transfer
@@ -191,14 +189,13 @@ def test_the_header_and_the_plan_say_what_the_table_builds_on(bench: Bench, tabl
     assert profiled.plan.origin == origin
 
 
-@pytest.mark.no_cover
 def test_sources_of_one_device_at_two_clocks_are_one_family(bench: Bench, tables: Path, tmp_path: Path) -> None:
     profiled = profile(tables, tmp_path / "here", "server", "server, slower")
     assert profiled.plan.width is None
     assert predictor_of(profiled.table, tmp_path / "here").calibrated_on == LEFT_OUT_PROBES
 
 
-@pytest.mark.parametrize("after", [0, *(pytest.param(n, marks=pytest.mark.no_cover) for n in (1, 8, 29))])
+@pytest.mark.parametrize("after", [0, 1, 8, 29])
 def test_an_interrupted_transfer_goes_on_with_what_was_measured(
     bench: Bench, tables: Path, tmp_path: Path, after: int
 ) -> None:

@@ -300,7 +300,6 @@ def test_no_kernel_that_is_executed_costs_nothing(models: list[Tried], covering:
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-@pytest.mark.no_cover
 def test_no_kernel_costs_nothing_whatever_a_table_says(known: list[Kernel], data: st.DataObject) -> None:
     """Latencies that have nothing to do with sizes, or are all the overhead's, leave no operator without a cost."""
     start = data.draw(st.integers(0, len(known) - 40))

@@ -70,7 +70,6 @@ def held_of_unseen(draws: int) -> list[bool]:
 
 
 @pytest.mark.slow
-@pytest.mark.no_cover
 def test_intervals_hold_as_often_as_promised_for_families_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     held = held_of_unseen(draws=24)
     assert len(held) == 192

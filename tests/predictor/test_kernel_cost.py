@@ -79,7 +79,6 @@ def slow_posterior(data: Sequence[Observation], model: KernelCostModel) -> dict[
     }
 
 
-@pytest.mark.no_cover
 def test_posterior_is_laplaces_around_the_mode_of_the_joint_density() -> None:
     data = observations()
     model = fit_kernel_costs(data)

@@ -30,7 +30,6 @@ def test_published_networks_are_predicted_from_windows_of_them(table):
     assert (scores.items, predictor.left_out) == (44, 2)
 
 
-@pytest.mark.no_cover
 def test_a_family_it_never_saw_is_predicted_too(table):
     """VGG, ResNet and MobileNet, each without any row of its own family."""
     families = {

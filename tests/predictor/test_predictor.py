@@ -56,7 +56,6 @@ def predictions(predictor: Predictor, networks: Sequence[Probe]) -> list[Predict
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.no_cover
 def test_networks_never_measured_are_predicted_within_little_more_than_the_noise(
     seed: int, unseen: list[Probe]
 ) -> None:
@@ -93,7 +92,6 @@ def test_scores_told_are_those_an_outsider_finds(predictor: Predictor, unseen: l
     assert predictor.calibrated_on == "networks"
 
 
-@pytest.mark.no_cover
 def test_kernels_slower_inside_networks_move_the_factor_and_not_the_probes() -> None:
     fitted = fit_predictor(table_of(DEVICE, SPACE, probes=100, networks=30, seed=4, slowdown=1.15))
     plain = fit_predictor(table_of(DEVICE, SPACE, probes=100, networks=30, seed=4))
@@ -192,7 +190,6 @@ def test_one_strange_kernel_among_many_is_enough_to_leave_the_domain(predictor: 
     assert not predictor.predict([*executed, huge]).in_domain
 
 
-@pytest.mark.no_cover
 def test_a_network_of_the_table_that_is_not_covered_is_left_out_and_not_guessed(table: LatencyTable) -> None:
     shape = (1, 8, 4, 4)
     kernels = ((Kernel("Softmax", (shape,), (shape,)), 1),)
@@ -213,7 +210,6 @@ def relative_width(prediction: Prediction) -> float:
     return (high - low) / prediction.latency_s
 
 
-@pytest.mark.no_cover
 def test_more_noise_gives_wider_intervals(unseen: list[Probe]) -> None:
     widths = []
     for noise in (0.003, 0.03):
@@ -222,7 +218,6 @@ def test_more_noise_gives_wider_intervals(unseen: list[Probe]) -> None:
     assert widths[1] > 1.5 * widths[0]
 
 
-@pytest.mark.no_cover
 def test_intervals_hold_their_centre_and_their_promise_of_ninety_per_cent() -> None:
     shares = []
     for seed in range(12):
@@ -240,7 +235,6 @@ def test_intervals_hold_their_centre_and_their_promise_of_ninety_per_cent() -> N
     assert 0.85 <= np.mean(shares) <= 0.95
 
 
-@pytest.mark.no_cover
 def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
     fitted = fit_predictor(table_of(DEVICE, SPACE, probes=60, networks=5, seed=8))
     assert fitted.calibrated_on == "held-out probes"
@@ -248,7 +242,6 @@ def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
     assert 40 < fitted.scores.items <= 60
 
 
-@pytest.mark.no_cover
 def test_held_out_families_are_points_of_their_own_where_probes_are_of_published_networks() -> None:
     table = table_of(DEVICE, SPACE, probes=60, networks=0, seed=8)
     rows = tuple(replace(row, family=f"family{i % 12}") for i, row in enumerate(table.rows))
@@ -259,7 +252,6 @@ def test_held_out_families_are_points_of_their_own_where_probes_are_of_published
 
 
 @pytest.mark.parametrize(("networks", "calibrated_on"), [(12, "networks"), (5, "held-out probes")])
-@pytest.mark.no_cover
 def test_scores_stand_beside_the_noise_of_the_labels_they_are_scored_on(networks: int, calibrated_on: str) -> None:
     small = table_of(DEVICE, SPACE, probes=40, networks=networks, seed=10)
     # Blocks at 0.97, 1 and 1.03 of the median have σ = 0.03, and the label rests on three of them.
@@ -300,7 +292,6 @@ def with_tail(rows: Sequence[TableRow], samples: int, last: float = 2.0) -> list
         (299, (50, 75, 90, 95, 99)),
     ],
 )
-@pytest.mark.no_cover
 def test_a_tail_factor_needs_samples_enough_for_its_percentile(
     samples: int, known: tuple[float, ...], table: LatencyTable
 ) -> None:
@@ -334,7 +325,6 @@ def test_a_tail_is_not_thinner_further_out_because_only_calm_networks_speak_of_i
     assert factors[99] == factors[95]
 
 
-@pytest.mark.no_cover
 def test_networks_speak_of_tails_and_probes_where_there_are_none() -> None:
     small = table_of(DEVICE, SPACE, probes=40, networks=12, seed=11)
     probes, networks = with_tail(small.of_kind(PROBE), 60, 3.0), with_tail(small.of_kind(NETWORK), 60, 2.0)

@@ -54,7 +54,6 @@ rows = st.dictionaries(
 
 
 @given(st.lists(rows, min_size=1, max_size=6), st.lists(rows, min_size=1, max_size=3))
-@pytest.mark.no_cover
 def test_every_candidate_comes_once_and_the_error_expected_after_each_is_the_posteriors(candidates, networks) -> None:
     order = list(choose_probes(candidates, networks))
     assert sorted(choice.index for choice in order) == list(range(len(candidates)))

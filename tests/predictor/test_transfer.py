@@ -59,7 +59,6 @@ def transferred(prior: TransferPrior, latency_s: np.ndarray, probes: int, rng: n
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.no_cover
 def test_without_noise_ten_probes_tell_a_device_of_the_same_law(seed: int) -> None:
     items, sources, rng = world(seed)
     true = items @ device(rng)
@@ -80,7 +79,6 @@ def test_a_source_at_another_clock_needs_three_probes() -> None:
     assert error(predicted, true) < 0.01
 
 
-@pytest.mark.no_cover
 def test_more_probes_are_better_and_any_is_better_than_the_sources_mean() -> None:
     errors: dict[int, list[float]] = {0: [], 3: [], 10: []}
     for seed in range(12):
@@ -96,7 +94,6 @@ def test_more_probes_are_better_and_any_is_better_than_the_sources_mean() -> Non
     assert np.mean(errors[3]) < 0.8 * np.mean(errors[0])
 
 
-@pytest.mark.no_cover
 def test_probes_by_design_are_better_than_random_ones_on_average() -> None:
     designed, drawn = [], []
     for seed in range(16):
@@ -189,7 +186,6 @@ def held_out_devices(seed: int) -> tuple[TransferPrior, list[HeldOut], np.ndarra
     return transfer_prior(accounts, FAMILIES), leave_one_family_out(accounts, FAMILIES, measured), items, rng
 
 
-@pytest.mark.no_cover
 def test_intervals_cover_new_devices_about_as_often_as_promised() -> None:
     covered = []
     for seed in range(4):

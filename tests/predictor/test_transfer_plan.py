@@ -79,7 +79,6 @@ def measured(plan: TransferPlan, subjects: list[Probe], device: SyntheticDevice,
     return LatencyTable(replace(header("new"), transfer=plan.origin), tuple(rows.values()))
 
 
-@pytest.mark.no_cover
 def test_rehearsed_intervals_hold_networks_of_new_devices_and_errors_are_small(
     plan: TransferPlan, subjects: list[Probe]
 ) -> None:
@@ -100,7 +99,6 @@ def test_rehearsed_intervals_hold_networks_of_new_devices_and_errors_are_small(
     assert np.mean(covered) > 0.75
 
 
-@pytest.mark.no_cover
 def test_a_source_that_plays_the_target_is_not_helped_by_its_own_family(sources: dict[str, Source]) -> None:
     from akd_deploy.predictor.transfer_lessons import _played
 
@@ -108,7 +106,6 @@ def test_a_source_that_plays_the_target_is_not_helped_by_its_own_family(sources:
     assert [_played(name, relatives, 10).held_out.prior.sources for name in relatives] == [1, 3, 1, 1]
 
 
-@pytest.mark.no_cover
 def test_sources_of_one_family_leave_intervals_to_the_targets_own_probes(
     sources: dict[str, Source], items: list[Item], subjects: list[Probe]
 ) -> None:
@@ -118,7 +115,6 @@ def test_sources_of_one_family_leave_intervals_to_the_targets_own_probes(
     assert plan.predictor(measured(plan, subjects, NEW[0])).calibrated_on == LEFT_OUT_PROBES
 
 
-@pytest.mark.no_cover
 def test_one_seed_gives_one_plan_and_its_digest_tells_plans_apart(
     sources: dict[str, Source], items: list[Item], plan: TransferPlan
 ) -> None:

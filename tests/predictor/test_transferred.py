@@ -93,7 +93,6 @@ def errors_of(predictor: Predictor, seed: int = 99) -> tuple[np.ndarray, np.ndar
     return np.abs(errors), np.array(covered)
 
 
-@pytest.mark.no_cover
 def test_ten_probes_predict_networks_far_better_than_any_source_scaled_to_them(
     transferred: Predictor, sources: dict[str, Predictor]
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -41,7 +40,6 @@ def archive(folder: Path, precision: str = "fp32") -> Path:
         return archive_from_inputs(Small(), (TOKENS,), folder / f"small-{precision}.pt2", precision)
 
 
-@pytest.mark.no_cover
 def test_every_operator_is_in_a_window_that_the_engine_runs(tmp_path: Path) -> None:
     engine = TorchEngine(Target("t", "cpu", "torch", "fp16", 2))
     path = archive(tmp_path, "fp16")

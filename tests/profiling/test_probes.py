@@ -52,7 +52,6 @@ def test_every_operation_drawn_is_covered_before_any_is_covered_twice_for_nothin
         ("mobilenet", {}),
     ],
 )
-@pytest.mark.no_cover
 def test_twenty_probes_hold_every_kind_of_operation_that_architectures_do(name: str, settings: dict) -> None:
     space, rng = load_space(name, settings), np.random.default_rng(10)
     present = frozenset().union(*(_kinds(space.layers(space.sample(rng))) for _ in range(500)))
@@ -62,7 +61,6 @@ def test_twenty_probes_hold_every_kind_of_operation_that_architectures_do(name: 
     assert {("linear", "", "none"), ("conv", "depthwise", space.settings["activation"])} < present
 
 
-@pytest.mark.no_cover
 def test_few_chosen_probes_cover_more_than_as_many_random_ones() -> None:
     chosen = frozenset().union(*(_shapes(p.layers) for p in probes(40)))
     pool = probes(count=10**6)
@@ -74,7 +72,6 @@ def test_few_chosen_probes_cover_more_than_as_many_random_ones() -> None:
     assert len(chosen) > 1.2 * luckiest
 
 
-@pytest.mark.no_cover
 def test_one_seed_gives_one_plan_and_a_longer_plan_begins_like_a_shorter_one() -> None:
     assert probes(20) == probes(20)
     assert probes(20) != probes(20, seed=1)

@@ -277,7 +277,6 @@ class Crash:
 TWO = replace(PLAN, probes=2, networks=1, protocol=Protocol(blocks=2))
 
 
-@pytest.mark.no_cover
 def test_wherever_a_profile_is_killed_every_block_is_measured_once_and_kept(
     machine: _Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,7 +454,6 @@ MANY = ProfilePlan(probes=48, networks=8, protocol=Protocol(blocks=3), seed=0)
 
 
 @pytest.mark.parametrize("within_s", [5.0, 30.0, 50.0, 60.0, 70.0, 80.0, 1_000.0])
-@pytest.mark.no_cover
 def test_a_profile_ends_in_its_time_with_a_balanced_table(
     machine: _Machine, clock: _Clock, tmp_path: Path, within_s: float
 ) -> None:

@@ -10,7 +10,6 @@ from akd_deploy.report.noise_floor import kendall_ceiling, spearman_ceiling, wit
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.15, 0.6])
-@pytest.mark.no_cover
 def test_ceilings_are_the_average_over_noisy_labels(sigma):
     rng = np.random.default_rng(3)
     true_s = rng.permutation(np.geomspace(1e-4, 3e-4, 9))

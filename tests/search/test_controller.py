@@ -91,7 +91,6 @@ def taught(make, seed, batches=40):
 
 
 @pytest.mark.parametrize("make", [ppo, reinforce])
-@pytest.mark.no_cover
 def test_it_learns_what_is_rewarded(make):
     before, after = np.mean([taught(make, seed) for seed in range(2)], axis=0)
     assert before < 0.75

@@ -326,7 +326,6 @@ def test_conventional_search_differs_in_the_accuracy_alone():
 
 
 @pytest.mark.parametrize("strategy", ["constrained_evolution", "evolution", "tpe"])
-@pytest.mark.no_cover
 def test_regret_to_the_exact_optimum_of_a_small_space_is_small(strategy):
     """Half of the networks within the budget may be trained; the mean over seeds hides no lucky one."""
     budget_s = budget_of_quantile(SMALL_SPACE, 0.6)
@@ -409,7 +408,6 @@ print(kills)
 
 
 @pytest.mark.parametrize("strategy", ["evolution", "tpe"])
-@pytest.mark.no_cover
 def test_a_search_killed_at_any_moment_loses_at_most_the_training_in_flight_and_repeats_none(tmp_path, strategy):
     command = [sys.executable, "-c", KILLER, str(HERE.parent), str(HERE.parents[1]), str(tmp_path), strategy, "5"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -44,7 +44,6 @@ def networks() -> list[Network]:
     return [probe.layers for probe in probes]
 
 
-@pytest.mark.no_cover
 def test_held_out_networks_are_predicted_from_imported_files(networks: list[Network], tmp_path: Path) -> None:
     table = imported_of(networks[:NETWORKS], tmp_path)
     predictor = fit_predictor(table)
@@ -64,7 +63,6 @@ def test_held_out_networks_are_predicted_from_imported_files(networks: list[Netw
     assert np.mean(within) >= 0.7
 
 
-@pytest.mark.no_cover
 def test_without_the_networks_times_no_tail_is_claimed(networks: list[Network], tmp_path: Path) -> None:
     predictor = fit_predictor(imported_of(networks[:4], tmp_path, with_times=False))
     assert predictor.calibrated_on == "held-out probes"
@@ -73,7 +71,6 @@ def test_without_the_networks_times_no_tail_is_claimed(networks: list[Network], 
         predictor.tail_factor(90)
 
 
-@pytest.mark.no_cover
 def test_tails_come_from_the_networks_samples_alone(networks: list[Network], tmp_path: Path) -> None:
     table = imported_of(networks[:4], tmp_path)
     assert 1.0 < fit_predictor(table).tail_factor(90) < 1.05
@@ -82,7 +79,6 @@ def test_tails_come_from_the_networks_samples_alone(networks: list[Network], tmp
     assert all(row.family.startswith(AGGREGATED) for row in table.rows if row not in sampled)
 
 
-@pytest.mark.no_cover
 def test_without_the_sums_a_call_would_be_given_what_the_kernels_launch_costs(
     networks: list[Network], tmp_path: Path
 ) -> None:

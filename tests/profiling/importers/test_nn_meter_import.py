@@ -103,7 +103,6 @@ def test_other_spellings_of_a_kernel_type_are_the_same_kernel(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", KERNEL_TYPES)
-@pytest.mark.no_cover
 @settings(max_examples=40)
 @given(data=st.data())
 def test_every_kernel_type_is_a_valid_model_of_the_shapes_it_says(kind: str, data: st.DataObject) -> None:

@@ -100,7 +100,6 @@ def test_equal_kernels_in_one_block_are_counted(tmp_path: Path) -> None:
     size=st.integers(1, 64), channels=st.integers(1, 64), out=st.integers(1, 64), kernel=st.sampled_from([1, 3, 5, 7]),
     stride=st.integers(1, 2), expand=st.integers(1, 8), flags=st.tuples(*[st.integers(0, 1)] * 3), v3=st.booleans(),
 )  # fmt: skip
-@pytest.mark.no_cover
 def test_every_block_that_makes_sense_is_a_valid_model_of_its_name_s_shapes(
     tmp_path_factory, size, channels, out, kernel, stride, expand, flags, v3
 ) -> None:
