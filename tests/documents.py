@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from own_cpu import on_own_cpu
+from own_cpu import ONCE, on_own_cpu
 
 ROOT = Path(__file__).parent.parent
 MISSED = 3
@@ -79,7 +79,7 @@ def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     assert program in ("akd-deploy", "python"), command
     module = ["-m", "akd_deploy"] if program == "akd-deploy" else []
     if arguments[0] in MEASURE and module:
-        module = [str(ROOT / "tests" / "akd_deploy_once.py")]
+        module = [str(ONCE)]
     return subprocess.run(
         [sys.executable, *module, *arguments],
         cwd=folder,

@@ -6,12 +6,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akd_deploy.profiling import blocks
 
 if TYPE_CHECKING:
     import pytest
+
+ONCE = Path(__file__).with_name("akd_deploy_once.py")
+"""The command line as a program that measures nothing again, like `measure_once`."""
 
 _OF_THIS_MACHINE = blocks._run_block
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from command_line import TARGET, call, written
-from own_cpu import on_own_cpu
+from own_cpu import ONCE, on_own_cpu
 
 from akd_deploy.errors import AkdError
 from akd_deploy.search import Trial, read_journal
@@ -132,7 +132,7 @@ def test_an_interrupted_training_is_trained_again_and_no_other(twin, tmp_path, m
 def _start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     """The command as a process of its own, in a group of its own as a shell would start it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "akd_deploy", *map(str, arguments)],
+        [sys.executable, ONCE, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "AKD_DEPLOY_HOME": str(folder / "home"), "PYTHONWARNINGS": "error"},
         stdout=subprocess.PIPE,

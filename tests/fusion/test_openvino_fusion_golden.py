@@ -18,7 +18,7 @@ def test_there_are_golden_lists_of_many_networks_for_every_cpu():
     assert all(sorted(read_golden(name)) == sorted(CASES) for name in NAMES)
 
 
-@pytest.mark.parametrize(("name", "precision"), product(NAMES, PRECISIONS))
+@pytest.mark.parametrize(("name", "precision"), list(product(NAMES, PRECISIONS)))
 def test_kernels_are_the_runtimes(name, precision):
     """On every CPU, of which those with registers of one width have one list."""
     golden = read_golden(name)
