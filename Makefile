@@ -34,8 +34,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	# three for two cores: now and then one only waits for processes that it started
-	$(BIN)/python -m slipcover -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m slipcover -m pytest -n 2 --dist loadgroup
 
 format: install
 	$(BIN)/ruff format .

@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from command_line import call
 from own_cpu import ONCE, on_own_cpu
 
 ROOT = Path(__file__).parent.parent
@@ -55,12 +57,12 @@ class Document:
                 assert kind in ("toml", "json", "python", "yaml"), f"a file of kind {kind} in {self.path.name}"
                 (folder / name).write_text(text, encoding="utf-8")
 
-    def run(self, folder: Path) -> None:
+    def run(self, folder: Path, run: Callable[[str, Path], subprocess.CompletedProcess[str]]) -> None:
         """Write its files into the folder and run its commands there, one after the other; fail at the first that does
         not do what it should."""
         self.write_files(folder)
         for command in self.commands:
-            done = run_command(command, folder)
+            done = run(command, folder)
             assert does_its_job(command, done.returncode, done.stdout), f"{command}\n{done.stdout}\n{done.stderr}"
 
 
@@ -71,6 +73,15 @@ def does_its_job(command: str, code: int, stdout: str) -> bool:
         return code == 0
     words = next((word for beginning, word in JUDGE_TIMES.items() if command.startswith(beginning)), None)
     return words is not None and words in re.sub(r"\W+", " ", stdout)  # whatever frames and wraps them
+
+
+def run_here(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """`akd-deploy …` in this process, which has loaded most of what it needs; `python …` in one of its own."""
+    program, *arguments = shlex.split(command)
+    if program != "akd-deploy":
+        return run_command(command, folder)
+    answer = call(folder, *arguments)
+    return subprocess.CompletedProcess(command, answer.code, answer.stdout, answer.stderr)
 
 
 def run_command(command: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -7,14 +7,14 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import ROOT, Document, run_here
 
 HOW_TO = Document(ROOT / "docs" / "gate-in-ci.md")
 
 
 @pytest.mark.slow
 def test_every_command_of_the_how_to_works_in_the_order_given(tmp_path: Path) -> None:
-    HOW_TO.run(tmp_path)
+    HOW_TO.run(tmp_path, run_here)
     baseline, candidate = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("baseline", "candidate"))
     assert baseline["correct"] == candidate["correct"]
     assert 0.5 < baseline["accuracy"] < 1

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import ROOT, Document, run_here
 
 PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
 NNI = Document(ROOT / "docs" / "search-with-nni.md")
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("how-tos")
 @pytest.mark.slow
 def test_every_command_of_the_how_to_on_profiling_works_in_the_order_given(tmp_path: Path) -> None:
     assert len(PROFILE.commands) > 8
-    PROFILE.run(tmp_path)
+    PROFILE.run(tmp_path, run_here)
     tables = [path.parent.parent.name for path in tmp_path.glob("latency_tables/*/*/header.json")]
     assert sorted(tables) == ["cpu_onnxruntime_fp32", "two_threads"]
 

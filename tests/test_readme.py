@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import ROOT, Document, run_command
 
 README = Document(ROOT / "README.md")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("readme")  # groups begin first, and this o
 @pytest.mark.slow
 def test_every_command_of_the_readme_works_in_the_order_given(tmp_path: Path) -> None:
     assert len(README.commands) > 15
-    README.run(tmp_path)
+    README.run(tmp_path, run_command)  # each in a process of its own, as the reader's are
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document, run_command
+from documents import ROOT, Document, run_here
 
 DOCUMENT = Document(ROOT / "docs" / "ship-to-onnxruntime.md")
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.xdist_group("documents")
 def test_every_command_works_in_the_order_given(tmp_path: Path) -> None:
     commands = {command.split()[1] for command in DOCUMENT.commands if command.startswith("akd-deploy")}
     assert commands == {"quantize", "build", "bench", "package", "verify", "load"}
-    DOCUMENT.run(tmp_path)
-    told = run_command("akd-deploy load net.zip --key key.pub.pem --json", tmp_path).stdout
+    DOCUMENT.run(tmp_path, run_here)
+    told = run_here("akd-deploy load net.zip --key key.pub.pem --json", tmp_path).stdout
     assert '"authentic": true' in told
     assert '"engine": "onnxruntime"' in told
-    assert "when measured" in run_command("python -B shipped/runner.py --seconds 0.01", tmp_path).stdout
+    assert "when measured" in run_here("python -B shipped/runner.py --seconds 0.01", tmp_path).stdout

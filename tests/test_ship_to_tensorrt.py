@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document
+from documents import ROOT, Document, run_here
 
 HOW_TO = Document(ROOT / "docs" / "ship-to-tensorrt.md")
 
@@ -17,7 +17,7 @@ HOW_TO = Document(ROOT / "docs" / "ship-to-tensorrt.md")
 )
 def test_every_command_of_the_how_to_works_in_the_order_given(tmp_path: Path) -> None:
     assert len(HOW_TO.commands) > 12
-    HOW_TO.run(tmp_path)
+    HOW_TO.run(tmp_path, run_here)
     plans = sorted(path.name for path in (tmp_path / "engines").glob("*.plan"))
     assert plans == ["dynamic.plan", "network.fp16.plan", "network.fp8.plan", "network.int8.plan"]
     assert (tmp_path / "network.zip").is_file()

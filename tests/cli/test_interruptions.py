@@ -164,10 +164,10 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
-def test_a_process_that_is_interrupted_and_another_that_is_killed_leave_a_run_that_finishes(workshop, tmp_path):
+def test_a_process_that_is_interrupted_and_another_that_is_killed_leave_a_search_that_finishes(workshop, tmp_path):
     """Ctrl-C while a measuring process is at work, then SIGKILL in the middle of a training, then the rest."""
     config, run = workshop.run_toml(tmp_path / "run.toml", steps=60), tmp_path / "run"
-    arguments = ("run", "--config", config, "-o", run, "--resume", "--json")
+    arguments = ("search", "--config", config, "-o", run, "--resume", "--json")
 
     process = _start(workshop.folder, *arguments)
     workers: list[psutil.Process] = []
@@ -199,7 +199,7 @@ def test_a_process_that_is_interrupted_and_another_that_is_killed_leave_a_run_th
     assert {"done", "running"} <= {trial.state for trial in before}
 
     answer = workshop.call(*arguments)
-    assert answer.code in (0, 3), answer
+    assert answer.code == 0, answer
     after = {(trial.strategy, trial.id): trial for trial in _trials(run)}
     for trial in before:
         now = after[trial.strategy, trial.id]
@@ -207,7 +207,6 @@ def test_a_process_that_is_interrupted_and_another_that_is_killed_leave_a_run_th
             assert (now.state, now.attempts) == ("done", 2)
         else:
             assert now == trial  # to the very timestamps
-    assert workshop.call("verify", run / "bundle", "--json").code == 0
 
 
 def test_two_processes_cannot_work_in_one_run(twin, tmp_path):
