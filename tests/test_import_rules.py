@@ -182,6 +182,12 @@ def test_only_the_command_line_prints():
     assert breaches(quiet, lambda _, source: prints(source)) == {}
 
 
+def test_whatever_module_breaks_a_rule_is_named():
+    assert set(breaches(MODULES, lambda unit, _: [unit] if unit == "search" else [])) == {
+        name_of(path) for path in MODULES if path.is_relative_to(PACKAGE / "search")
+    }
+
+
 def test_every_module_has_a_row():
     assert {unit_of_file(path) for path in MODULES} <= set().union(*ROWS)
 

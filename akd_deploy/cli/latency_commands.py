@@ -78,7 +78,7 @@ def profile(
 ) -> None:
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
-    from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
+    from akd_deploy.latency_table import HEADER_NAME, NETWORK, read_table, table_directory
     from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN, Enough, LiveError
     from akd_deploy.pipeline.planning import Domain, planned_probes
     from akd_deploy.pipeline.probe_plan import (
@@ -194,6 +194,7 @@ def profile(
         measured = profiled.table
         data |= {
             "probes": planned.probes,
+            "networks": sum(subject.kind == NETWORK for subject in planned.subjects.subjects),
             "kernels": len({kernel for row in measured.rows for kernel, _ in row.kernels}),
             "rows": len(measured.rows),
             "seconds": profiled.seconds,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import onnx
 from command_line import TARGET, call
 
-from akd_deploy.latency_table import read_table
+from akd_deploy.latency_table import NETWORK, read_table
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.profiling.measured_journal import JOURNAL_NAME, MeasuredJournal
 from akd_deploy.search_space import load_space
@@ -115,3 +116,13 @@ def test_a_general_profile_is_bounded_unless_told_otherwise(tmp_path):
     answer = call(tmp_path, "profile", "--target", TARGET, "--general", "--dry-run")
     assert answer.code == 0
     assert "15 minutes at most" in " ".join(answer.stdout.split())
+
+
+def test_networks_that_it_is_calibrated_on_are_counted_as_such(twin, tmp_path):
+    size = ("--probes", 20, "--blocks", 1)
+    given = ("--onnx", twin.onnx, "--calibrate-on", twin.directory / "teacher.onnx")
+    answer = call(tmp_path, "profile", "--target", TARGET, *given, *size, "--json")
+    assert answer.code == 0, answer
+    data = answer.data
+    assert data["networks"] == len([row for row in read_table(Path(data["table"])).rows if row.kind == NETWORK])
+    assert data["networks"] > 0
