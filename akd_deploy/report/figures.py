@@ -139,8 +139,9 @@ def _feasible(summary: Fields) -> Figure | None:
         title="What the space can reach, before any training",
         alt=f"Histogram of predicted latencies of {sum(counts):,} sampled architectures from "
         f"{latency(part['min_s'])} to {latency(part['max_s'])}, median {latency(part['median_s'])}; "
-        f"{share} are bound to be certified within the budget.",
-        caption=f"{share} of {sum(counts):,} sampled architectures are bound to be certified within the budget{within}",
+        f"{share} are expected to be certified within the budget.",
+        caption=f"{share} of {sum(counts):,} sampled architectures are expected to be certified within the budget"
+        f"{within}",
         height_px=300,
         spec=spec_of(figure),
     )
