@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from documents import does_its_job
+from documents import Document, does_its_job, run_command, run_here
 
 GATE = "akd-deploy gate --baseline before.json --candidate after.json"
 BENCH = "akd-deploy bench --onnx m.onnx --latency-budget 20ms"
@@ -31,3 +34,11 @@ def test_what_judges_times_measured_here_may_miss_them_if_it_says_so_and_nothing
     command: str, code: int, stdout: str, expected: bool
 ) -> None:
     assert does_its_job(command, code, stdout) is expected
+
+
+@pytest.mark.parametrize("run", [run_command, run_here])
+def test_a_command_that_fails_is_told_with_what_it_said(run: Callable, tmp_path: Path) -> None:
+    document = tmp_path / "how-to.md"
+    document.write_text("```console\n$ akd-deploy targets list\n$ akd-deploy targets show nowhere\n```\n")
+    with pytest.raises(AssertionError, match=r"(?s)^akd-deploy targets show nowhere\n.*found"):
+        Document(document).run(tmp_path, run)
