@@ -400,7 +400,7 @@ def feasible(
         if budget_s is not None:
             share = found.fraction_within_budget or 0.0
             console.print(
-                f"{share:.2%} of architectures are bound to meet {format_seconds(budget_s)}: a certificate at "
+                f"{share:.2%} of architectures are expected to meet {format_seconds(budget_s)}: a certificate at "
                 f"p{percentile:g} asks for {factor:.2f} × the upper end of a predicted interval here"
             )
 
