@@ -37,7 +37,8 @@ class ExecutedDevice:
 
     def kernel_s(self, kernel: Kernel) -> float:
         """Seconds of one kernel whose weights are warm."""
-        seconds = self.launch_s + kernel.traffic_bytes * (self.move_byte_s if kernel.op in _MOVES else self.byte_s)
+        moved = 8.0 * kernel.output_elements if kernel.op == "Slice" else kernel.traffic_bytes
+        seconds = self.launch_s + moved * (self.move_byte_s if kernel.op in _MOVES else self.byte_s)
         output = kernel.outputs[0]
         weight = next((shape for shape in kernel.inputs[1:] if len(shape) == 4), None)
         if kernel.attribute("kernel_size") is not None and weight is not None:

@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,14 @@ from akd_deploy.predictor.scores import Scores
 from akd_deploy.predictor.transfer_plan import read_plan
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 9
+FORMAT_VERSION = 10
+COLD_ARRAYS = tuple(field.name for field in fields(ColdWeights))
 
 
 def save_predictor(predictor: Predictor, directory: Path) -> Path:
     """Write `predictor-<table digest>.npz` (arrays and one JSON text; no pickle); other ones there are removed."""
-    arrays, fields = predictor.model.as_arrays()
-    cold = predictor.cold_weights
-    arrays |= {"cold_total_bytes": cold.total_bytes, "cold_per_byte_s": cold.per_byte_s}
+    arrays, model = predictor.model.as_arrays()
+    arrays |= {f"cold_{name}": getattr(predictor.cold_weights, name) for name in COLD_ARRAYS}
     document = {
         "format_version": FORMAT_VERSION,
         "target": predictor.target,
@@ -46,7 +46,7 @@ def save_predictor(predictor: Predictor, directory: Path) -> Path:
         "calibrated_on": predictor.calibrated_on,
         "left_out": predictor.left_out,
         "scores": asdict(predictor.scores),
-        "model": fields,
+        "model": model,
     }
     path = directory / f"predictor-{predictor.table_digest}.npz"
     content = io.BytesIO()
@@ -89,7 +89,7 @@ def read_predictor(path: Path) -> Predictor:
             model=model_from_arrays(arrays, document["model"]),  # type: ignore[arg-type]
             tail_factors=dict(document["tail_factors"]),  # type: ignore[call-overload]
             scores=Scores(**document["scores"]),  # type: ignore[arg-type]
-            cold_weights=ColdWeights(arrays["cold_total_bytes"], arrays["cold_per_byte_s"]),
+            cold_weights=ColdWeights(*(arrays[f"cold_{name}"] for name in COLD_ARRAYS)),
             **values,  # type: ignore[arg-type]
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

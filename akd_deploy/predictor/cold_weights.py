@@ -1,15 +1,16 @@
-"""What weights cost that have left the caches: seconds per byte, by how many bytes of weights a network has.
+"""What weights cost that have left the caches: seconds per byte, by how much passes through caches between two uses.
 
 A probe finds its weights where its last call left them. Inside a network every other kernel's weights pass through the
-caches before a kernel runs again, so its own come from farther away the larger the network is. Stacks measure that:
-copies of a probe in one model, each with weights of its own. What a stack takes beyond what its kernels take in probes
-is regressed on the weights it reads.
+caches before a kernel runs again, so its own come from farther away the larger the network is. And through a cache that
+a machine shares pass the bytes of others, too, the more of them the longer a call takes. Stacks measure both: copies of
+a probe in one model, each with weights of its own. What a stack takes beyond as many probes is regressed on the weights
+it reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -18,97 +19,132 @@ import scipy  # whose parts load when they are first used: a command that predic
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
 from akd_deploy.predictor.features import CONVOLUTIONS, dimensions
 
-CLASSES = ("convolution", "product")
-"""Kernels that have weights: a convolution walks through them otherwise than a matrix product."""
-STEPS_PER_DOUBLING = 1
-"""Stacks of about equally many bytes of weights are taken together."""
+CLASSES = ("convolution", "product", "product of many rows")
+"""Kernels that have weights: a convolution walks through them otherwise than a matrix product, and one that works on
+every weight for long waits for it where a product of few rows streams them."""
+MANY_ROWS = 32
+"""More rows than this are many (ONNX Runtime's products of 1 to 32 and of 64 to 197 rows are alike each)."""
+RIDGE, OWN_RIDGE = 0.01, 0.1
+"""Pull to zero of what a step costs a byte of any class, and one class beyond that, in units of the mean over stacks:
+what stacks do not tell apart shares what is found of it, and a class that few stacks have costs what others do."""
+LABEL_NOISE, RATE_NOISE = 0.02, 0.2
+"""How far off a stack's latency may be, as a share of it, and what a byte costs one kernel and not another."""
+PLACE_STEP = 0.5
+"""Doublings between places of a level that are tried."""
+OTHERS_BYTES_PER_S = (0.0, *(1e9 * 2.0**k for k in range(7)))
+"""What others may put into a shared cache; the one that explains stacks best is taken."""
 
 
 def weight_bytes(kernel: Kernel) -> np.ndarray:
     """(classes,) bytes of the weights that one execution reads; zeros for operators that have none."""
     result = np.zeros(len(CLASSES))
-    kind = dimensions(kernel).kind
+    size = dimensions(kernel)
+    kind, product = size.kind, CLASSES.index("product of many rows" if size.positions > MANY_ROWS else "product")
     if kind in CONVOLUTIONS:
         weights = [shape for shape in kernel.inputs[1:] if len(shape) < 2]
         weights += [shape for shape in kernel.inputs[1:] if len(shape) >= 3][:1]
         result[0] = sum(map(prod, weights))
     elif kind == "shared" and len(kernel.inputs) > 1:
-        result[1] = sum(prod(shape) for shape in kernel.inputs[1:] if len(shape) <= 2)
+        result[product] = sum(prod(shape) for shape in kernel.inputs[1:] if len(shape) <= 2)
     constants = kernel.attribute("constants")
     if isinstance(constants, tuple):
-        result[1] += sum(prod(kernel.inputs[i]) for i in constants)
+        result[product] += sum(prod(kernel.inputs[i]) for i in constants)
     return result * BYTES_PER_ELEMENT[kernel.dtype]
-
-
-@dataclass(frozen=True)
-class ColdWeights:
-    """`per_byte_s` (amounts, classes): seconds a byte of weights costs more in a network of `total_bytes` (amounts,),
-    rising, of them; neither falls with the amount."""
-
-    total_bytes: np.ndarray
-    per_byte_s: np.ndarray
-
-    def seconds(self, weights: np.ndarray) -> np.ndarray:
-        """What a network's weights, (..., classes) bytes, cost beyond those of warm probes: (..., classes) seconds.
-
-        Between measured amounts the logarithm of the amount is interpolated; and below half the least one
-        nothing is added.
-        """
-        total = np.maximum(np.asarray(weights).sum(-1), 1.0)
-        amounts = np.log2(np.concatenate([self.total_bytes[:1] / 2, self.total_bytes]))
-        per_byte = np.vstack([np.zeros(len(CLASSES)), self.per_byte_s])
-        rates = [np.interp(np.log2(total), amounts, per_byte[:, c]) for c in range(len(CLASSES))]
-        result: np.ndarray = np.stack(rates, -1) * weights
-        return result
-
-
-NO_COLD_WEIGHTS = ColdWeights(np.array([1.0]), np.zeros((1, len(CLASSES))))
-"""Where no stack was measured: weights cost what they do in probes."""
-
-
-def fit_cold_weights(counts: Sequence[Mapping[Kernel, int]], beyond_s: np.ndarray, warm_s: np.ndarray) -> ColdWeights:
-    """From stacks; `NO_COLD_WEIGHTS` without any.
-
-    Args:
-        counts: kernel → count of each stack.
-        beyond_s: (stacks,) what each took beyond `warm_s`.
-        warm_s: (stacks,) what its kernels take in probes, positive.
-    """
-    if not counts:
-        return NO_COLD_WEIGHTS
-    weights = np.array([network_weights(one) for one in counts])
-    total = weights.sum(1)
-    step = np.round(np.log2(np.maximum(total, 1.0)) * STEPS_PER_DOUBLING)
-    amounts = np.unique(step)
-    per_byte: list[np.ndarray | None] = []
-    for column in range(len(CLASSES)):
-        own = weights[:, column] > 0.5 * total
-        if not own.any():
-            per_byte.append(None)
-            continue
-        # What a stack says of a byte is as certain as its weights are a part of its time.
-        rate, certainty = beyond_s[own] / total[own], (total[own] / warm_s[own]) ** 2
-        per_byte.append(_rising(step[own], rate, certainty, amounts))
-    known = [column for column in per_byte if column is not None]
-    if not known:
-        return NO_COLD_WEIGHTS
-    # A class that no stack has weights of costs what the other one does.
-    columns = [known[0] if column is None else column for column in per_byte]
-    mean_bytes = np.array([np.exp(np.log(total[step == amount]).mean()) for amount in amounts])
-    return ColdWeights(mean_bytes, np.stack(columns, -1))
-
-
-def _rising(x: np.ndarray, y: np.ndarray, weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """(n,) three times, (m,) → (m,): the non-negative function that never falls and is nearest to y, weighted squares
-    summed; between the x it is a line, and beyond them what it is at the last one."""
-    places, which = np.unique(x, return_inverse=True)
-    total = np.bincount(which, weights)
-    mean = np.bincount(which, weights * y) / total
-    rising = scipy.optimize.isotonic_regression(mean, weights=total).x
-    result: np.ndarray = np.interp(asked, places, np.maximum(rising, 0.0))
-    return result
 
 
 def network_weights(counts: Mapping[Kernel, int]) -> np.ndarray:
     """(classes,) bytes of weights of a network, from its kernels and how often it executes each."""
     return sum((count * weight_bytes(kernel) for kernel, count in counts.items()), np.zeros(len(CLASSES)))
+
+
+@dataclass(frozen=True)
+class ColdWeights:
+    """What a byte of a network's weights costs more, level by level of the memory.
+
+    A level is left behind where between `held_bytes` (levels,) and twice as many pass through it between two uses of a
+    weight, and from then on each byte costs `per_byte_s` (levels, classes) more. What passes are a network's own
+    weights and `others_bytes_per_s` (levels,): others' data, in a cache that they share.
+    """
+
+    held_bytes: np.ndarray
+    others_bytes_per_s: np.ndarray
+    per_byte_s: np.ndarray
+
+    def rates(self, total_bytes: np.ndarray, warm_s: np.ndarray) -> np.ndarray:
+        """(…,) bytes of weights and (…,) seconds of a call with warm weights → (…, classes) seconds per byte."""
+        total, seconds = np.asarray(total_bytes)[..., None], np.asarray(warm_s)[..., None]
+        left: np.ndarray = _left(total + self.others_bytes_per_s * seconds, self.held_bytes)
+        result: np.ndarray = left @ self.per_byte_s
+        return result
+
+    def seconds(self, weights: np.ndarray, warm_s: np.ndarray | float) -> np.ndarray:
+        """What a network's weights, (…, classes) bytes, cost beyond those of warm probes: (…, classes) seconds."""
+        weights = np.asarray(weights)
+        result: np.ndarray = weights * self.rates(weights.sum(-1), np.asarray(warm_s))
+        return result
+
+    def scaled(self, by: float) -> ColdWeights:
+        """So many times the seconds, where as much passes."""
+        return replace(self, per_byte_s=by * self.per_byte_s)
+
+
+NO_COLD_WEIGHTS = ColdWeights(np.array([1.0]), np.zeros(1), np.zeros((1, len(CLASSES))))
+"""Where no stack was measured: weights cost what they do in probes."""
+
+
+def _left(passing_bytes: np.ndarray, level_bytes: np.ndarray) -> np.ndarray:
+    """How far a level is left behind, 0 to 1."""
+    result: np.ndarray = np.clip(np.log2(np.maximum(passing_bytes, 1.0) / level_bytes), 0.0, 1.0)
+    return result
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """A stack beside its probe: `weights` and `alone` (classes,) bytes of both, `warm_s` and `alone_s` what both take
+    with warm weights, in seconds, and `beyond_s` what the stack took beyond as many probes."""
+
+    weights: np.ndarray
+    alone: np.ndarray
+    warm_s: float
+    alone_s: float
+    beyond_s: float
+
+
+def fit_cold_weights(stacks: Sequence[Stacked]) -> ColdWeights:
+    """From stacks; `NO_COLD_WEIGHTS` without any, or where they take no longer than as many probes.
+
+    What a stack takes beyond as many probes is what its weights cost more there than they do in a probe: in a large
+    probe they come from far away already. Two levels are assumed, a cache of one's own and one that others use, too;
+    where they lie and what passes besides is what explains the stacks best, with costs by non-negative least squares.
+    """
+    if not stacks:
+        return NO_COLD_WEIGHTS
+    weights = np.array([stack.weights for stack in stacks])
+    total, alone = weights.sum(1), np.array([stack.alone.sum() for stack in stacks])
+    warm_s, alone_s = (np.array([getattr(stack, name) for stack in stacks]) for name in ("warm_s", "alone_s"))
+    beyond_s = np.array([stack.beyond_s for stack in stacks])
+    gain_s = np.maximum(beyond_s, 0.0)
+    unit_s = float(gain_s.sum() / max(total.sum(), 1.0))
+    if unit_s == 0.0:
+        return NO_COLD_WEIGHTS
+    scale_s = LABEL_NOISE * (warm_s + beyond_s) + RATE_NOISE * gain_s
+    # What a level costs a byte is the same for all classes, and something on top for each.
+    shares = np.column_stack([total, weights]) * (unit_s / scale_s[:, None])
+    pull = np.diag([RIDGE, *[OWN_RIDGE] * len(CLASSES)] * 2)
+    wanted = np.append(beyond_s / scale_s, np.zeros(len(pull)))
+    places = 2.0 ** np.arange(np.floor(np.log2(alone.min())), np.log2(total.max()), PLACE_STEP)
+    own = {place: _left(total, place) - _left(alone, place) for place in places}
+    best, found = np.inf, NO_COLD_WEIGHTS
+    for others in OTHERS_BYTES_PER_S:
+        all_, all_alone = total + others * warm_s, alone + others * alone_s
+        for place in 2.0 ** np.arange(np.log2(places[0]), np.log2(all_.max()), PLACE_STEP):
+            shared = _left(all_, place) - _left(all_alone, place)
+            for inner in places[places <= place]:
+                design = np.hstack([shares * own[inner][:, None], shares * shared[:, None]])
+                solution, left = scipy.optimize.nnls(np.vstack([design, pull]), wanted)
+                if left < best:
+                    best = left
+                    common_and_extra = unit_s * solution.reshape(2, -1)
+                    per_byte_s = common_and_extra[:, :1] + common_and_extra[:, 1:]
+                    found = ColdWeights(np.array([inner, place]), np.array([0.0, others]), per_byte_s)
+    return found

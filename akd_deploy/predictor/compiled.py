@@ -54,7 +54,8 @@ class CompiledSpace:
         total = np.zeros((len(tokens), COLUMNS))
         for table, columns in zip(self.tables, self.columns, strict=True):
             total += table[tuple(tokens[:, column] for column in columns)] if columns else table
-        latency = total[:, 0] + self.predictor.overhead_s + self.predictor.network_cold_s(total[:, 2:])
+        warm = total[:, 0] + self.predictor.overhead_s
+        latency = warm + self.predictor.network_cold_s(total[:, 2:], warm)
         return latency, (1 + self.slack) * self.predictor.interval_s(latency, total[:, 1])[1]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from math import ceil, log2, sqrt
+from math import ceil, gcd, log2, sqrt
 from math import prod as _prod
 
 import numpy as np
@@ -21,6 +21,7 @@ PRODUCTS = ("shared", "batched")
 """Kinds of a matrix product: one right-hand matrix for all (a weight), or one for each matrix on the left."""
 
 _PRODUCT_NAMES = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "einsum", "dot"})
+_RECURRENT_PARTS = ("lstm", "gru", "rnn")
 _PRODUCT_PARTS = ("gemm", "matmul", "fullyconnected", "matrix_multiply", "matrixmultiply")
 
 
@@ -33,8 +34,9 @@ def prod(sizes: Sequence[int]) -> int:
 class Dimensions:
     """The sizes that rule a kernel's cost, under one name whatever the operator and its memory layout.
 
-    `kind` is one of `CONVOLUTIONS` or `PRODUCTS`, "pool", "attention", or "" for everything else. An output holds
-    `batch` × `out` × `positions` elements; `reduced` terms (times `window` for a convolution) stand behind each one.
+    `kind` is one of `CONVOLUTIONS` or `PRODUCTS`, "pool", "attention", "recurrent", or "" for everything else. An
+    output holds `batch` × `out` × `positions` elements; `reduced` terms (times `window` for a convolution) stand behind
+    each.
     `broadcast` is how many inputs are smaller than the output, up to 2, and `run` how many output elements in a row are
     made without starting on one of them anew.
     """
@@ -81,6 +83,14 @@ def dimensions(kernel: Kernel) -> Dimensions:
     if "attention" in kernel.op.lower() and len(first) >= 3 and len(kernel.inputs) > 1 and len(kernel.inputs[1]) >= 2:
         width = max(1, first[-1])
         return Dimensions("attention", batch, width, max(1, kernel.inputs[1][-2]), elements / batch / width)
+    if _is_fused_attention(kernel):
+        width = max(1, first[-1])
+        return Dimensions("attention", batch, width, _keys(first, kernel.inputs[1]), elements / batch / width)
+    if (weights := _recurrent_weights(kernel)) and first:
+        steps = prod(first[:-1])
+        out = max(1, output[-1]) if output else 1
+        reduced = steps * sum(map(prod, weights)) / max(1, kernel.output_elements)
+        return Dimensions("recurrent", 1, reduced, out, elements / out)
     if _is_product(kernel.op):
         return _product(kernel, output, elements)
     largest = max((prod(shape) for shape in kernel.inputs), default=1)
@@ -96,6 +106,27 @@ def _run(shape: Shape, output: Shape) -> int:
     ends = [(own, size) for own, size in zip(padded, output, strict=True) if size > 1][::-1]
     stands = bool(ends) and ends[0][0] == 1
     return prod([size for _, size in takewhile(lambda pair: (pair[0] == 1) == stands, ends)])
+
+
+def _is_fused_attention(kernel: Kernel) -> bool:
+    """Whether a fused kernel of elementwise operators holds the matrix products of an attention head, too."""
+    operators = kernel.attribute("operators")
+    inside = isinstance(operators, str) and "MatMul" in operators.split("+")
+    return inside and len(kernel.inputs) > 2 and all(len(shape) >= 3 for shape in kernel.inputs[:2])
+
+
+def _keys(queries: Shape, keys: Shape) -> int:
+    """How many keys each query meets: (…, queries, width) and keys of the same width, either transposed."""
+    rows = queries[-2] if queries[-2] in keys[-2:] else max(queries[:-1])
+    return max(1, round(prod(keys) / max(1, prod(queries)) * rows))
+
+
+def _recurrent_weights(kernel: Kernel) -> list[Shape]:
+    """(directions, gates × units, inputs or units) of a recurrent operator; none of any other."""
+    name, constants = kernel.op.lower(), kernel.attribute("constants")
+    if not isinstance(constants, tuple) or not any(part in name for part in _RECURRENT_PARTS):
+        return []
+    return [kernel.inputs[i] for i in constants if i < len(kernel.inputs) and len(kernel.inputs[i]) == 3]
 
 
 def _is_product(operator: str) -> bool:
@@ -132,7 +163,10 @@ def _product(kernel: Kernel, output: Shape, elements: int) -> Dimensions:
     return Dimensions(kind, batch, reduced, out, max(1.0, elements / batch / out))
 
 
-TERMS = ("launch", "macs", "padded_macs", "traffic_bytes", "outputs", "rows", "filling_macs", "filling_bytes")
+TERMS = (
+    "launch", "macs", "padded_macs", "traffic_bytes", "outputs", "rows", "filling_macs", "filling_bytes",
+    "transcendental", "aliased_bytes",
+)  # fmt: skip
 """Names of what `cost_terms` returns, in order."""
 FILLING = 0.7
 """Exponent of the filling terms: a small kernel fills the device badly, so that time grows slower than work until
@@ -148,6 +182,13 @@ LAYOUTS = ("plain", "last", "blocked")
 """What an engine's name of a memory layout says: dimensions in order, channels last, or channels in blocks."""
 
 
+def _along_rows(kernel: Kernel) -> bool | None:
+    """Whether an operator that works along axes works along the last one; None for operators that name no axis."""
+    value, rank = kernel.attribute("axes"), len(kernel.inputs[0]) if kernel.inputs else 0
+    axes = _sizes(kernel.attribute("axis") if value is None else value)
+    return None if not axes or not rank else any(axis in (-1, rank - 1) for axis in axes)
+
+
 def _layout(name: object) -> int | None:
     """Position among `LAYOUTS` of a layout named by its dimensions' letters ("acdb", "aBcd16b"); None without one."""
     if not isinstance(name, str) or not name:
@@ -159,10 +200,15 @@ def _layout(name: object) -> int | None:
 
 @lru_cache(maxsize=65_536)
 def regime(kernel: Kernel) -> str:
-    """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for transpositions
-    whether rows stay whole, and for reorders from which layout to which."""
+    """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for interpolations their
+    mode, for transpositions whether rows stay whole, for a softmax whether it is along rows, and for reorders from
+    which layout to which."""
     kind = dimensions(kernel).kind
-    order = kernel.attribute("perm")
+    order, mode = kernel.attribute("perm"), kernel.attribute("mode")
+    if kind == "" and isinstance(mode, str) and mode:
+        return f"{kernel.op}/{mode}"
+    if kernel.op.endswith("Softmax") and _along_rows(kernel) is False:
+        return f"{kernel.op}/columns"
     if kernel.op == "Transpose" and isinstance(order, tuple) and order:
         return f"{kernel.op}/{'rows' if order[-1] == len(order) - 1 else 'elements'}"
     source, target = _layout(kernel.attribute("from_layout")), _layout(kernel.attribute("layout"))
@@ -183,6 +229,18 @@ def macs(kernel: Kernel) -> int:
     return round(kernel.output_elements * size.reduced * size.window)
 
 
+_PICKING = ("slice", "gather")
+
+
+@lru_cache(maxsize=65_536)
+def moved_bytes(kernel: Kernel) -> float:
+    """Bytes read and written: every tensor's once, but of one that elements are picked from no more than are picked."""
+    if not any(part in kernel.op.lower() for part in _PICKING):
+        return kernel.traffic_bytes
+    picked = kernel.output_elements
+    return BYTES_PER_ELEMENT[kernel.dtype] * (picked + sum(min(prod(shape), picked) for shape in kernel.inputs))
+
+
 def _padded(channels: int) -> int:
     return VECTOR_CHANNELS * ceil(channels / VECTOR_CHANNELS)
 
@@ -193,7 +251,9 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
 
     `padded_macs` counts channels rounded up to full vectors; `rows` are output rows (of channels: full vectors of them;
     of planes: full vectors of one row of each; with broadcasting: runs), each of which costs a loop; the filling terms
-    are `padded_macs` and `traffic_bytes` to the power `FILLING`. None of them falls where a kernel's sizes grow.
+    are `padded_macs` and `traffic_bytes` to the power `FILLING`. `transcendental` are outputs times the exponentials
+    and the like that are fused into the kernel, and `aliased_bytes` those that it moves with strides that meet in one
+    set of a cache. In one `setting`, none of them falls where a kernel's sizes grow.
     """
     size, counted = dimensions(kernel), float(macs(kernel))
     padded = counted * _padded(size.out) / size.out
@@ -207,13 +267,50 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
         rows = prod(output[:-2]) * _padded(size.out) / VECTOR_CHANNELS
     if size.broadcast:
         rows = kernel.output_elements / size.run
-    traffic = kernel.traffic_bytes
+    traffic = moved_bytes(kernel)
     linear = (1.0, counted, padded, traffic, float(kernel.output_elements), rows)
-    return (*linear, padded**FILLING, traffic**FILLING)
+    fused = (kernel.output_elements * _transcendental(kernel), traffic * _aliasing(kernel))
+    return (*linear, padded**FILLING, traffic**FILLING, *fused)
+
+
+_TRANSCENDENTAL = (
+    "sigmoid", "tanh", "elu", "erf", "exp", "softplus", "mish", "swish", "silu", "softmax", "log", "sin", "cos",
+)  # fmt: skip
+_ARITHMETIC = ("relu", "hardswish", "hardsigmoid", "logical")
+
+
+@lru_cache(maxsize=65_536)
+def _transcendental(kernel: Kernel) -> int:
+    """How many exponentials and the like are fused into a kernel."""
+    fused = [kernel.attribute("activation"), kernel.attribute("operators")]
+    names = [name.lower() for text in fused if isinstance(text, str) for name in text.split("+")]
+    return sum(
+        any(part in name for part in _TRANSCENDENTAL) and not any(part in name for part in _ARITHMETIC)
+        for name in names
+    )
+
+
+ALIASED_BYTES, LEAST_ALIASED_BYTES = 4096, 512
+"""Strides that are a multiple of the former use one set of a first-level cache alone (64 sets of 64 bytes), multiples
+of smaller powers of two a few."""
+
+
+@lru_cache(maxsize=65_536)
+def _aliasing(kernel: Kernel) -> float:
+    """How few sets of a cache a transposition or a change of layout strides over: 1 where one alone, 0 where many."""
+    shape, order = (kernel.inputs[0] if kernel.inputs else ()), kernel.attribute("perm")
+    if isinstance(order, tuple) and len(order) == len(shape) and order[-1] != len(order) - 1:
+        stride = prod(shape[order[-1] + 1 :])
+    elif {_layout(kernel.attribute("from_layout")), _layout(kernel.attribute("layout"))} == {0, 1}:
+        stride = prod(shape[2:])
+    else:
+        return 0.0
+    shared = gcd(round(stride * BYTES_PER_ELEMENT[kernel.dtype]), ALIASED_BYTES)
+    return max(0.0, log2(shared / LEAST_ALIASED_BYTES) / log2(ALIASED_BYTES / LEAST_ALIASED_BYTES))
 
 
 SIZES, GEOMETRY, SETTINGS = 0, 1, 2
-COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 6
+COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 9
 """What each of `coordinates` is: costs change with sizes, geometry and settings over distances of their own."""
 GROUP_NAMES = ("sizes", "geometry", "settings")
 RUN = 14
@@ -233,7 +330,7 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         log2(1 + size.out),
         log2(1 + size.positions),
         log2(size.batch),
-        log2(1 + kernel.traffic_bytes / BYTES_PER_ELEMENT[kernel.dtype]),
+        log2(1 + moved_bytes(kernel) / BYTES_PER_ELEMENT[kernel.dtype]),
         log2(1 + _padded(size.out) / VECTOR_CHANNELS),
         log2(size.window),
         log2(size.stride),
@@ -245,6 +342,9 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         float(size.broadcast),
         log2(1 + size.run) if size.broadcast else 0.0,
         float(_layout(kernel.attribute("layout")) or 0),
+        float(_along_rows(kernel) is False),
+        0.5 * _transcendental(kernel),
+        _aliasing(kernel),
     )
 
 
@@ -264,8 +364,11 @@ def setting(kernel: Kernel) -> tuple[object, ...]:
 
 
 def with_window_and_type(terms: np.ndarray, kernel: Kernel, other: Kernel) -> np.ndarray:
-    """(terms,) of a kernel as if its window and its type were another's of its regime, about."""
+    """(terms,) of a kernel as if its window, its type and what is fused into it were another's of its regime, about."""
     window = dimensions(other).window / dimensions(kernel).window
     width = BYTES_PER_ELEMENT[other.dtype] / BYTES_PER_ELEMENT[kernel.dtype]
-    result: np.ndarray = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING)
+    scaled = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING, 1, 1)
+    scaled[TERMS.index("transcendental")] = kernel.output_elements * _transcendental(other)
+    scaled[TERMS.index("aliased_bytes")] = scaled[TERMS.index("traffic_bytes")] * _aliasing(other)
+    result: np.ndarray = scaled
     return result

@@ -10,7 +10,13 @@ import numpy as np
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableRow
 from akd_deploy.models.published import FAMILY_OF
-from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, fit_cold_weights, network_weights
+from akd_deploy.predictor.cold_weights import (
+    NO_COLD_WEIGHTS,
+    ColdWeights,
+    Stacked,
+    fit_cold_weights,
+    network_weights,
+)
 from akd_deploy.predictor.conformal import (
     CalibrationPoint,
     by_family_quantile,
@@ -19,7 +25,7 @@ from akd_deploy.predictor.conformal import (
     unseen_family_quantile,
 )
 from akd_deploy.predictor.kernel_cost import Hyperparameters, KernelCostModel
-from akd_deploy.predictor.kernel_cost_fit import fit_kernel_costs, observation_of
+from akd_deploy.predictor.kernel_cost_fit import ROUNDS, fit_kernel_costs, observation_of
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
 from akd_deploy.predictor.tails import tail_factors
@@ -64,34 +70,41 @@ def _points(
     costs = dict(zip(distinct, model.costs(distinct), strict=True))
     points = []
     for row in rows:
-        predicted, spread = model.overhead_s + _cold_s(row, cold_weights), 0.0
+        predicted, spread = model.overhead_s, 0.0
         for kernel, count in row.kernels:
             cost = costs[kernel]
             predicted += count * cost.mean_s
             spread += count * cost.spread_s * (1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING)
+        predicted += _cold_s(row, cold_weights, predicted)
         points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.label_s))
     return points
 
 
 def _fit(
-    rows: Iterable[TableRow], cold_weights: ColdWeights = NO_COLD_WEIGHTS, known: Hyperparameters | None = None
+    rows: Iterable[TableRow],
+    cold_weights: ColdWeights = NO_COLD_WEIGHTS,
+    start: Hyperparameters | None = None,
+    rounds: int = ROUNDS,
 ) -> KernelCostModel:
-    """Kernel costs from probes, of whose latency what their own weights' distance costs is left out."""
+    """Kernel costs from probes, of whose latency what their own weights' distance costs is left out; `start` and
+    `rounds` as in `fit_kernel_costs`."""
     rows, observations = list(rows), []
     known_noise = [sigma for row in rows if (sigma := row.measurement.label_sigma) is not None]
     unknown = float(np.quantile(known_noise, UNKNOWN_NOISE)) if known_noise else 0.0
     for row in rows:
-        seen, cold_s = observation_of(row.counts(), row.measurement, unknown), _cold_s(row, cold_weights)
+        seen = observation_of(row.counts(), row.measurement, unknown)
+        cold_s = _cold_s(row, cold_weights, seen.latency_s)
         warm_s = max(seen.latency_s - cold_s, LEAST_WARM * seen.latency_s)
         noise = np.hypot(seen.noise * seen.latency_s, COLD_NOISE * cold_s) / warm_s
         observations.append(replace(seen, latency_s=warm_s, noise=float(noise)))
-    return fit_kernel_costs(observations, known)
+    return fit_kernel_costs(observations, start, rounds)
 
 
-def _cold_s(row: TableRow, cold_weights: ColdWeights) -> float:
+def _cold_s(row: TableRow, cold_weights: ColdWeights, warm_s: float) -> float:
+    """What a row's cold weights cost it, in seconds; it takes `warm_s` with warm ones."""
     if cold_weights is NO_COLD_WEIGHTS:
         return 0.0
-    return float(cold_weights.seconds(network_weights(row.counts())).sum())
+    return float(cold_weights.seconds(network_weights(row.counts()), warm_s).sum())
 
 
 def fit_costs(table: LatencyTable) -> tuple[KernelCostModel, ColdWeights]:
@@ -102,14 +115,18 @@ def fit_costs(table: LatencyTable) -> tuple[KernelCostModel, ColdWeights]:
     probes = table.of_kind(PROBE)
     model = _fit(probes)
     cold_weights = cold_weights_of(model, table)
-    if any(_cold_s(row, cold_weights) > WORTH_ANOTHER_FIT * row.measurement.label_s for row in probes):
-        model = _fit(probes, cold_weights)
-        cold_weights = cold_weights_of(model, table)
+    label_s = [row.measurement.label_s for row in probes]
+    if any(_cold_s(row, cold_weights, s) > WORTH_ANOTHER_FIT * s for row, s in zip(probes, label_s, strict=True)):
+        model = _fit(probes, cold_weights, model.hyperparameters, rounds=1)
+        cold_weights = cold_weights_of(model, table)  # which rest on what a call costs beside its kernels
     return model, cold_weights
 
 
-def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list[TableRow], list[CalibrationPoint]]:
-    """Every probe predicted by a model that did not see its fold; what that model does not cover is left out.
+def _held_out(
+    rows: Sequence[TableRow], model: KernelCostModel, cold_weights: ColdWeights
+) -> tuple[list[TableRow], list[CalibrationPoint]]:
+    """Every probe predicted by a model that did not see its fold, with the hyper-parameters of one that did; what it
+    does not cover is left out.
 
     Where there are families of networks enough, a fold is whole families, and what each of them was measured to take in
     all is a point: predictions will be asked for sums of kernels of families that nobody measured. A search space's
@@ -121,10 +138,11 @@ def _held_out(rows: Sequence[TableRow], cold_weights: ColdWeights) -> tuple[list
     kept: list[TableRow] = []
     points: list[CalibrationPoint] = []
     for fold in range(FOLDS):
-        model = _fit((row for row, own in zip(rows, folds, strict=True) if own != fold), cold_weights)
-        covered = _covered(model, (row for row, own in zip(rows, folds, strict=True) if own == fold))
+        rest = (row for row, own in zip(rows, folds, strict=True) if own != fold)
+        without = _fit(rest, cold_weights, model.hyperparameters, rounds=0)
+        covered = _covered(without, (row for row, own in zip(rows, folds, strict=True) if own == fold))
         kept += covered
-        found = _points(model, covered, cold_weights)
+        found = _points(without, covered, cold_weights)
         points += _summed(found) if by_family else found
     return kept, points
 
@@ -157,7 +175,7 @@ def _of_unseen_families(
         tested = [row for row in networks if fold_of.get(family_of(row)) == fold]
         if tested:
             kept = [row for row in probes if fold_of[family_of(row)] != fold]
-            without = _fit(kept, cold_weights, model.hyperparameters)
+            without = _fit(kept, cold_weights, model.hyperparameters, rounds=0)
             points += _points(without, _covered(without, tested), cold_weights)
     return points
 
@@ -189,12 +207,37 @@ def _summed(points: Sequence[CalibrationPoint]) -> list[CalibrationPoint]:
 
 
 def cold_weights_of(model: KernelCostModel, table: LatencyTable) -> ColdWeights:
-    """What a table's stacks take beyond what the model, fitted on its probes, says of their kernels."""
-    rows = _covered(model, table.of_kind(STACK))
-    points = _points(model, rows)
-    warm_s = np.array([point.predicted_s for point in points])
-    beyond_s = np.array([point.measured_s for point in points]) - warm_s
-    return fit_cold_weights([row.counts() for row in rows], beyond_s, warm_s)
+    """What a table's stacks take beyond the probes that they are copies of.
+
+    Kernels that only the stack has, or fewer times than there are copies, cost what the model says.
+    """
+    probes = {row.name: row for row in table.of_kind(PROBE)}
+    stacks = []
+    for row in _covered(model, table.of_kind(STACK)):
+        window, copies = stacked_of(row.name)
+        probe = probes.get(window)
+        if probe is None or not copies:
+            continue
+        others = row.counts()
+        for kernel, count in probe.kernels:
+            others[kernel] -= copies * count
+        own = [(kernel, count) for kernel, count in others.items() if count]
+        extra_s = sum(
+            count * cost.mean_s
+            for (_, count), cost in zip(own, model.costs([kernel for kernel, _ in own]), strict=True)
+        )
+        alone_s, whole_s = (one.measurement.label_s for one in (probe, row))
+        warm_s = model.overhead_s + copies * (alone_s - model.overhead_s) + extra_s
+        stacks.append(
+            Stacked(network_weights(row.counts()), network_weights(probe.counts()), warm_s, alone_s, whole_s - warm_s)
+        )
+    return fit_cold_weights(stacks)
+
+
+def stacked_of(name: str) -> tuple[str, int]:
+    """The probe that a stack is copies of, by the stack's name, and how many; 0 of them where the name does not say."""
+    probe, _, copies = name.rpartition("-x")
+    return probe, int(copies) if copies.isdecimal() else 0
 
 
 def _label_sigma(rows: Iterable[TableRow]) -> float | None:
@@ -237,7 +280,7 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
     scored = covered = _covered(model, networks)
     points, calibrated_on = _points(model, covered, cold_weights), "networks"
     if len(points) < MIN_NETWORKS:
-        (scored, points), calibrated_on = _held_out(probes, cold_weights), "held-out probes"
+        (scored, points), calibrated_on = _held_out(probes, model, cold_weights), "held-out probes"
     if len(points) < MIN_POINTS:
         raise UsageError(
             asked=f"an interval for predictions of target {table.header.target.name}",

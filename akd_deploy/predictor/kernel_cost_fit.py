@@ -3,6 +3,10 @@
 The mode of the corrections is found by Gauss–Newton steps, each of them one linear Gaussian problem; the
 hyper-parameters maximise the marginal likelihood of that problem (Rasmussen & Williams 2006, equation 5.9). K is
 block diagonal over regimes, which is what makes both quick.
+
+A probe that nothing explains, of an operator with an algorithm for some sizes say, must not make all others' sums
+uncertain: the noise of an observation that the others predict badly is scaled until it is no outlier any more (Huber
+1964), by turns with the hyper-parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ ROUNDS, STEPS = 3, 8
 """Hyper-parameters are fitted this often, with at most this many Gauss–Newton steps after each."""
 LONGEST_STEP = 1.0
 """No correction's logarithm moves further in one step."""
-
+OUTLYING = 4.0
+"""Deviations from which an observation counts as an outlier."""
 
 NEARLY_ALL = 0.7
 """A regime that more observations hold is added to the covariance of all: picking rows takes longer than zeros do."""
@@ -101,11 +106,11 @@ class _Problem:
     squares: np.ndarray
     itself: np.ndarray
 
-    def linearised(self, correction: np.ndarray) -> _Linearised:
+    def linearised(self, correction: np.ndarray, scales: np.ndarray) -> _Linearised:
         """J and z = r + J g at the corrections g, with r the relative residual."""
         shares = self.counts * (self.base_s * np.exp(correction)) / self.latency_s[:, None]
         residual = (self.latency_s - self.overhead_s) / self.latency_s - shares.sum(1)
-        return _Linearised(self, shares, residual + shares @ correction)
+        return _Linearised(self, shares, residual + shares @ correction, scales)
 
     @cached_property
     def jitter_shape(self) -> np.ndarray:
@@ -122,11 +127,13 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Linearised:
-    """The linear Gaussian problem at some corrections: J (observations, kernels) and z (observations,)."""
+    """The linear Gaussian problem at some corrections: J (observations, kernels), z and the scales of the noise's
+    variances (observations,)."""
 
     problem: _Problem
     jacobian: np.ndarray
     target: np.ndarray
+    scales: np.ndarray
 
     @cached_property
     def _parts(self) -> list[tuple[_Block, np.ndarray, _Indices]]:
@@ -139,10 +146,28 @@ class _Linearised:
             for block in self.problem.blocks
         ]
 
+    def noise_variance(self, prior: _Prior) -> np.ndarray:
+        """(observations,) relative."""
+        problem = self.problem
+        plain = problem.noise**2 + prior.misfit**2 + prior.jitter**2 * problem.jitter_shape
+        result: np.ndarray = self.scales * plain
+        return result
+
+    def robust_scales(self, prior: _Prior) -> np.ndarray:
+        """(observations,) of the noise's variances: more than one where an observation, predicted from the others, is
+        off by more than `OUTLYING` of its deviations."""
+        _, alpha, factor = self.corrections(prior)
+        variance = 1 / np.diag(scipy.linalg.lapack.dpotri(factor, lower=True)[0])
+        # Rasmussen & Williams 2006, equations 5.10–5.12: left out, it is off by α / S⁻¹ with the variance 1 / S⁻¹,
+        # in which its noise is not scaled.
+        unscaled = variance - self.noise_variance(prior) * (1 - 1 / self.scales)
+        result: np.ndarray = np.maximum(1.0, (alpha * variance / OUTLYING) ** 2 / unscaled) ** 2
+        return result
+
     def covariance(self, prior: _Prior) -> np.ndarray:
         """S = J K Jᵀ + noise."""
         problem = self.problem
-        total = np.diag(problem.noise**2 + prior.misfit**2 + prior.jitter**2 * problem.jitter_shape)
+        total = np.diag(self.noise_variance(prior))
         values = prior.amplitude**2 * prior.near
         values[problem.itself] += prior.own**2
         for block, part, there in self._parts:
@@ -168,8 +193,8 @@ class _Linearised:
         gradient = away.copy()
         gradient[0] += prior.amplitude**2 * (inner @ prior.near)
         gradient[1] += prior.own**2 * inner[problem.itself].sum()
-        gradient[2] += prior.misfit**2 * diagonal.sum()
-        gradient[3] += prior.jitter**2 * (diagonal @ problem.jitter_shape)
+        gradient[2] += prior.misfit**2 * (diagonal @ self.scales)
+        gradient[3] += prior.jitter**2 * (diagonal @ (self.scales * problem.jitter_shape))
         gradient[4:] += 1.5 * prior.amplitude**2 * (problem.squares @ fall) / np.square(prior.lengths)
         return float(value), gradient
 
@@ -184,8 +209,14 @@ class _Linearised:
         return result, alpha, factor
 
 
-def fit_kernel_costs(observations: Sequence[Observation], known: Hyperparameters | None = None) -> KernelCostModel:
-    """Fit base costs, then the Gaussian process and its hyper-parameters, unless these are `known`.
+def fit_kernel_costs(
+    observations: Sequence[Observation], start: Hyperparameters | None = None, rounds: int = ROUNDS
+) -> KernelCostModel:
+    """Fit base costs, then the Gaussian process and its hyper-parameters.
+
+    Args:
+        start: hyper-parameters to begin with; the prior's medians by default.
+        rounds: how often they are fitted; 0 keeps them.
 
     Raises:
         ValueError: fewer than five observations, or one whose latency is not positive.
@@ -209,7 +240,7 @@ def fit_kernel_costs(observations: Sequence[Observation], known: Hyperparameters
     problem = _problem(latency, overhead_s, counts, base_s, noise, features)
     # Matrices are small: threads that wait for each other cost more than they bring, on a loaded machine tenfold.
     with threadpool_limits(1, user_api="blas"):
-        jacobian, alpha, factor, parameters = _mode(problem, known)
+        jacobian, alpha, factor, parameters = _mode(problem, start, rounds)
     amplitude, own, misfit, jitter, *lengths = (float(value) for value in np.exp(parameters))
     return KernelCostModel(
         overhead_s,
@@ -245,33 +276,40 @@ def _problem(
     return _Problem(latency_s, overhead_s, counts, base_s, noise, tuple(blocks), *flat)
 
 
-def _mode(problem: _Problem, known: Hyperparameters | None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _mode(
+    problem: _Problem, start: Hyperparameters | None, rounds: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """J, α and the factor of S at the mode, and the logarithms of the hyper-parameters."""
     parameters = np.log(PRIOR_MEDIANS)
-    if known is not None:
-        jitter = known.jitter_s / float(problem.latency_s.min())
-        parameters = np.log([known.amplitude, known.own, known.misfit, jitter, *known.lengths])
-    correction = _settled(problem, np.zeros(len(problem.base_s)), parameters)
-    for _ in range(ROUNDS if known is None else 0):
-        parameters = scipy.optimize.minimize(
-            problem.linearised(correction).loss,
-            parameters,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=[(low, low + 14.0) for low in np.log(PRIOR_MEDIANS) - 7.0],
-            options={"maxiter": 40},
-        ).x
-        correction = _settled(problem, correction, parameters)
-    at_mode = problem.linearised(correction)
+    if start is not None:
+        jitter = start.jitter_s / float(problem.latency_s.min())
+        parameters = np.log([start.amplitude, start.own, start.misfit, jitter, *start.lengths])
+    scales = np.ones(len(problem.latency_s))
+    correction = _settled(problem, np.zeros(len(problem.base_s)), parameters, scales)
+    for number in range(rounds + 1):
+        # What is an outlier is asked of the hyper-parameters before they are fitted to it.
+        before, scales = scales, problem.linearised(correction, scales).robust_scales(problem.prior(parameters))
+        if number < rounds:
+            parameters = scipy.optimize.minimize(
+                problem.linearised(correction, scales).loss,
+                parameters,
+                jac=True,
+                method="L-BFGS-B",
+                bounds=[(low, low + 14.0) for low in np.log(PRIOR_MEDIANS) - 7.0],
+                options={"maxiter": 40},
+            ).x
+        if number < rounds or (scales != before).any():
+            correction = _settled(problem, correction, parameters, scales)
+    at_mode = problem.linearised(correction, scales)
     _, alpha, factor = at_mode.corrections(problem.prior(parameters))
     return at_mode.jacobian, alpha, factor, parameters
 
 
-def _settled(problem: _Problem, correction: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+def _settled(problem: _Problem, correction: np.ndarray, parameters: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """Gauss–Newton steps from `correction` towards the mode."""
     prior = problem.prior(parameters)
     for _ in range(STEPS):
-        step = problem.linearised(correction).corrections(prior)[0] - correction
+        step = problem.linearised(correction, scales).corrections(prior)[0] - correction
         longest = float(np.abs(step).max(initial=0.0))
         correction = correction + step * min(1.0, LONGEST_STEP / max(longest, 1e-12))
         if longest < 1e-4:

@@ -119,19 +119,19 @@ class Predictor:
             )
         return [result[kernel] for kernel in kernels]
 
-    def cold_s(self, kernels: Sequence[Kernel]) -> np.ndarray:
-        """(kernels,) what each of a network's kernels costs more because the others' weights pass between two uses
-        of its own, in seconds."""
+    def cold_s(self, kernels: Sequence[Kernel], warm_s: float) -> np.ndarray:
+        """(kernels,) what each of a network's kernels costs more because the others' weights pass, and time, between
+        two uses of its own, in seconds; `warm_s` is what the network takes otherwise."""
         if not kernels:
             return np.zeros(0)
         weights = np.array([weight_bytes(kernel) for kernel in kernels])
-        total = weights.sum(0)
-        share: np.ndarray = (weights / np.maximum(total, 1.0)) @ (self.factor * self.cold_weights.seconds(total))
-        return share
+        rates = self.factor * self.cold_weights.rates(weights.sum(), np.array(warm_s))
+        extra: np.ndarray = weights @ rates
+        return extra
 
-    def network_cold_s(self, weights: np.ndarray) -> np.ndarray:
-        """(n, classes) bytes of networks' weights → (n,) what `cold_s` adds to each, in seconds."""
-        extra: np.ndarray = self.factor * self.cold_weights.seconds(weights).sum(-1)
+    def network_cold_s(self, weights: np.ndarray, warm_s: np.ndarray) -> np.ndarray:
+        """(n, classes) bytes of networks' weights, (n,) seconds → (n,) what `cold_s` adds to each, in seconds."""
+        extra: np.ndarray = self.factor * self.cold_weights.seconds(weights, warm_s).sum(-1)
         return extra
 
     @property
@@ -156,8 +156,9 @@ class Predictor:
             UncoveredOperatorError: names every operator no measured kernel resembles.
         """
         costs = self.costs([e.kernel for e in executed], asked)
-        cold_s = self.cold_s([e.kernel for e in executed])
-        latency = self.overhead_s + sum(c.mean_s for c in costs) + float(cold_s.sum())
+        warm_s = self.overhead_s + sum(c.mean_s for c in costs)
+        cold_s = self.cold_s([e.kernel for e in executed], warm_s)
+        latency = warm_s + float(cold_s.sum())
         low, high = self.interval_s(np.array(latency), np.array(sum(c.spread_s for c in costs)))
         return Prediction(
             latency_s=latency,

@@ -25,7 +25,7 @@ from akd_deploy.predictor.transfer_prior import Setting, TransferPrior
 from akd_deploy.predictor.transferred import Item, transfer_predictor
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLAN_NAME = "transfer.npz"
 """Beside the table, so that it needs none of its sources any more."""
 
@@ -64,8 +64,7 @@ class TransferPlan:
             "sources": [asdict(source) for source in self.sources],
         }
         if self.cold_weights is not None:  # plans had none of these once, and keep their digest
-            fields["cold_total_bytes"] = self.cold_weights.total_bytes.tolist()
-            fields["cold_per_byte"] = self.cold_weights.per_byte_s.tolist()
+            fields["cold_weights"] = {name: array.tolist() for name, array in asdict(self.cold_weights).items()}
         return json.dumps(fields, sort_keys=True)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -132,8 +131,8 @@ def read_plan(directory: Path) -> TransferPlan:
         )
         sources = tuple(TransferSource(**source) for source in fields["sources"])
         cold = None
-        if "cold_per_byte" in fields:
-            cold = ColdWeights(np.array(fields["cold_total_bytes"]), np.array(fields["cold_per_byte"]))
+        if "cold_weights" in fields:
+            cold = ColdWeights(**{name: np.array(values) for name, values in fields["cold_weights"].items()})
         coverage = float(fields["coverage"])
         return TransferPlan(_items(fields), prior, fields["criterion"], fields["width"], sources, coverage, cold)
     except (OSError, ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:

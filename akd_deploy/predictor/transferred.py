@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def items_prior(
         # A source's costs are those inside a network; a probe meets other caches.
         place = np.where(networks, 1.0, source.factor)
         latencies[:, s] = (source.overhead_s + counts @ costs) / place
-        latencies[:, s] += np.where(networks, source.network_cold_s(weights), 0.0)
+        latencies[:, s] += np.where(networks, source.network_cold_s(weights, latencies[:, s]), 0.0)
         features[:, 1:] += counts @ (costs[:, None] * member) / place[:, None] / latencies[:, s].mean()
     names = [(families or {}).get(name, name) for name in sources]
     return transfer_prior([Account(latencies, features)], names)
@@ -96,18 +96,24 @@ def shared_cold_weights(sources: Mapping[str, Predictor], items: Sequence[Item])
 
     None where no source knows. A new target is measured on too little to tell; its scale is that of its items.
     """
-    known = [source for source in sources.values() if source.cold_weights.per_byte_s.any()]
+    known = {name: source.cold_weights for name, source in sources.items() if source.cold_weights.per_byte_s.any()}
     if not known:
         return None
+    levels = max(len(cold.held_bytes) for cold in known.values())
+    known = {name: cold for name, cold in known.items() if len(cold.held_bytes) == levels}
     kernels = list(dict.fromkeys(kernel for item in items for kernel, _ in item.kernels))
     counts = _counts(items, kernels)
-    amounts = np.unique(np.concatenate([source.cold_weights.total_bytes for source in known]))
-    rates = []
-    for source in sources.values():
+    per_byte = []
+    for name, source in sources.items():
         mean_s = float((source.overhead_s + counts @ [cost.mean_s for cost in source.costs(kernels)]).mean())
-        alone = [[source.network_cold_s(amount * one) / amount for one in np.eye(len(CLASSES))] for amount in amounts]
-        rates.append(np.array(alone) / mean_s)
-    return ColdWeights(amounts, np.median(rates, axis=0))
+        cold = known.get(name)
+        seconds = np.zeros((levels, len(CLASSES))) if cold is None else source.factor * cold.per_byte_s
+        per_byte.append(seconds / mean_s)
+    return ColdWeights(
+        2.0 ** np.median([np.log2(cold.held_bytes) for cold in known.values()], axis=0),
+        np.median([cold.others_bytes_per_s for cold in known.values()], axis=0),
+        np.median(per_byte, axis=0),
+    )
 
 
 def _counts(items: Sequence[Item], kernels: Sequence[Kernel]) -> np.ndarray:
@@ -160,9 +166,9 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdW
     networks = np.array([items[i].kind == NETWORK for i in covered])
     cold_s = np.zeros(len(covered))
     if cold_weights is not None:
-        cold_weights = replace(cold_weights, per_byte_s=cold_weights.per_byte_s * latency_s.mean())
+        cold_weights = cold_weights.scaled(float(latency_s.mean()))
         weights = np.array([network_weights(dict(items[i].kernels)) for i in covered])
-        cold_s = np.where(networks, cold_weights.seconds(weights).sum(-1), 0.0)
+        cold_s = np.where(networks, cold_weights.seconds(weights, sums_s).sum(-1), 0.0)
     factor = in_place_factor(
         [
             CalibrationPoint(items[i].family, float(sum_s), 0.0, float(latency_s[i]) - float(extra_s))
@@ -172,7 +178,7 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdW
     place = np.where(networks, factor, 1.0)
     cold = NO_COLD_WEIGHTS
     if cold_weights is not None:
-        cold = replace(cold_weights, per_byte_s=cold_weights.per_byte_s / factor)
+        cold = cold_weights.scaled(1 / factor)
     return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, place * spread_s)
 
 

@@ -76,7 +76,8 @@ def judged(
     for name in names:
         kernels = [kernel for kernel, n in networks[name].items() for _ in range(n)]
         costs = predictor.costs(kernels)
-        latency_s = predictor.overhead_s + sum(c.mean_s for c in costs) + float(predictor.cold_s(kernels).sum())
+        warm_s = predictor.overhead_s + sum(c.mean_s for c in costs)
+        latency_s = warm_s + float(predictor.cold_s(kernels, warm_s).sum())
         low, high = predictor.interval_s(np.array(latency_s), np.array(sum(c.spread_s for c in costs)))
         true_s = DEVICE.seconds(networks[name])
         errors.append(abs(latency_s / true_s - 1))

@@ -15,12 +15,14 @@ from akd_deploy.latency_table import PROBE, STACK, LatencyTable, TableHeader, Ta
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.cold_weights import (
     NO_COLD_WEIGHTS,
+    PLACE_STEP,
     ColdWeights,
+    Stacked,
     fit_cold_weights,
     network_weights,
     weight_bytes,
 )
-from akd_deploy.predictor.fitting import fit_predictor
+from akd_deploy.predictor.fitting import fit_predictor, stacked_of
 from akd_deploy.target import Target
 
 MIB = 1 << 20
@@ -36,106 +38,151 @@ def conv(channels: int) -> Kernel:
     )
 
 
-def gemm(size: int) -> Kernel:
-    return Kernel("Gemm", ((4, size), (size, size), (size,)), ((4, size),))
+def gemm(size: int, rows: int = 4) -> Kernel:
+    return Kernel("Gemm", ((rows, size), (size, size), (size,)), ((rows, size),))
 
 
 KERNELS = [conv(c) for c in (128, 192, 256, 384, 512, 768)] + [gemm(s) for s in (256, 512, 768, 1024, 1536)]
+KERNELS += [gemm(s, rows=64) for s in (256, 512, 768)]
 TRUE = ColdWeights(
-    np.array([8, 16, 32, 64]) * float(MIB),
-    np.array([(1e-12, 2e-12), (5e-12, 6e-12), (20e-12, 10e-12), (40e-12, 20e-12)]),
+    np.array([1.5, 24]) * MIB,
+    np.array([0.0, 4e9]),
+    np.array([(20e-12, 30e-12, 10e-12), (30e-12, 20e-12, 60e-12)]),
 )
 
 
 def warm_s(counts: Mapping[Kernel, int]) -> float:
-    return 2e-6 + sum(n * (1e-6 + 1e-11 * float(weight_bytes(kernel).sum())) for kernel, n in counts.items())
+    """A product of many rows works on its weights for longer."""
+    per_byte_s = {kernel: 1e-11 * (20 if kernel.outputs[0][0] > 32 else 1) for kernel in counts}
+    return 2e-6 + sum(n * (1e-6 + per_byte_s[k] * float(weight_bytes(k).sum())) for k, n in counts.items())
 
 
 def cold_s(counts: Mapping[Kernel, int]) -> float:
-    return float(TRUE.seconds(network_weights(counts)).sum())
+    return float(TRUE.seconds(network_weights(counts), warm_s(counts)).sum())
 
 
-def row(kind: str, counts: dict[Kernel, int]) -> TableRow:
-    name = f"{kind}{sorted(counts.items())}"
+def row(kind: str, counts: dict[Kernel, int], name: str) -> TableRow:
     latency_s = warm_s(counts) + cold_s(counts)
     measurement = Measurement(name, (latency_s,) * 30, (0,) * 15 + (1,) * 15)
     return TableRow(kind, "f", tuple(sorted(counts.items())), measurement)
 
 
-def stacks() -> list[dict[Kernel, int]]:
-    copies = [(k, round(amount / float(weight_bytes(k).sum()))) for amount in TRUE.total_bytes for k in KERNELS[2:]]
-    return [{kernel: number} for kernel, number in copies if number > 1]
+def name_of(kernel: Kernel, times: int = 1) -> str:
+    return f"window-{kernel.op}{kernel.outputs[0]}-{times}"
+
+
+def copies() -> list[tuple[Kernel, int]]:
+    """Of kernels that are stacked: what a call costs beside them is known to a tenth of a microsecond at best."""
+    amounts = [mib * MIB for mib in (2, 4, 8, 16, 32, 64, 128)]
+    bytes_of = {kernel: float(weight_bytes(kernel).sum()) for kernel in KERNELS}
+    large = [kernel for kernel in KERNELS if bytes_of[kernel] > 250_000]
+    found = [(kernel, round(amount / bytes_of[kernel])) for amount in amounts for kernel in large]
+    return [(kernel, number) for kernel, number in found if number > 1]
 
 
 def table(*kinds: str) -> LatencyTable:
-    rows = [row(PROBE, {kernel: n}) for kernel in KERNELS for n in (1, 2)] + [row(STACK, one) for one in stacks()]
+    rows = [row(PROBE, {kernel: n}, name_of(kernel, n)) for kernel in KERNELS for n in (1, 2)]
+    rows += [row(STACK, {kernel: n}, f"{name_of(kernel)}-x{n}") for kernel, n in copies()]
     return LatencyTable(HEADER, tuple(one for one in rows if one.kind in kinds))
 
 
+def stacked() -> list[Stacked]:
+    found = []
+    for kernel, number in copies():
+        one, all_ = {kernel: 1}, {kernel: number}
+        alone_s, whole_s = (warm_s(counts) + cold_s(counts) for counts in (one, all_))
+        as_many_s = 2e-6 + number * (alone_s - 2e-6)
+        found.append(Stacked(network_weights(all_), network_weights(one), as_many_s, alone_s, whole_s - as_many_s))
+    return found
+
+
 def test_weights_are_those_that_a_kernel_reads_and_not_what_flows_through_it() -> None:
-    assert weight_bytes(conv(64)).tolist() == [4 * (64 * 64 + 64), 0]
-    assert weight_bytes(gemm(64)).tolist() == [0, 4 * (64 * 64 + 64)]
+    assert weight_bytes(conv(64)).tolist() == [4 * (64 * 64 + 64), 0, 0]
+    assert weight_bytes(gemm(64)).tolist() == [0, 4 * (64 * 64 + 64), 0]
+    assert weight_bytes(gemm(64, rows=64)).tolist() == [0, 0, 4 * (64 * 64 + 64)]
     batched = Kernel("MatMul", ((8, 16, 32), (8, 32, 16)), ((8, 16, 16),))
     added = Kernel("Add", ((1, 64), (1, 64)), ((1, 64),))
     assert not weight_bytes(batched).any()
     assert not weight_bytes(added).any()
-    assert network_weights({conv(64): 3, gemm(64): 2}).tolist() == [3 * 4 * (64 * 64 + 64), 2 * 4 * (64 * 64 + 64)]
+    one = 4 * (64 * 64 + 64)
+    assert network_weights({conv(64): 3, gemm(64): 2}).tolist() == [3 * one, 2 * one, 0]
 
 
-def test_seconds_per_byte_of_both_classes_are_found() -> None:
-    found = stacks()
-    beyond = np.array([cold_s(one) for one in found])
-    fitted = fit_cold_weights(found, beyond, np.array([warm_s(one) for one in found]))
-    np.testing.assert_allclose(fitted.total_bytes, TRUE.total_bytes, rtol=0.15)  # copies are whole numbers
-    np.testing.assert_allclose(fitted.per_byte_s, TRUE.per_byte_s, rtol=0.25)
+def test_levels_and_what_each_class_pays_for_them_are_found() -> None:
+    fitted = fit_cold_weights(stacked())
+    np.testing.assert_allclose(np.log2(fitted.held_bytes), np.log2(TRUE.held_bytes), atol=PLACE_STEP)
+    np.testing.assert_allclose(fitted.others_bytes_per_s, TRUE.others_bytes_per_s)
+    np.testing.assert_allclose(fitted.per_byte_s, TRUE.per_byte_s, rtol=0.3)
 
 
-def test_a_class_that_no_stack_has_weights_of_costs_what_the_other_does() -> None:
-    found = [one for one in stacks() if next(iter(one)).op == "nchwc.Conv"]
-    fitted = fit_cold_weights(found, np.array([cold_s(one) for one in found]), np.ones(len(found)))
-    np.testing.assert_array_equal(fitted.per_byte_s[:, 1], fitted.per_byte_s[:, 0])
+def test_what_passes_besides_is_told_from_a_networks_own_bytes() -> None:
+    """Two networks of equal weights: the one that takes longer finds them farther away."""
+    fitted, weights = fit_cold_weights(stacked()), np.array([8.0, 0.0, 0.0]) * MIB
+    quick_s, slow_s = (float(fitted.seconds(weights, warm).sum()) for warm in (1e-4, 2e-2))
+    quick, slow = (float(TRUE.seconds(weights, warm).sum()) for warm in (1e-4, 2e-2))
+    assert slow > 2 * quick
+    assert (quick_s, slow_s) == (pytest.approx(quick, rel=0.25), pytest.approx(slow, rel=0.25))
+
+
+def test_a_large_probe_is_cold_itself_so_that_stacks_of_it_say_nothing() -> None:
+    """Copies of 64 MiB take as long each as one does; a network of small kernels must not inherit that."""
+    large = [one for one in stacked() if one.alone.sum() < MIB]
+    weights = np.array([0.0, 64.0, 0.0]) * MIB
+    told = fit_cold_weights([*large, *(Stacked(n * weights, weights, n * 5e-3, 5e-3, 0.0) for n in (2, 3, 4))])
+    expected = float(TRUE.seconds(weights, 1e-3).sum())
+    assert float(told.seconds(weights, 1e-3).sum()) == pytest.approx(expected, rel=0.25)
+
+
+def test_a_class_that_no_stack_has_weights_of_costs_what_all_do() -> None:
+    fitted = fit_cold_weights([one for one in stacked() if one.weights[0] > 0])
+    np.testing.assert_allclose(fitted.per_byte_s[:, 1], fitted.per_byte_s[:, 2])
+    np.testing.assert_allclose(fitted.per_byte_s[:, 1], fitted.per_byte_s[:, 0], rtol=0.2)
 
 
 def test_without_stacks_nothing_is_said() -> None:
-    assert fit_cold_weights([], np.zeros(0), np.zeros(0)) is NO_COLD_WEIGHTS
-    assert not NO_COLD_WEIGHTS.seconds(np.array([1e9, 1e9])).any()
+    assert fit_cold_weights([]) is NO_COLD_WEIGHTS
+    assert not NO_COLD_WEIGHTS.seconds(np.array([1e9, 1e9, 1e9]), 1.0).any()
     assert fit_predictor(table(PROBE)).cold_weights is NO_COLD_WEIGHTS
 
 
-def test_a_dip_between_amounts_and_a_gain_are_smoothed_so_that_more_bytes_never_cost_less() -> None:
-    one = float(weight_bytes(conv(512)).sum())
-    found = [{conv(512): round(amount * MIB / one)} for amount in (8, 16, 32, 64)]
-    weights = np.array([network_weights(counts).sum() for counts in found])
-    fitted = fit_cold_weights(found, np.array([-3e-12, 6e-12, 4e-12, 9e-12]) * weights, weights)
-    np.testing.assert_allclose(fitted.per_byte_s[:, 0], [0, 5e-12, 5e-12, 9e-12], rtol=1e-6)
+def test_stacks_that_are_quicker_than_their_probes_add_nothing() -> None:
+    found = [Stacked(one.weights, one.alone, one.warm_s, one.alone_s, -0.1 * one.warm_s) for one in stacked()]
+    assert fit_cold_weights(found) is NO_COLD_WEIGHTS
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_costs_of_a_byte_are_the_rising_ones_that_scikit_learn_finds(seed: int) -> None:
-    from sklearn.isotonic import IsotonicRegression
-
-    rng = np.random.default_rng(seed)
-    found = [{(conv if rng.random() < 0.7 else gemm)(512): int(rng.integers(1, 60))} for _ in range(8)]
-    weights = np.array([network_weights(one) for one in found])
-    total, warm = weights.sum(1), rng.uniform(1e-4, 1e-3, 8)
-    beyond = rng.normal(2e-12, 3e-12, 8) * total
-    fitted = fit_cold_weights(found, beyond, warm)
-    steps = np.round(np.log2(total))
-    for column in (0, 1):
-        own = weights[:, column] > 0
-        if own.any():
-            regression = IsotonicRegression(y_min=0.0, out_of_bounds="clip")
-            regression.fit(steps[own], (beyond / total)[own], sample_weight=((total / warm) ** 2)[own])
-            expected = regression.predict(np.unique(steps))
-            np.testing.assert_allclose(fitted.per_byte_s[:, column], expected, rtol=1e-9, atol=1e-20)
+def test_kernels_that_only_the_stack_has_are_no_part_of_what_its_weights_cost() -> None:
+    plain = table(PROBE, STACK)
+    ends = Kernel("Erf", ((1, 64),), ((1, 64),))
+    probes = [row(PROBE, {ends: n}, name_of(ends, n)) for n in (1, 2, 4, 8)]
+    rows = [one for one in plain.rows if one.kind == PROBE] + probes
+    for one in plain.of_kind(STACK):
+        number = stacked_of(one.name)[1]
+        samples = tuple(s + number * 1e-6 for s in one.measurement.samples_s)
+        counts = (*one.kernels, (ends, number))
+        rows.append(
+            TableRow(STACK, "f", tuple(sorted(counts)), Measurement(one.name, samples, one.measurement.block_ids))
+        )
+    found, before = (fit_predictor(one).cold_weights for one in (LatencyTable(HEADER, tuple(rows)), plain))
+    for total in (4, 16, 64):
+        weights, warm = total * MIB * np.eye(3), np.full(3, 1e-3)
+        np.testing.assert_allclose(found.seconds(weights, warm), before.seconds(weights, warm), rtol=0.2)
 
 
-@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(1.0, 10.0))
-def test_more_weights_never_cost_less(convolutions: float, products: float, times: float) -> None:
-    few = TRUE.seconds(np.array([convolutions, products]))
+@pytest.mark.parametrize(
+    ("name", "expected"), [("window-ab12-x7", ("window-ab12", 7)), ("stack", ("", 0)), ("a-xb", ("a", 0))]
+)
+def test_a_stacks_name_says_what_it_is_copies_of(name: str, expected: tuple[str, int]) -> None:
+    assert stacked_of(name) == expected
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(1.0, 10.0), st.floats(0, 1.0))
+def test_more_weights_and_more_time_never_cost_less(first: float, other: float, times: float, warm: float) -> None:
+    weights = np.array([first, other, 0.0])
+    few = TRUE.seconds(weights, warm)
     assert (few >= 0).all()
-    assert (TRUE.seconds(times * np.array([convolutions, products])) >= few * (1 - 1e-12)).all()
-    assert not TRUE.seconds(np.array([2e6, 2e6])).any()  # less than half the least amount
+    assert (TRUE.seconds(times * weights, warm) >= few * (1 - 1e-12)).all()
+    assert (TRUE.seconds(weights, times * warm) >= few * (1 - 1e-12)).all()
+    assert not TRUE.seconds(np.array([5e5, 5e5, 0.0]), 1e-5).any()  # less than the first level holds
 
 
 def test_a_networks_kernels_share_what_its_weights_cost_and_the_shares_sum_to_the_prediction() -> None:
@@ -147,16 +194,17 @@ def test_a_networks_kernels_share_what_its_weights_cost_and_the_shares_sum_to_th
     assert cold.latency_s == pytest.approx(warm_s(counts) + cold_s(counts), rel=0.1)
     assert cold.overhead_s + sum(layer.latency_s for layer in cold.layers) == pytest.approx(cold.latency_s)
     one = predictor.predict(executed[:1])
-    assert one.latency_s == pytest.approx(warm.predict(executed[:1]).latency_s, rel=0.01)  # its weights stay near
+    assert one.latency_s == pytest.approx(warm.predict(executed[:1]).latency_s, rel=0.2)  # its weights stay near
     np.testing.assert_allclose(
-        predictor.network_cold_s(network_weights(counts)[None]), predictor.cold_s([e.kernel for e in executed]).sum()
+        predictor.network_cold_s(network_weights(counts)[None], np.array([before.latency_s])),
+        predictor.cold_s([e.kernel for e in executed], before.latency_s).sum(),
     )
 
 
 def test_a_probe_that_is_cold_itself_does_not_make_its_kernel_dear() -> None:
     large = gemm(6144)  # 151 MB of weights in one probe
     whole = table(PROBE, STACK)
-    rows = LatencyTable(HEADER, (*whole.rows, row(PROBE, {large: 1})))
+    rows = LatencyTable(HEADER, (*whole.rows, row(PROBE, {large: 1}, "large")))
     predicted = fit_predictor(rows).predict([ExecutedKernel(large, "large")]).latency_s
     assert predicted == pytest.approx(warm_s({large: 1}) + cold_s({large: 1}), rel=0.15)
 
@@ -165,10 +213,10 @@ def test_constants_of_batched_products_and_sums_are_weights_and_data_are_not() -
     inputs, output = ((197, 3, 64), (197, 64, 197)), ((197, 3, 197),)
     attention = Kernel("MatMul", inputs, output)
     constant = Kernel("MatMul", inputs, output, attributes=(("constants", (1,)),))
-    assert weight_bytes(attention).tolist() == [0, 0]
-    assert weight_bytes(constant).tolist() == [0, 4 * 197 * 64 * 197]
+    assert weight_bytes(attention).tolist() == [0, 0, 0]
+    assert weight_bytes(constant).tolist() == [0, 4 * 197 * 64 * 197, 0]  # three rows to each matrix
     added = Kernel("Add", ((1, 197, 192),) * 2, ((1, 197, 192),), attributes=(("constants", (1,)),))
-    assert weight_bytes(added).tolist() == [0, 4 * 197 * 192]
+    assert weight_bytes(added).sum() == 4 * 197 * 192
     # A matrix that is told to be constant besides is one weight and not two.
     shared = Kernel("MatMul", ((4, 64), (1, 64, 32)), ((4, 32),), attributes=(("constants", (1,)),))
-    assert weight_bytes(shared).tolist() == [0, 4 * 64 * 32]
+    assert weight_bytes(shared).tolist() == [0, 4 * 64 * 32, 0]

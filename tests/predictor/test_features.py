@@ -46,6 +46,33 @@ def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> 
             2 * 4 * 10 * 12 * 8,
             id="attention",
         ),
+        # both products of a fused head, whatever elementwise operators are around them
+        pytest.param(
+            Kernel(
+                "Subgraph",
+                ((1, 4, 10, 8), (1, 4, 12, 8), (1, 4, 12, 8)),
+                ((1, 10, 4, 8),),
+                attributes=(("operators", "Transpose+MatMul+Softmax+MatMul+Transpose"),),
+            ),
+            2 * 4 * 10 * 12 * 8,
+            id="fused attention",
+        ),
+        pytest.param(
+            Kernel("Subgraph", ((1, 4, 10, 8),) * 3, ((1, 4, 10, 8),), attributes=(("operators", "Mul+Add"),)),
+            0,
+            id="fused, without a product",
+        ),
+        # 7 steps of 2 samples, 4 gates of 5 units, from 3 inputs and 5 units
+        pytest.param(
+            Kernel(
+                "LSTM",
+                ((7, 2, 3), (1, 20, 3), (1, 20, 5), (1, 40)),
+                ((7, 1, 2, 5),),
+                attributes=(("constants", (1, 2)),),
+            ),
+            7 * 2 * 4 * 5 * (3 + 5),
+            id="recurrent",
+        ),
         # every one of 5·5 positions × 8 inputs meets 6 outputs' 2·2 windows
         pytest.param(
             Kernel(
@@ -184,3 +211,63 @@ def test_transpositions_that_keep_rows_are_another_regime() -> None:
 
     assert regime(transpose(1, 0, 2)) == "Transpose/rows"
     assert regime(transpose(0, 2, 1)) == "Transpose/elements"
+
+
+def test_interpolations_of_another_mode_and_a_softmax_along_columns_are_other_regimes() -> None:
+    def resize(mode: str) -> Kernel:
+        return Kernel("Resize", ((1, 8, 4, 4),), ((1, 8, 8, 8),), attributes=(("mode", mode),))
+
+    def softmax(axis: int) -> Kernel:
+        return Kernel("Softmax", ((1, 8, 4, 4),), ((1, 8, 4, 4),), attributes=(("axis", axis),))
+
+    assert len({regime(resize(mode)) for mode in ("nearest", "linear", "cubic")}) == 3
+    assert regime(softmax(-1)) == regime(softmax(3)) != regime(softmax(1))
+
+
+def test_a_reduction_along_rows_lies_elsewhere_than_one_along_columns() -> None:
+    def reduce(axes: tuple[int, ...]) -> Kernel:
+        return Kernel("ReduceMean", ((1, 8, 8),), ((1, 8, 1),), attributes=(("axes", axes),))
+
+    assert coordinates(reduce((-1,))) == coordinates(reduce((2,))) != coordinates(reduce((1,)))
+
+
+@pytest.mark.parametrize(
+    ("fused", "times"),
+    [
+        (None, 0),
+        ("Relu", 0),
+        ("HardSwish", 0),
+        ("Clip", 0),
+        ("Sigmoid", 1),
+        ("Sigmoid+Mul", 1),
+        ("Div+Erf+Mul+Mul", 1),
+        ("QuickGelu", 1),
+        ("Exp+Log", 2),
+    ],
+)
+def test_exponentials_fused_into_a_kernel_are_counted_for_every_output(fused: str | None, times: int) -> None:
+    plain = conv((1, 8, 12, 12), (8, 3, 3, 3))
+    kernel = Kernel(plain.op, plain.inputs, plain.outputs, attributes=(*plain.attributes, ("activation", fused or "")))
+    assert cost_terms(kernel)[TERMS.index("transcendental")] == times * 8 * 144
+
+
+@pytest.mark.parametrize(
+    ("shape", "aliased"),
+    [((1, 8, 32, 32), 1.0), ((1, 8, 64, 64), 1.0), ((1, 8, 16, 32), 2 / 3), ((1, 8, 31, 33), 0.0), ((1, 8, 7, 7), 0.0)],
+)
+def test_a_change_of_layout_whose_strides_meet_in_one_set_of_a_cache_is_told(shape, aliased) -> None:
+    layouts = (("from_layout", "abcd"), ("layout", "acdb"))
+    bytes_ = 2 * 4 * math.prod(shape)
+    for attributes in (layouts, (("perm", (0, 2, 3, 1)),)):
+        kernel = Kernel("Reorder", (shape,), (shape,), attributes=attributes)
+        assert cost_terms(kernel)[TERMS.index("aliased_bytes")] == pytest.approx(aliased * bytes_)
+    for attributes in ((("from_layout", "abcd"), ("layout", "aBcd16b")), (("perm", (0, 2, 1, 3)),)):
+        kernel = Kernel("Reorder", (shape,), (shape,), attributes=attributes)
+        assert cost_terms(kernel)[TERMS.index("aliased_bytes")] == 0.0
+
+
+def test_what_elements_are_picked_from_is_not_read_whole() -> None:
+    table = Kernel("Gather", ((30_522, 128), (1, 16)), ((1, 16, 128),))
+    first = Kernel("Slice", ((128, 512), (2,), (2,)), ((1, 1),))
+    assert cost_terms(table)[TERMS.index("traffic_bytes")] == 4 * (2 * 16 * 128 + 16)
+    assert cost_terms(first)[TERMS.index("traffic_bytes")] == 4 * (1 + 1 + 1 + 1)

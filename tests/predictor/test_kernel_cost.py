@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from synthetic_device import SyntheticDevice, executed_by
 
 from akd_deploy.kernel import Kernel
 from akd_deploy.measurement import Measurement
+from akd_deploy.predictor import kernel_cost_fit
 from akd_deploy.predictor.features import COORDINATE_GROUPS, coordinates, regime
 from akd_deploy.predictor.kernel_cost import KernelCostModel, model_from_arrays
 from akd_deploy.predictor.kernel_cost_fit import (
@@ -79,7 +81,8 @@ def slow_posterior(data: Sequence[Observation], model: KernelCostModel) -> dict[
     }
 
 
-def test_posterior_is_laplaces_around_the_mode_of_the_joint_density() -> None:
+def test_posterior_is_laplaces_around_the_mode_of_the_joint_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel_cost_fit, "OUTLYING", np.inf)
     data = observations()
     model = fit_kernel_costs(data)
     expected = slow_posterior(data, model)
@@ -104,13 +107,30 @@ def test_the_gradient_of_the_likelihood_is_that_of_finite_differences() -> None:
     itself = np.array([0, 4, 8, 9, 12])
     problem = _Problem(
         latency, 1.0, counts, np.ones(5), np.full(12, 0.01), tuple(blocks), np.hstack(squares), itself
-    ).linearised(np.zeros(5))
+    ).linearised(np.zeros(5), rng.uniform(1.0, 4.0, 12))
     at = np.log(PRIOR_MEDIANS) + rng.normal(0, 0.3, 7)
     _, gradient = problem.loss(at)
     for i in range(7):
         step = 1e-5 * np.eye(7)[i]
         slope = (problem.loss(at + step)[0] - problem.loss(at - step)[0]) / 2e-5
         assert gradient[i] == pytest.approx(slope, rel=1e-4, abs=1e-5)
+
+
+def test_a_probe_that_nothing_explains_does_not_make_the_others_uncertain(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = observations()
+    odd = [*data, *(replace(one, latency_s=30 * one.latency_s) for one in data[:2])]
+    clean, robust = fit_kernel_costs(data), fit_kernel_costs(odd)
+    monkeypatch.setattr(kernel_cost_fit, "OUTLYING", np.inf)
+    spoilt = fit_kernel_costs(odd)
+    assert robust.hyperparameters.misfit < 2 * clean.hyperparameters.misfit + 0.01
+    assert spoilt.hyperparameters.misfit > 10 * robust.hyperparameters.misfit
+
+    def spread(model: KernelCostModel) -> float:
+        kernels = sorted({kernel for one in data for kernel in one.counts})
+        return float(np.median([cost.spread_s / cost.mean_s for cost in model.posterior(kernels)]))
+
+    assert spread(robust) < 1.5 * spread(clean) + 0.005
+    assert spread(spoilt) > 2 * spread(robust)
 
 
 def test_a_mode_with_large_corrections_stays_positive_and_explains_the_sums() -> None:

@@ -157,7 +157,7 @@ def test_too_few_probes_and_strangers_are_refused(
 def test_what_weights_cost_far_from_the_cache_is_transferred_at_the_new_devices_scale(
     sources: dict[str, Predictor], items: list[Item], subjects: list[Probe], transferred: Predictor
 ) -> None:
-    rising = ColdWeights(np.array([1e3, 1e6]), np.array([[1e-12, 1e-12], [4e-11, 4e-11]]))
+    rising = ColdWeights(np.array([1e3, 1e6]), np.array([0.0, 1e9]), np.array([[1e-12] * 3, [4e-11] * 3]))
     cold_sources = {name: replace(source, cold_weights=rising) for name, source in sources.items()}
     shared = shared_cold_weights(cold_sources, items)
     assert shared_cold_weights(sources, items) is None
@@ -165,8 +165,8 @@ def test_what_weights_cost_far_from_the_cache_is_transferred_at_the_new_devices_
     table = measured_table(sources, items, subjects, 10)
     cold = transfer_predictor(items_prior(sources, items), items, table, cold_weights=shared)
     kernels = [kernel for kernel, _ in max(items, key=lambda item: len(item.kernels)).kernels] * 50
-    added = float(cold.cold_s(kernels).sum())
-    plain = {name: float(source.cold_s(kernels).sum()) for name, source in cold_sources.items()}
+    added = float(cold.cold_s(kernels, 1e-3).sum())
+    plain = {name: float(source.cold_s(kernels, 1e-3).sum()) for name, source in cold_sources.items()}
     # The new device is slower than one source and quicker than the other: so are its far weights, relatively.
     assert min(plain.values()) * 0.3 < added < max(plain.values()) * 3
     speeds = {
