@@ -198,6 +198,9 @@ def _layout(name: object) -> int | None:
     return 0 if list(name) == sorted(name) else 1
 
 
+_INTERPOLATING = ("resize", "upsample", "interpolate")
+
+
 @lru_cache(maxsize=65_536)
 def regime(kernel: Kernel) -> str:
     """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for interpolations their
@@ -205,7 +208,7 @@ def regime(kernel: Kernel) -> str:
     which layout to which."""
     kind = dimensions(kernel).kind
     order, mode = kernel.attribute("perm"), kernel.attribute("mode")
-    if kind == "" and isinstance(mode, str) and mode:
+    if isinstance(mode, str) and any(part in kernel.op.lower() for part in _INTERPOLATING):
         return f"{kernel.op}/{mode}"
     if kernel.op.endswith("Softmax") and _along_rows(kernel) is False:
         return f"{kernel.op}/columns"

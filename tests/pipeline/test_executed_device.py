@@ -111,14 +111,14 @@ def test_families_left_out_are_predicted_and_their_intervals_hold(
     table, _, _ = profiled
     families = sorted({FAMILY_OF[name] for name in NAMES})
     errors, held = [], []
-    for start in range(3):
-        out = set(families[start::3])
+    for start in range(5):
+        out = set(families[start::5])
         kept = tuple(row for row in table.rows if row.family not in out)
         predictor = fit_predictor(LatencyTable(table.header, kept))
         names = [n for n in NAMES if FAMILY_OF[n] in out and all(map(predictor.model.covered, networks[n]))]
         found = judged(predictor, networks, names)
         errors += found[0].tolist()
         held += found[1].tolist()
-    assert len(errors) >= 8
+    assert len(errors) >= 10
     assert np.mean(errors) < 0.04  # seen: 1.2 %
     assert np.mean(held) >= 0.85
