@@ -70,7 +70,10 @@ def profile(
         str | None,
         typer.Option(help="Targets, or folders of latency tables, T1,T2: complete their predictors by a few probes."),
     ] = None,
-    blocks: Annotated[int, typer.Option(min=1, help="Fresh processes for each.")] = 3,
+    blocks: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fresh processes for each: 3, or 2 of stretches of networks, unless told otherwise."),
+    ] = None,
     resume: Resume = False,
     seed: Seed = 0,
     dry_run: DryRun = False,
@@ -125,7 +128,7 @@ def profile(
     engine = load_engine(chosen)
     engine.require(engine.why_not())
     directory = table_directory(Path.cwd() / "latency_tables", chosen, engine.fingerprint())
-    protocol = replace(PROFILE, blocks=blocks)
+    protocol = PROFILE if blocks is None else replace(PROFILE, blocks=blocks)
     if resume:
         protocol = resumed_protocol(directory, protocol)
     asked = [name for name, given in (("--space", space), ("--onnx", onnx), ("--general", general)) if given]
@@ -138,7 +141,7 @@ def profile(
     usual = GENERAL_STRETCHES if general else MOST_STRETCHES if limit is not None else PROBES
     most = probes or usual
     if general or (onnx and chosen.engine != "torch"):
-        stretches = replace(STRETCHES, blocks=blocks)
+        stretches = STRETCHES if blocks is None else replace(STRETCHES, blocks=blocks)
         plan = stretches_plan(most, resumed_protocol(directory, stretches) if resume else stretches, minutes, seed)
     elif minutes:
         plan = plan_within(minutes, protocol, seed)
@@ -167,7 +170,7 @@ def profile(
         "target": chosen.name,
         "probes": plan.probes,
         "networks": plan.networks,
-        "blocks": protocol.blocks,
+        "blocks": plan.protocol.blocks if transfer_from is None else protocol.blocks,
     }
     if not dry_run:
         with progress_bars(as_json) as on_progress:
