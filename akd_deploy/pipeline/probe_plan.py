@@ -289,7 +289,7 @@ def _measuring_s(counts: Counts) -> float:
 
 
 def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
-    """Stacks of stretches with weights of both classes, of quick ones and of slow ones."""
+    """Stacks of stretches with weights of every class, of quick ones and of slow ones."""
     weights = np.array([network_weights(one) for one in counts])
     total = weights.sum(1)
     latency_s = np.array([sum(n * expected_s(kernel) for kernel, n in one.items()) for one in counts])

@@ -5,8 +5,8 @@ hyper-parameters maximise the marginal likelihood of that problem (Rasmussen & W
 block diagonal over regimes, which is what makes both quick.
 
 A probe that nothing explains, of an operator with an algorithm for some sizes say, must not make all others' sums
-uncertain: the noise of an observation that the others predict badly is scaled until it is no outlier any more (Huber
-1964), by turns with the hyper-parameters.
+uncertain: the noise of an observation that the others predict badly is scaled by the fourth power of how far beyond
+`OUTLYING` it is (sharper than Huber 1964, so that it hardly counts), by turns with the hyper-parameters.
 """
 
 from __future__ import annotations
