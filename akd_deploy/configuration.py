@@ -42,6 +42,7 @@ class TrainingTable(_Table):
     dkd_beta: float | None = Field(default=None, ge=0)
     dist_beta: float | None = Field(default=None, ge=0)
     dist_gamma: float | None = Field(default=None, ge=0)
+    oracle_beta: float | None = Field(default=None, ge=0)
     fresh_views: bool | None = None
 
     def given(self) -> dict[str, Any]:
@@ -49,18 +50,24 @@ class TrainingTable(_Table):
         return self.model_dump(exclude_none=True)
 
 
-File = Annotated[Path | None, Field(strict=False)]
+_Path = Annotated[Path, Field(strict=False)]
+File = _Path | None
 """TOML has texts for paths."""
 
 
 class TeacherTable(_Table):
-    """`[teacher]`: trained by us, or a factory with weights, or an ONNX file."""
+    """`[teacher]`: trained by us, or a factory with weights, or an ONNX file.
+
+    An ensemble has `members` trained by us, the more different the greater `skew`, or several files of `weights`.
+    """
 
     source: Literal["train", "factory", "onnx"] = "train"
     factory: str | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
-    weights: File = None
+    weights: _Path | list[_Path] | None = None
     onnx: File = None
+    members: int = Field(default=1, ge=1)
+    skew: float = Field(default=0.0, ge=0, le=1)
     training: TrainingTable = TrainingTable()
 
     @model_validator(mode="after")
@@ -73,7 +80,25 @@ class TeacherTable(_Table):
             unused = [key for key in keys if self.source != source and getattr(self, key) is not None]
             if unused:
                 raise ValueError(f'{" and ".join(unused)} would not be used: write source = "{source}"')
+        if self.weights == []:
+            raise ValueError("weights names no file")
+        if self.source != "train" and self.members > 1:
+            raise ValueError('members are trained by us: write source = "train", or give several files of weights')
+        if self.skew and self.members == 1:
+            raise ValueError("skew is between members: write members = 2 or more")
         return self
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files of `weights`, one for each teacher."""
+        if self.weights is None:
+            return []
+        return self.weights if isinstance(self.weights, list) else [self.weights]
+
+    @property
+    def teachers(self) -> int:
+        """How many teach together."""
+        return self.members if self.source == "train" else max(1, len(self.weight_files))
 
 
 class SpaceTable(_Table):
@@ -127,6 +152,15 @@ class SearchTable(_Table):
         return names
 
 
+class ShrinkTable(_Table):
+    """`[shrink]`: how a part of the teacher is chosen. Channels are dropped `group` at a time (0: the target's
+    granularity), and with `branches` whole residual branches too."""
+
+    group: int = Field(default=0, ge=0)
+    branches: bool = True
+    training: TrainingTable = TrainingTable()
+
+
 class DistillTable(_Table):
     """`[distill]`: the method, and the long training of finalists."""
 
@@ -173,6 +207,7 @@ class RunConfiguration(_Table):
     space: SpaceTable = SpaceTable()
     profile: ProfileTable = ProfileTable()
     search: SearchTable = SearchTable()
+    shrink: ShrinkTable = ShrinkTable()
     distill: DistillTable = DistillTable()
     export: ExportTable = ExportTable()
     certificate: CertificateTable = CertificateTable()

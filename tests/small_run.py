@@ -10,7 +10,7 @@ import numpy as np
 
 from akd_deploy.configuration import ExportTable
 from akd_deploy.data import Split
-from akd_deploy.models.student import save_student, student_from_architecture
+from akd_deploy.models.student import load_student, save_student, student_from_architecture
 from akd_deploy.pipeline import deliver
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
@@ -38,9 +38,8 @@ def small_run(folder: Path, *targets: Target) -> tuple[Any, dict[str, Any]]:
             dataset=SimpleNamespace(tuning_val=split, test=split, provenance={"name": "noise"}),
             calibration_images=lambda count: images[:count],
         ),
-        latency=SimpleNamespace(
-            predict_architecture=lambda _: SimpleNamespace(latency_s=1e-3, interval_s=(0.9e-3, 1.1e-3))
-        ),
+        student=load_student,
+        prediction=lambda _: SimpleNamespace(latency_s=1e-3, interval_s=(0.9e-3, 1.1e-3)),
         on_progress=lambda what, done, total: None,
     )
     distilled = {"student": "s.safetensors", "accuracy": 0.5, "seed": 1}

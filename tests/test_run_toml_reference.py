@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from akd_deploy.configuration import RunConfiguration
 from akd_deploy.data.cifar import CifarSettings
 from akd_deploy.data.digits import DigitsSettings
+from akd_deploy.data.glyphs import GlyphsSettings
 from akd_deploy.data.image_folder import ImageFolderSettings
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.search_space import load_space
@@ -73,12 +74,13 @@ def test_every_key_is_there_with_its_default_and_no_other() -> None:
     models = {name: field.annotation for name, field in RunConfiguration.model_fields.items()}
     training = of_dataclass(TrainingSettings)
     del training["max_bank_bytes"]
+    spaces = [told(load_space(name).settings) for name in ("mobile", "augmented")]
+    beds = [of_dataclass(kind) for kind in (DigitsSettings, GlyphsSettings, CifarSettings, ImageFolderSettings)]
     expected = [
-        of_model(RunConfiguration),
-        of_model(models["data"]), of_dataclass(DigitsSettings), of_dataclass(CifarSettings),
-        of_dataclass(ImageFolderSettings), of_model(models["teacher"]), of_model(models["space"]),
-        told(load_space("mobile").settings), of_model(models["profile"]), of_model(models["search"]),
-        of_model(models["distill"]), training, of_model(models["export"]), of_model(models["certificate"]),
+        of_model(RunConfiguration), of_model(models["data"]), *beds, of_model(models["teacher"]),
+        of_model(models["space"]), *spaces,
+        *(of_model(models[name]) for name in ("profile", "search", "shrink", "distill")), training,
+        *(of_model(models[name]) for name in ("export", "certificate")),
     ]  # fmt: skip
     assert [keys for _, keys in tables()] == expected
 

@@ -11,7 +11,9 @@ import sys
 sys.modules["nni"] = None
 import importlib, pkgutil, akd_deploy
 for module in pkgutil.walk_packages(akd_deploy.__path__, "akd_deploy."):
-    needs_nni = module.name.startswith("akd_deploy.search.strategies.") or module.name.endswith("experiment.bridge")
+    needs_nni = module.name.startswith("akd_deploy.search.strategies.") or module.name.endswith(
+        ("experiment.bridge", "search.nas_profiler")
+    )
     if not needs_nni and module.name != "akd_deploy.__main__":
         importlib.import_module(module.name)
 from akd_deploy.cli.app import run

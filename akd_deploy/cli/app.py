@@ -23,7 +23,7 @@ from akd_deploy.cli import (
 from akd_deploy.cli.output import emit_error, stderr, writing_stdout
 from akd_deploy.errors import AkdError, DefectError, InterruptionError, StorageError, UsageError
 
-RESUMABLE = ("profile", "search", "run", "demo")
+RESUMABLE = ("profile", "search", "run", "shrink", "demo")
 """Commands that go on where they were interrupted."""
 
 app = typer.Typer(

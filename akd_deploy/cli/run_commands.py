@@ -1,4 +1,4 @@
-"""Commands that follow a run.toml: search, distill, run, demo, report."""
+"""Commands that follow a run.toml: search, distill, run, shrink, demo, report."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ RunSeed = Annotated[int | None, typer.Option("--seed", min=0, help="Instead of t
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for command in (search, distill, run, demo, report):
+    for command in (search, distill, run, shrink, demo, report):
         app.command()(command)
 
 
@@ -140,6 +140,66 @@ def run(
     _whole_way(configuration, directory, jobs, resume, dry_run, as_json)
 
 
+def shrink(
+    config: Config,
+    output: RunDirectory = None,
+    resume: Resume = False,
+    seed: RunSeed = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Shrink the teacher itself: drop channels and branches until it meets the budget, distil, certify, bundle."""
+    from akd_deploy.pipeline.check import check_configuration
+    from akd_deploy.pipeline.shrink import shrink as shrink_teacher
+    from akd_deploy.pipeline.shrink import stages
+
+    configuration, directory = _prepared(config, output, seed)
+    if dry_run:
+        check_configuration(configuration)
+        data = {"run_dir": str(directory), "stages": list(stages()), "configuration": configuration.as_dict()}
+        told = f"would do in {directory}: {', '.join(stages())}"
+        emit(Outcome(data, lambda console: console.print(told, markup=False)), as_json)
+        return
+    _one_thread()
+    with progress_bars(as_json) as on_progress:
+        summary = shrink_teacher(configuration, directory, resume=resume, on_progress=on_progress)
+    held = summary["winner"]["certificate"]["ok"]
+    emit(Outcome(summary, lambda console: show_part(console, summary), 0 if held else GateError.exit_code), as_json)
+
+
+def show_part(console: Console, summary: dict[str, Any]) -> None:
+    """The closing tables of a shrunk teacher."""
+    winner = summary["winner"]
+    certificate, (low, high) = winner["certificate"], winner["interval_s"]
+    measured = ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())
+    held = "holds" if certificate["ok"] else "does NOT hold"
+    rows = [
+        ("operations", f"{winner['macs']:,} of {winner['teacher_macs']:,} multiply-accumulates"),
+        ("budget", f"{format_seconds(winner['budget_s'])} at p{certificate['percentile']:g}"),
+        (
+            "predicted",
+            f"median {format_seconds(winner['predicted_s'])} [{format_seconds(low)}, {format_seconds(high)}]",
+        ),
+        ("measured", measured),
+        ("certificate", f"{held}: {certificate['exceeding']} of {certificate['samples']} samples over"),
+    ]
+    labels = {
+        "teacher": "teacher", "kd": "part, distilled afresh", "inherited": "part, with the teacher's weights",
+        "ce": "part, labels only", "hand_shrunk": "teacher narrowed evenly, distilled",
+    }  # fmt: skip
+    for name, label in labels.items():
+        found = winner["accuracy"][name]
+        spread = "" if found["spread"] is None else f" ± {found['spread']:.2%} over {found['seeds']} seeds"
+        shipped = " (shipped)" if name == winner["arm"] else ""
+        rows.append((label, f"{found['mean']:.2%}{spread}{shipped}"))
+    rows += [("bundle", winner["bundle"]), ("time", f"{summary['seconds']:.0f} s")]
+    console.print(table(f"Part of the teacher on {summary['target']['name']}", ("", "value"), rows))
+    kept = [(layer, f"{share:.0%}") for layer, share in winner["kept"].items()]
+    console.print(table("What was kept", ("layer", ">units"), kept))
+    for why, count in winner["kept_whole"].items():
+        console.print(f"kept whole: {count} channels, {why}", markup=False)
+
+
 def demo(
     output: RunDirectory = None,
     resume: Resume = False,
@@ -206,12 +266,11 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in measured.items())),
         ("certificate", f"{held}: {over}; {to_come}; {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]
-    for name, label in (
-        ("teacher", "teacher"),
-        ("kd", "winner, distilled"),
-        ("ce", "winner, labels only"),
-        ("hand_shrunk", "hand-shrunk, distilled"),
-    ):
+    labels = {"teacher": "teacher", "kd": "winner, distilled", "ce": "winner, labels only"}
+    method = winner["method"]
+    if method not in labels:
+        labels[method] = f"winner, by {method}"
+    for name, label in {**labels, "hand_shrunk": f"hand-shrunk, by {method}"}.items():
         if name in accuracy:
             a = accuracy[name]
             spread = "" if a["spread"] is None else f" ± {a['spread']:.2%} over {a['seeds']} seeds"

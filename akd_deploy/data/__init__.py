@@ -1,4 +1,4 @@
-"""Datasets, read from files in published formats or bundled with scikit-learn."""
+"""Datasets: files in published formats, what scikit-learn bundles, and images drawn by rules."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ DATASETS: Mapping[str, tuple[str, str, str]] = {
     "digits": ("akd_deploy.data.digits", "DigitsSettings", "load_digits"),
     "cifar10": ("akd_deploy.data.cifar", "CifarSettings", "load_cifar10"),
     "cifar100": ("akd_deploy.data.cifar", "CifarSettings", "load_cifar100"),
+    "glyphs": ("akd_deploy.data.glyphs", "GlyphsSettings", "load_glyphs"),
     "image_folder": ("akd_deploy.data.image_folder", "ImageFolderSettings", "load_image_folder"),
 }
 """Dataset name → its module, the class of its settings, and the function that loads it; none needs torch."""

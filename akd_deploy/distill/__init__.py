@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from akd_deploy.distill.bank import TeacherBank, teacher_bank
+from akd_deploy.distill.ensemble import EnsembleStatistics, ensemble_statistics, train_member
 from akd_deploy.distill.evaluation import Agreement, Evaluation, agreement, evaluate, evaluate_logits, logits_of
 from akd_deploy.distill.methods import METHODS, Method
 from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
@@ -14,16 +15,19 @@ __all__ = [
     "PROXY_SETTINGS",
     "TEACHER_SETTINGS",
     "Agreement",
+    "EnsembleStatistics",
     "Evaluation",
     "Method",
     "TeacherBank",
     "TrainingResult",
     "TrainingSettings",
     "agreement",
+    "ensemble_statistics",
     "evaluate",
     "evaluate_logits",
     "logits_of",
     "teacher_bank",
     "train",
+    "train_member",
     "train_teacher",
 ]

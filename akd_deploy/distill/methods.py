@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from akd_deploy.errors import UnknownNameError, UsageError
-from akd_deploy.losses import dist_loss, dkd_loss, mean_kd_loss, oracle_kd_loss
+from akd_deploy.losses import (
+    dist_loss,
+    dkd_loss,
+    majority_vote_kd_loss,
+    mean_kd_loss,
+    mean_logit_kd_loss,
+    oracle_kd_loss,
+    soft_oracle_kd_loss,
+)
 
 if TYPE_CHECKING:
     from akd_deploy.distill.settings import TrainingSettings
@@ -43,12 +51,27 @@ def _oracle(student: Tensor, teachers: Tensor, labels: Tensor, settings: Trainin
     return oracle_kd_loss(student, teachers, labels, settings.temperature)
 
 
+def _soft_oracle(student: Tensor, teachers: Tensor, labels: Tensor, settings: TrainingSettings) -> Tensor:
+    return soft_oracle_kd_loss(student, teachers, labels, settings.temperature, settings.oracle_beta)
+
+
+def _mean_logit(student: Tensor, teachers: Tensor, labels: Tensor, settings: TrainingSettings) -> Tensor:  # noqa: ARG001
+    return mean_logit_kd_loss(student, teachers, settings.temperature)
+
+
+def _majority_vote(student: Tensor, teachers: Tensor, labels: Tensor, settings: TrainingSettings) -> Tensor:  # noqa: ARG001
+    return majority_vote_kd_loss(student, teachers)
+
+
 METHODS: Mapping[str, Method] = {
     "ce": Method(None, max_teachers=0),
     "kd": Method(_kd),
     "dkd": Method(_dkd, max_teachers=1),
     "dist": Method(_dist, max_teachers=1),
+    "mean-logit": Method(_mean_logit),
+    "majority-vote": Method(_majority_vote),
     "oracle": Method(_oracle),
+    "soft-oracle": Method(_soft_oracle),
 }
 """Method name → its loss. "kd" of several teachers learns from the mean of their probabilities."""
 

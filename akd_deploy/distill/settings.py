@@ -37,6 +37,7 @@ class TrainingSettings:
     dkd_beta: float = 2.0
     dist_beta: float = 1.0
     dist_gamma: float = 1.0
+    oracle_beta: float = 2.0
     fresh_views: bool = False
     max_bank_bytes: int = 1 << 30
 
@@ -52,6 +53,7 @@ class TrainingSettings:
             "warmup": 0 <= self.warmup < 1,
             "temperature": isfinite(self.temperature) and self.temperature > 0,
             "kd_weight": 0 <= self.kd_weight <= 1,
+            "oracle_beta": isfinite(self.oracle_beta) and self.oracle_beta >= 0,
         }
         for name, holds in ranges.items():
             if not holds:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from akd_deploy.data import Dataset, ViewBank
+from akd_deploy.data import Dataset, Split, ViewBank
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.trainer import train
 from akd_deploy.models.convnet import ConvNet, ConvNetSettings, convnet, default_widths
@@ -21,8 +21,9 @@ def train_teacher(
     settings: TrainingSettings = TEACHER_SETTINGS,
     network: ConvNetSettings | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
+    images: Split | None = None,
 ) -> ConvNet:
-    """A plain convolutional network trained on `dataset.teacher_train` by cross-entropy.
+    """A plain convolutional network trained by cross-entropy on `images`: all of `dataset.teacher_train` where None.
 
     `seed` decides initial weights, batches and views: another seed gives another member of an ensemble. The
     network's size follows the images' unless `network` says otherwise.
@@ -34,6 +35,6 @@ def train_teacher(
     sizes = network or ConvNetSettings(channels, dataset.classes, default_widths(max(height, width)))
     generator = torch.Generator().manual_seed(seed)
     teacher = convnet(sizes, generator)
-    views = ViewBank(dataset.teacher_train, dataset.views, seed)
+    views = ViewBank(images or dataset.teacher_train, dataset.views, seed)
     train(teacher, views, settings, generator, method="ce", on_step=on_step)
     return teacher

@@ -15,6 +15,7 @@ from akd_deploy.distill.bank import TeacherBank
 from akd_deploy.distill.methods import method_for, training_loss
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.errors import MismatchError, TrainingError, UsageError
+from akd_deploy.models.shared_network import SampledNetwork
 from akd_deploy.models.teacher import Teacher
 
 _FRESH = 1 << 40
@@ -56,14 +57,16 @@ def optimiser_for(network: nn.Module, settings: TrainingSettings) -> torch.optim
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    # The fused ones want a gradient of every parameter at every step, which shared weights do not get.
+    fused = not isinstance(network, SampledNetwork)
     if settings.optimiser == "sgd":
         return torch.optim.SGD(
-            groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
+            groups, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=fused
         )
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused)
 
 
-def _batches_on(
+def batches_on(
     device: torch.device,
     views: ViewBank,
     settings: TrainingSettings,
@@ -141,7 +144,7 @@ def train(
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     student.train()
     try:
-        for step, (images, labels, taught) in enumerate(_batches_on(device, views, settings, teacher, generator)):
+        for step, (images, labels, taught) in enumerate(batches_on(device, views, settings, teacher, generator)):
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate_at(step)
             logits = student(images)
@@ -150,13 +153,7 @@ def train(
             loss = training_loss(loss_of, logits, taught, labels, settings)
             value = float(loss.detach())
             if not np.isfinite(value):
-                raise TrainingError(
-                    asked=f"training by {method}, step {step + 1} of {settings.steps}",
-                    found=f"a loss of {value}" + (f" after {losses[-1]:.4g}" if losses else ""),
-                    next=f"Lower learning_rate (now {settings.learning_rate:g}) or lengthen warmup "
-                    f"(now {settings.warmup:g}); if it is the first step, check the images and the weights.",
-                    step=step + 1,
-                )
+                raise not_finite(method, settings, step, value, losses)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -167,6 +164,19 @@ def train(
         student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         student.eval()
     return TrainingResult(method, settings, tuple(losses), time.perf_counter() - begin)
+
+
+def not_finite(
+    method: str, settings: TrainingSettings, step: int, value: float, losses: Sequence[float]
+) -> TrainingError:
+    """The error of a training whose loss is no finite number."""
+    return TrainingError(
+        asked=f"training by {method}, step {step + 1} of {settings.steps}",
+        found=f"a loss of {value}" + (f" after {losses[-1]:.4g}" if losses else ""),
+        next=f"Lower learning_rate (now {settings.learning_rate:g}) or lengthen warmup "
+        f"(now {settings.warmup:g}); if it is the first step, check the images and the weights.",
+        step=step + 1,
+    )
 
 
 def _check_classes(logits: Tensor, views: ViewBank, taught: Tensor | None) -> None:

@@ -8,7 +8,13 @@ from math import ceil
 from akd_deploy.export.finding import Finding
 from akd_deploy.export.lint_graph import LintGraph, channels
 from akd_deploy.export.lint_opsets import FILE_RULES
-from akd_deploy.export.lint_precision import double_cast, float16_overflow, float16_underflow, precision_lie
+from akd_deploy.export.lint_precision import (
+    denormal_mask,
+    double_cast,
+    float16_overflow,
+    float16_underflow,
+    precision_lie,
+)
 from akd_deploy.export.lint_quantized import refused_qdq, unfused_qdq
 from akd_deploy.units import format_bytes, format_seconds
 
@@ -97,6 +103,7 @@ NETWORK_RULES: Mapping[str, Callable[[LintGraph], Iterator[Finding]]] = {
     "unfused-qdq": unfused_qdq,
     "float16-overflow": float16_overflow,
     "float16-underflow": float16_underflow,
+    "denormal-mask": denormal_mask,
     "precision-lie": precision_lie,
     "double-cast": double_cast,
     "unused-weight": unused_weight,

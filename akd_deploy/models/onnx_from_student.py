@@ -129,19 +129,15 @@ def graph_nodes(
             flat = f"{step.name}.flat"
             nodes.append(helper.make_node("Flatten", inputs[:1], [flat], name=flat, axis=1))
             nodes.append(helper.make_node("Gemm", [flat, *inputs[1:]], [output], name=step.name, transB=1))
-        elif step.kind == "pool":
-            nodes.append(
-                helper.make_node(
-                    "AveragePool",
-                    inputs,
-                    [output],
-                    name=step.name,
-                    kernel_shape=[3, 3],
-                    strides=[step.stride] * 2,
-                    pads=[1, 1, 1, 1],
-                    count_include_pad=1,
-                )
-            )
+        elif step.kind in ("pool", "max_pool"):
+            window = {"kernel_shape": [3, 3], "strides": [step.stride] * 2, "pads": [1, 1, 1, 1]}
+            if step.kind == "pool":
+                node = helper.make_node("AveragePool", inputs, [output], name=step.name, **window, count_include_pad=1)
+            else:
+                node = helper.make_node("MaxPool", inputs, [output], name=step.name, **window)
+            nodes.append(node)
+        elif step.kind == "concat":
+            nodes.append(helper.make_node("Concat", inputs, [output], name=step.name, axis=1))
         else:
             operator = {"global_pool": "GlobalAveragePool", "add": "Add", "scale": "Mul"}[step.kind]
             nodes.append(helper.make_node(operator, inputs, [output], name=step.name))

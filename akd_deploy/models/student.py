@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from akd_deploy.search_space import SearchSpace, space_of
 from akd_deploy.search_space.operations import INPUT, Operation, operations
 from akd_deploy.storage import write_atomically
 
-_ACTIVATIONS = {
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "hardswish": F.hardswish,
@@ -65,21 +65,29 @@ class Chain(nn.Module):
         self.steps = nn.ModuleDict(modules)
 
     def forward(self, images: Tensor) -> Tensor:
+        return self.every(images)[self.operations[-1].name]
+
+    def every(self, images: Tensor) -> dict[str, Tensor]:
+        """What each operation puts out, by its name, and the images themselves as `INPUT`."""
         tensors = {INPUT: images}
         for step in self.operations:
             tensors[step.name] = self._step(step, *(tensors[name] for name in step.inputs))
-        return tensors[self.operations[-1].name]
+        return tensors
 
     def _step(self, step: Operation, x: Tensor, other: Tensor | None = None) -> Tensor:
         if step.kind == "conv":
-            return _ACTIVATIONS[step.activation](self.steps[module_name(step)](x))
+            return activation_of(step)(self.steps[module_name(step)](x))
         if step.kind == "linear":
             return self.steps[module_name(step)](torch.flatten(x, 1))
         if step.kind == "pool":
             return F.avg_pool2d(x, 3, stride=step.stride, padding=1)
+        if step.kind == "max_pool":
+            return F.max_pool2d(x, 3, stride=step.stride, padding=1)
         if step.kind == "global_pool":
             return x.mean((2, 3), keepdim=True)
         assert other is not None, step
+        if step.kind == "concat":
+            return torch.cat([x, other], dim=1)
         return x + other if step.kind == "add" else x * other
 
 
@@ -90,6 +98,11 @@ class Student(Chain):
         super().__init__(operations(space.layers(architecture)))
         self.architecture = architecture
         self.input_shape = space.input_shape
+
+
+def activation_of(step: Operation) -> Callable[[Tensor], Tensor]:
+    """What an operation does to its result."""
+    return _ACTIVATIONS[step.activation]
 
 
 def module_name(step: Operation) -> str:

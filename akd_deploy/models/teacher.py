@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import log
 
 import torch
 from torch import Tensor, nn
 
-from akd_deploy.errors import MismatchError
+from akd_deploy.errors import MismatchError, UsageError
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,53 @@ def teacher_from_module(
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
     return Teacher(module, (channels, height, width), classes, provenance, module)
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: (batch, C, H, W) → (batch, classes) logarithms of the mean of their probabilities."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        log_each = torch.stack([torch.log_softmax(member(images), dim=-1) for member in self.members])
+        return torch.logsumexp(log_each, dim=0) - log(len(self.members))
+
+
+def ensemble_of(teachers: Sequence[Teacher]) -> Teacher:
+    """The teachers as one, whose probabilities are the mean of theirs; a single one as it is.
+
+    Raises:
+        UsageError: no teacher, or one of several without a torch network.
+        MismatchError: they differ in classes or in the images they take.
+    """
+    if len(teachers) == 1:
+        return teachers[0]
+    modules = [teacher.module for teacher in teachers if teacher.module is not None]
+    if not teachers or len(modules) < len(teachers):
+        raise UsageError(
+            asked=f"an ensemble of {len(teachers)} teachers",
+            found=f"{len(modules)} torch networks",
+            next="Give networks by a factory, each with weights of its own.",
+        )
+    first = teachers[0]
+    for other in teachers[1:]:
+        if (other.classes, other.input_shape) != (first.classes, first.input_shape):
+            raise MismatchError(
+                asked=f"teachers of {first.classes} classes and images {first.input_shape}",
+                found=f"{other.classes} and {other.input_shape} in {other.provenance.source}",
+                next="Leave out those that differ.",
+            )
+    digest = hashlib.sha256("".join(teacher.provenance.sha256 for teacher in teachers).encode())
+    sources = dict.fromkeys(teacher.provenance.source for teacher in teachers)
+    provenance = TeacherProvenance(
+        source=f"an ensemble of {len(teachers)}: {', '.join(sources)}",
+        sha256=digest.hexdigest(),
+        parameters=sum(teacher.provenance.parameters for teacher in teachers),
+    )
+    module = Ensemble(modules).eval()
+    return Teacher(module, first.input_shape, first.classes, provenance, module)
 
 
 def check_classes(output: object, batch: int, classes: int, source: str) -> None:

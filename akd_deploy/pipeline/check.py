@@ -39,11 +39,11 @@ def check_configuration(configuration: RunConfiguration) -> None:
         raise UnknownNameError("dataset", configuration.data.name, DATASETS)
     load_space(configuration.space.name, configuration.space.settings)
     reward_shape(configuration.search.reward)
-    method_for(configuration.distill.method, teachers=1)
+    method_for(configuration.distill.method, configuration.teacher.teachers)
     settings_from(configuration.teacher.training, TEACHER_SETTINGS)
     for table in (configuration.search.training, configuration.distill.training):
         settings_from(table, TrainingSettings())
-    for path in (configuration.teacher.weights, configuration.teacher.onnx):
+    for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)
     for strategy in configuration.search.strategies:
         load_strategy(strategy, configuration.seed)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from torch import nn
 
 from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.errors import CorruptFileError, MismatchError
-from akd_deploy.models.student import Student, load_student, save_student
+from akd_deploy.models.student import load_student, save_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
@@ -18,6 +19,8 @@ from akd_deploy.pipeline.latency import write_model
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape, search
+
+N = TypeVar("N", bound=nn.Module)
 
 CONFIRMED = 4
 """So many of the best candidates are measured, untrained, before the one to ship is chosen among those in budget."""
@@ -184,21 +187,20 @@ def _best_within(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return next((row for row in rows if row["certificate"]["ok"]), rows[0])
 
 
-def _finished(path: Path) -> Student:
+def finished(path: Path, load: Callable[[Path], N]) -> N:
     """A student that an earlier process trained."""
     try:
-        return load_student(path)
+        return load(path)
     except (CorruptFileError, MismatchError) as error:
         raise CorruptFileError(error.asked, error.found, f"Delete {path}: --resume trains it again.") from error
 
 
 def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The long trainings: the winner with KD and with CE, the hand-shrunk student with KD; seeds no search used."""
-    arms = {
-        "kd": (results["confirm"]["winner"]["arch"], run.bed.method),
-        "ce": (results["confirm"]["winner"]["arch"], "ce"),
-        "hand_shrunk": (results["confirm"]["hand_shrunk"]["arch"], run.bed.method),
-    }
+    """The long trainings, with seeds no search used: the winner by the run's method, by plain KD and on labels alone,
+    and the hand-shrunk student by the run's method."""
+    winner = results["confirm"]["winner"]["arch"]
+    arms = {method: (winner, method) for method in dict.fromkeys(("kd", "ce", run.bed.method))}
+    arms["hand_shrunk"] = (results["confirm"]["hand_shrunk"]["arch"], run.bed.method)
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     total = len(arms) * len(seeds)
@@ -207,11 +209,11 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             run.on_progress("training finalists", i * len(arms) + j, total)
             path = run.directory / "students" / f"{arm}-{seed}.safetensors"
             if path.is_file():
-                student = _finished(path)
+                student = finished(path, load_student)
             else:
                 student = run.bed.train(architecture_from_dict(fields), seed, method, run.bed.long)
                 save_student(student, path)
             scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
     # The shipped seed is chosen on the tuning split: the test split is only ever reported.
-    chosen = max(scores["kd"], key=lambda row: row["tuning_accuracy"])
+    chosen = max(scores[run.bed.method], key=lambda row: row["tuning_accuracy"])
     return {"scores": scores, "chosen": chosen}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.configuration import RunConfiguration
+from akd_deploy.models.student import load_student
 from akd_deploy.pipeline.latency import TargetLatency, target_latency
 from akd_deploy.pipeline.training import Bed, load_bed
 from akd_deploy.predictor.compiled import CompiledSpace
+from akd_deploy.predictor.predictor import Prediction
 from akd_deploy.search import Journal
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import Target, load_target
@@ -65,6 +69,14 @@ class Run:
     def compiled(self) -> CompiledSpace:
         self.on_progress("compiling the space's latencies", 0, 0)
         return self.latency.compile(self.space)
+
+    def student(self, path: Path) -> Any:
+        """A trained student of this run, from its file: a network with an `input_shape`."""
+        return load_student(path)
+
+    def prediction(self, results: Mapping[str, Any]) -> Prediction:
+        """Of the winner, on the run's target."""
+        return self.latency.predict_architecture(architecture_from_dict(results["confirm"]["winner"]["arch"]))
 
     def forget_latency(self) -> None:
         """Look the table up again when it is asked for next: it has changed."""

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.engines import load_engine
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, facts_of_built
@@ -16,7 +15,6 @@ from akd_deploy.export.manifest import BundleFacts
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
-from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import shipping
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.parity import checked_build
@@ -27,7 +25,7 @@ from akd_deploy.target import Target
 
 def export(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """ONNX, typed variants, engines of every target asked for, each that runs here compared with torch."""
-    student = load_student(run.directory / "students" / results["distill"]["chosen"]["student"])
+    student = run.student(run.directory / "students" / results["distill"]["chosen"]["student"])
     folder = run.directory / "engines"
     tables = run.configuration.export
     targets = list(run.targets.values())
@@ -161,7 +159,7 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     samples = run.directory / "engines" / "latency_samples.json"
     write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
     files.append(BundleFile("latency_samples.json", samples, "document"))
-    prediction = run.latency.predict_architecture(architecture_from_dict(winner["arch"]))
+    prediction = run.prediction(results)
     facts = BundleFacts(
         target=run.target,
         device=engine.fingerprint(),

@@ -37,6 +37,13 @@ class Linted:
     notes: tuple[str, ...]
 
 
+def granularity_of(target: Target) -> int:
+    """Channels to a block: as the target's latency table has taught, where one is found, else as documented."""
+    found = _found(target)
+    learned = None if found is None else granularity_from_rows(read_table(found).rows, str(found))
+    return (learned or documented_granularity(target)).multiple
+
+
 def lint_for(
     path: Path,
     target: Target,

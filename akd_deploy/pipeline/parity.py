@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
@@ -15,13 +16,12 @@ from akd_deploy.export.divergence import Divergence, Evaluate, reference_evaluat
 from akd_deploy.export.locate import failing_batch, locate, located
 from akd_deploy.export.parity import Arrays, Parity, Tolerance, check_parity, compare_outputs, tolerance_for
 from akd_deploy.models.onnx_from_student import INPUT, OUTPUT
-from akd_deploy.models.student import Student
 from akd_deploy.pipeline.shipping import TargetBuild, feeds_of, model_for
 from akd_deploy.pipeline.typed import is_archive, mode_for
 
 
 def student_parity(
-    student: Student,
+    student: nn.Module,
     engine: Engine,
     path: Path,
     images: np.ndarray,
@@ -58,7 +58,7 @@ def student_parity(
 
 
 def checked_build(
-    student: Student, build: TargetBuild, models: Mapping[str, Path], images: np.ndarray, *, required: bool
+    student: nn.Module, build: TargetBuild, models: Mapping[str, Path], images: np.ndarray, *, required: bool
 ) -> tuple[TargetBuild, dict[str, object] | None]:
     """Compare what was built for a target with torch, where it runs here; its parity as JSON, None where nobody looked.
 

@@ -84,6 +84,7 @@ def teacher(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
         "sha256": provenance.sha256,
         "parameters": provenance.parameters,
         "accuracy": bed.teacher_accuracy(),
+        "ensemble": bed.ensemble(),
         "latency_s": measured.measurement.median_s,
         "certifiable_s": measured.measurement.label_s * run.certificate_factor,
     }

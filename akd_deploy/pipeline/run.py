@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from akd_deploy.configuration import RunConfiguration, toml_from_dict
+from akd_deploy.configuration import RunConfiguration
 from akd_deploy.pipeline import choose, deliver, prepare
-from akd_deploy.pipeline.check import check_configuration, check_jobs
 from akd_deploy.pipeline.context import Progress, Run
+from akd_deploy.pipeline.stages import Stage, do_stages
 from akd_deploy.pipeline.summary import summary
 from akd_deploy.report.report import write_report
-from akd_deploy.search import open_journal
-from akd_deploy.storage import make_folder, write_text_atomically
-
-Stage = Callable[[Run, Mapping[str, Any]], dict[str, Any]]
-"""(run, results of earlier stages) → its own result, JSON types only."""
+from akd_deploy.storage import write_text_atomically
 
 
 def stages(configuration: RunConfiguration) -> dict[str, Stage]:
@@ -61,7 +55,7 @@ def run_pipeline(
         InfeasibleBudgetError: nothing in the space meets the budget.
         AkdError: any other error of the stages; what was finished stays finished.
     """
-    run, results = _do_stages(configuration, directory, resume, on_progress, jobs, stages(configuration))
+    run, results = do_stages(Run, configuration, directory, resume, on_progress, jobs, stages(configuration))
     text = json.dumps(summary(run, results), indent=1, sort_keys=True, allow_nan=False) + "\n"
     write_text_atomically(directory / "summary.json", text)
     # What was written, so that a resumed run, and `report`, give the very same page.
@@ -87,7 +81,7 @@ def run_until_search(
         for name, stage in stages(configuration).items()
         if name in ("profile", "teacher", "budget") or name.startswith("search-")
     }
-    run, results = _do_stages(configuration, directory, resume, on_progress, jobs, chosen)
+    run, results = do_stages(Run, configuration, directory, resume, on_progress, jobs, chosen)
     searches = [result for name, result in results.items() if name.startswith("search-")]
     return {
         "run_dir": str(directory),
@@ -96,34 +90,3 @@ def run_until_search(
         "trials": sum(result["counts"]["done"] for result in searches),
         "seconds": sum(run.stages.values()),
     }
-
-
-def _do_stages(
-    configuration: RunConfiguration,
-    directory: Path,
-    resume: bool,
-    on_progress: Progress | None,
-    jobs: int,
-    chosen: Mapping[str, Stage],
-) -> tuple[Run, dict[str, Any]]:
-    """Do the stages that the journal does not hold yet."""
-    check_configuration(configuration)
-    check_jobs(configuration, jobs)
-    make_folder(directory)
-    results: dict[str, Any] = {}
-    path = directory / "journal.sqlite"
-    with open_journal(path, configuration.what_is_run(), resume=resume) as journal:
-        run = Run(configuration, directory, Path.cwd() / "latency_tables", journal, jobs=jobs)
-        if on_progress is not None:
-            run.on_progress = on_progress
-        write_text_atomically(directory / "run.toml", toml_from_dict(configuration.as_dict()))
-        for name, stage in chosen.items():
-            recorded = journal.stage_result(name)
-            if recorded is None:
-                began = time.monotonic()
-                result = stage(run, results)
-                recorded = {"seconds": time.monotonic() - began, "result": result}
-                journal.record_stage(name, recorded)
-            results[name] = recorded["result"]
-            run.stages[name] = recorded["seconds"]
-    return run, results

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 import akd_deploy
 from akd_deploy.certificate import Certificate, certify
@@ -23,6 +24,7 @@ from akd_deploy.errors import AkdError, BuildError, StorageError
 from akd_deploy.export.quantize import int8_settings, quantize_onnx
 from akd_deploy.export.trusted import record_built
 from akd_deploy.measurement import Measurement
+from akd_deploy.models.onnx_from_module import onnx_from_module
 from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import isa_of, mode_for
@@ -142,9 +144,12 @@ def typed_variants(
     return models
 
 
-def export_student(student: Student, target: Target, folder: Path) -> Path:
-    """Write `student.onnx` for the target's batch."""
-    return onnx_from_student(student, folder / "student.onnx", target.batch)
+def export_student(student: nn.Module, target: Target, folder: Path) -> Path:
+    """Write `student.onnx` for the target's batch; a network that is no student of a space by torch's own exporter."""
+    path = folder / "student.onnx"
+    if isinstance(student, Student):
+        return onnx_from_student(student, path, target.batch)
+    return onnx_from_module(student, (target.batch, *student.input_shape), path)  # type: ignore[misc]
 
 
 def measure_together(

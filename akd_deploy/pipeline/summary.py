@@ -50,6 +50,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     prediction = latency.predict_architecture(winner_architecture)
     steps = operations(run.space.layers(winner_architecture))
     scores = results["distill"]["scores"]
+    method = configuration.distill.method
     per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in scores.items()}
     accuracy: dict[str, Any] = {arm: _mean_spread(values) for arm, values in per_seed.items()}
     accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
@@ -98,7 +99,8 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         },
         "feasible": results["budget"]["feasible"],
         "teacher": {
-            key: results["teacher"][key] for key in ("source", "accuracy", "latency_s", "certifiable_s", "parameters")
+            key: results["teacher"][key]
+            for key in ("source", "accuracy", "latency_s", "certifiable_s", "parameters", "ensemble")
         },
         "search": {
             "trials": [{**row, "arch": row["digest"]} for r in searches.values() for row in r["trials"]],
@@ -118,6 +120,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": sum(run.stages[f"search-{name}"] for name in searches),
         },
         "winner": {
+            "method": method,
             "arch": winner_architecture.as_dict(),
             "digest": winner_architecture.digest,
             "budget_s": results["budget"]["budget_s"],
@@ -143,8 +146,9 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             **accuracy,
             "per_seed": per_seed,
             "paired": [
-                {"a": "kd", "b": other, **paired_difference(per_seed["kd"], per_seed[other])}
-                for other in ("ce", "hand_shrunk")
+                {"a": method, "b": other, **paired_difference(per_seed[method], per_seed[other])}
+                for other in per_seed
+                if other != method
             ],
             "test_images": test_images,
         },
@@ -157,7 +161,7 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
         "seconds": sum(run.stages.values()),
         "limits": [
-            *_limits(len(per_seed["kd"]), test_images, len(searches), configuration, main["remeasured"]),
+            *_limits(len(per_seed[method]), test_images, len(searches), configuration, main["remeasured"]),
             _about_hand_shrunk(results["hand-shrunk"]["bound_to_fit"], hand["certificate"]["ok"]),
         ],
     }

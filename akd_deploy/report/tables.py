@@ -25,9 +25,9 @@ NETWORKS: Mapping[str, str] = {
     "teacher": "Teacher",
     "kd": "Student, distilled (KD)",
     "ce": "Same student, labels only (CE)",
-    "hand_shrunk": "Hand-shrunk network, distilled (KD)",
+    "hand_shrunk": "Hand-shrunk network, as the student",
 }
-"""The closing table's rows in order; networks beyond these follow under their own names."""
+"""The closing table's rows in order; the student as other methods taught it follows under their names."""
 _ACCURACY_EXTRAS = ("per_seed", "paired", "test_images")
 
 
@@ -65,14 +65,14 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
     for name in names:
         scores = part.get(name)
         if not scores:
-            rows.append(AccuracyRow(name, NETWORKS.get(name, name), "not part of this run", "", "", "", ""))
+            rows.append(AccuracyRow(name, _label(name), "not part of this run", "", "", "", ""))
             continue
         value_s, kind = latencies.get(name, (None, ""))
         per_seed = (part.get("per_seed") or {}).get(name) or []
         rows.append(
             AccuracyRow(
                 name=name,
-                label=NETWORKS.get(name, name),
+                label=_label(name),
                 accuracy=_mean_and_spread(scores),
                 seeds=str(_seed_count(scores.get("seeds"))),
                 latency=f"{latency(value_s, unit)} {kind}".strip() if value_s is not None else latency(None, unit),
@@ -83,9 +83,13 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
     return rows
 
 
+def _label(name: str) -> str:
+    return NETWORKS.get(name, f"Student, distilled ({name})")
+
+
 def _against_budget(name: str, scores: Fields, summary: Fields) -> str:
     """What its own certificate says; nothing of networks that none was made of."""
-    if name in ("kd", "ce"):
+    if name not in ("teacher", "hand_shrunk"):
         held = ((summary.get("winner") or {}).get("certificate") or {}).get("ok")
     else:
         held = scores.get("within_budget")
@@ -113,9 +117,8 @@ def _latencies(summary: Fields) -> dict[str, tuple[float | None, str]]:
     student = (measured, "(measured)") if measured is not None else (winner.get("predicted_s"), "(predicted)")
     student = student if student[0] is not None else (None, "")
     return {
+        **{name: student for name in ("kd", "ce", *accuracy) if name not in _ACCURACY_EXTRAS},
         "teacher": ((summary.get("teacher") or {}).get("latency_s"), "(measured)"),
-        "kd": student,
-        "ce": student,
         "hand_shrunk": ((accuracy.get("hand_shrunk") or {}).get("latency_s"), "(measured)"),
     }
 
@@ -124,7 +127,7 @@ def paired_rows(accuracy: Fields) -> list[PairedRow]:
     """Differences between networks seed by seed; `reading` says what the interval allows to say."""
     rows = []
     for pair in accuracy.get("paired") or []:
-        a, b = (NETWORKS.get(pair[key], pair[key]) for key in ("a", "b"))
+        a, b = (_label(pair[key]) for key in ("a", "b"))
         low, high = pair.get("low"), pair.get("high")
         # one seed gives no interval; arithmetic on it gives NaN
         if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):

@@ -7,12 +7,14 @@ from typing import Any
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import UnknownNameError
+from akd_deploy.search_space.augmented import AugmentedSpace
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment
 from akd_deploy.search_space.mobile import MOBILENET_SETTINGS, MobileSpace
 
 __all__ = ["SPACES", "Layer", "SearchSpace", "Segment", "load_space", "space_of"]
 
 SPACES: Mapping[str, tuple[type[SearchSpace], Mapping[str, Any]]] = {
+    "augmented": (AugmentedSpace, {}),
     "mobile": (MobileSpace, {}),
     "mobilenet": (MobileSpace, MOBILENET_SETTINGS),
 }

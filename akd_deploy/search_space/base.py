@@ -21,8 +21,10 @@ class Layer:
     """One layer of a student, as the torch module, the ONNX writer and the cost tables read it.
 
     `op`: "conv" (k×k), "dw_separable" (k×k depthwise + 1×1), "mbconv" (1×1 expand, k×k depthwise, 1×1
-    project), "stem" (k×k conv) or "head" (global average pool + linear to `out_channels` classes).
-    `se_ratio` 0 is no squeeze-excite; `skip` is "none", "identity" or "pool" (average pool, then add).
+    project), "max_pool" or "avg_pool" (3×3), "stem" (k×k conv) or "head" (global average pool + linear to
+    `out_channels` classes). `se_ratio` 0 is no squeeze-excite. `skip` says how the input comes in again: "none",
+    "identity" (added), "pool" (average pool, then added), "dense" (concatenated, then a 1×1 convolution back to
+    `out_channels`) or "dense_identity" (that, then added).
     `in_size` is the input's height and width. `name` is the prefix of its parameters and ONNX nodes.
     """
 

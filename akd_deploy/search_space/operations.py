@@ -20,9 +20,9 @@ class Operation:
     """One operation; its output tensor carries its name.
 
     `kind`: "conv" (convolution, batch norm, activation), "linear", "pool" (3×3 average, padding counted),
-    "global_pool", "add", or "scale" (first input times the second, one factor per channel). `inputs` are
-    names of earlier operations, or `INPUT`. Sizes are height = width. `batch_norm` is False where a bias
-    stands instead.
+    "max_pool" (3×3), "global_pool", "add", "concat" (along channels), or "scale" (first input times the second, one
+    factor per channel). `inputs` are names of earlier operations, or `INPUT`. Sizes are height = width. `batch_norm` is
+    False where a bias stands instead.
     """
 
     name: str
@@ -96,6 +96,9 @@ def _layer_operations(layer: Layer, source: str) -> list[Operation]:
                                     activation=layer.activation))  # fmt: skip
         result.append(Operation(f"{name}.depthwise", "conv", (inner,), hidden, hidden, **spatial, groups=hidden,
                                 activation=layer.activation))  # fmt: skip
+    elif layer.op in ("max_pool", "avg_pool"):
+        kind = "max_pool" if layer.op == "max_pool" else "pool"
+        result.append(Operation(f"{name}.pool", kind, (source,), layer.in_channels, layer.in_channels, **spatial))
     else:
         raise ValueError(f"layer {name}: unknown op {layer.op!r}")
     if layer.se_ratio:
@@ -103,7 +106,13 @@ def _layer_operations(layer: Layer, source: str) -> list[Operation]:
     if layer.op in ("dw_separable", "mbconv"):
         result.append(Operation(f"{name}.project", "conv", (result[-1].name,), hidden, layer.out_channels, out_size,
                                 out_size))  # fmt: skip
-    if layer.skip != "none":
+    if layer.skip.startswith("dense"):
+        joined, width = f"{name}.concat", layer.in_channels + layer.out_channels
+        result += [
+            Operation(joined, "concat", (source, result[-1].name), layer.in_channels, width, out_size, out_size),
+            Operation(f"{name}.join", "conv", (joined,), width, layer.out_channels, out_size, out_size),
+        ]
+    if layer.skip not in ("none", "dense"):
         skipped = source
         if layer.skip == "pool":
             skipped = f"{name}.skip"

@@ -40,7 +40,7 @@ def _without_lightning() -> Iterator[None]:
             sys.modules.pop(package, None)
 
 
-def _hub(file: str) -> types.ModuleType:
+def hub_module(file: str) -> types.ModuleType:
     """One module of the hub."""
     with warnings.catch_warnings(), _without_lightning():
         warnings.simplefilter("ignore")  # NNI's last release is older than what it warns about
@@ -58,37 +58,37 @@ def _drawn(space: Any, seed: int) -> nn.Module:
 
 def nasbench201(seed: int) -> nn.Module:
     """Dong and Yang 2020, arXiv:2001.00326: one of the 15,625 cells, in the published network for CIFAR-10."""
-    return _drawn(_hub("nasbench201").NasBench201(), seed)
+    return _drawn(hub_module("nasbench201").NasBench201(), seed)
 
 
 def nasbench101(seed: int) -> nn.Module:
     """Ying et al. 2019, arXiv:1902.09635, narrowed to 32 channels."""
-    return _drawn(_hub("nasbench101").NasBench101(stem_out_channels=32), seed)
+    return _drawn(hub_module("nasbench101").NasBench101(stem_out_channels=32), seed)
 
 
 def proxylessnas_mobile() -> nn.Module:
     """Cai et al. 2019, arXiv:1812.00332: the network found for phones."""
-    return _hub("proxylessnas").ProxylessNAS.load_searched_model("proxyless-mobile")
+    return hub_module("proxylessnas").ProxylessNAS.load_searched_model("proxyless-mobile")
 
 
 def spos() -> nn.Module:
     """Guo et al. 2020, arXiv:1904.00420: the network found with single-path one-shot, of shuffle units."""
-    return _hub("shufflenet").ShuffleNetSpace.load_searched_model("spos")
+    return hub_module("shufflenet").ShuffleNetSpace.load_searched_model("spos")
 
 
 def shufflenet_space(seed: int) -> nn.Module:
     """The space of arXiv:1904.00420, its channels searched too."""
-    return _drawn(_hub("shufflenet").ShuffleNetSpace(channel_search=True), seed)
+    return _drawn(hub_module("shufflenet").ShuffleNetSpace(channel_search=True), seed)
 
 
 def mobilenet_v3_space(seed: int) -> nn.Module:
     """Widths, depths, expansions, windows and gates around MobileNetV3 (arXiv:1905.02244)."""
-    return _drawn(_hub("mobilenetv3").MobileNetV3Space(), seed)
+    return _drawn(hub_module("mobilenetv3").MobileNetV3Space(), seed)
 
 
 def autoformer_tiny() -> nn.Module:
     """Chen et al. 2021, arXiv:2107.00651: the smallest network found, with relative positions in the attention."""
-    network = _hub("autoformer").AutoFormer.load_searched_model("autoformer-tiny")
+    network = hub_module("autoformer").AutoFormer.load_searched_model("autoformer-tiny")
     for part in network.modules():
         if part.__class__.__name__ in ("ClassToken", "AbsolutePositionEmbedding"):
             part.trace_args, part.trace_kwargs = [], {}  # their repr, which torch.onnx asks for, reads these

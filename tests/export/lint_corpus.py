@@ -360,6 +360,28 @@ def signed(**kwargs) -> Int8:
     return Int8(unsigned=False, **kwargs)
 
 
+def masked(value: float, windows: int = 0) -> onnx.ModelProto:
+    """Attention of half the tokens with the other half masked; by windows: a bias, reshaped, a mask, reshaped back."""
+    net, tokens, width = Int8(), 16, 16
+    net.constant("mask", np.where(np.arange(tokens) < tokens // 2, 0, value), np.float32)
+    net.constant("bias", np.linspace(-1, 1, tokens), np.float32)
+    net.constant("w", np.eye(width), np.float32)
+    score = net.op(
+        "MatMul",
+        [net.op("MatMul", ["x", "w"], "queries"), net.op("Transpose", ["x"], "keys", perm=[0, 2, 1])],
+        "scores",
+    )
+    score = net.op("Add", [score, "bias"], "biased")
+    if windows:
+        split = net.constant("split", [-1, windows, tokens, tokens], np.int64)
+        score = net.op("Reshape", [score, split], "by_window")
+    score = net.op("Add", ["mask", score], "masked")
+    if windows:
+        score = net.op("Reshape", [score, net.constant("joined", [-1, tokens, tokens], np.int64)], "whole")
+    mixed = net.op("MatMul", [net.op("Softmax", [score], "weights", axis=-1), "x"], "mixed")
+    return net.done(mixed, (2, tokens, width), size=(2, tokens, width))
+
+
 BAD: Mapping[str, Bad] = {
     # Operators
     "an operator nobody has": Bad(lambda: inserted("SiLU"), ORT, "fp32", unsupported("odd")),
@@ -464,6 +486,8 @@ BAD: Mapping[str, Bad] = {
         lambda: cast_model(changed("w2", lambda w: w * 1e-5), "fp16").model,
         RTX, "fp16", {("float16-underflow", "pointwise")},
     ),
+    "a mask of −100": Bad(lambda: masked(-100.0), ORT, "fp32", {("denormal-mask", "weights")}),
+    "a mask of −100 per window": Bad(lambda: masked(-100.0, windows=2), ORT, "fp32", {("denormal-mask", "weights")}),
     "a cast there and back": Bad(lambda: with_casts(HALF, FLOAT), OV, "fp32", {("double-cast", "cast1")}),
     "a cast to the same": Bad(lambda: with_casts(FLOAT), RTX, "fp32", {("double-cast", "cast0")}),
     # Operator sets and files
@@ -753,6 +777,9 @@ CLEAN: Mapping[str, Clean] = {
     "a student with hard swish": Clean(student(1, activation="hardswish"), RTX, "fp16"),
     "a student in int8": Clean(student(2), ORT, "int8"),
     "another student in int8": Clean(student(3, resolution=32), RTX, "int8"),
+    "a mask of −10000": Clean(lambda: masked(-1e4), ORT, "fp32"),
+    "a mask of −80": Clean(lambda: masked(-80.0), ORT, "fp32"),
+    "a mask of −100 where it does no harm": Clean(lambda: masked(-100.0), OV, "fp32"),
     "a network by hand in int8": Clean(lambda: convnet(32, size=16), OV, "int8"),
     "a residual block in int8": Clean(lambda: int8_residual(Int8()), ORT, "int8"),
 }

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akd_deploy.losses import kd_loss, mean_kd_loss
+from akd_deploy.losses import kd_loss, majority_vote_kd_loss, mean_kd_loss, mean_logit_kd_loss
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
@@ -81,3 +81,26 @@ def test_mean_kd_gives_the_teachers_no_gradient() -> None:
     teachers = logits(1, 2, 3, 6).requires_grad_()
     mean_kd_loss(logits(0, 3, 6).requires_grad_(), teachers, 2.0).backward()
     assert teachers.grad is None
+
+
+def test_mean_logits_are_the_geometric_mean_of_probabilities() -> None:
+    # (4/5, 1/5) and (1/2, 1/2): their geometric mean is 2 : 1, an undecided student is ln 2 − H(2/3) away.
+    teachers = torch.tensor([[[log(4.0), 0.0]], [[0.0, 0.0]]], dtype=torch.float64)
+    expected = 2 / 3 * log(4 / 3) + 1 / 3 * log(2 / 3)
+    student = torch.zeros(1, 2, dtype=torch.float64)
+    assert float(mean_logit_kd_loss(student, teachers, 1.0)) == pytest.approx(expected)
+    assert float(mean_logit_kd_loss(student, teachers[:1], 3.0)) == pytest.approx(
+        float(kd_loss(student, teachers[0], 3.0))
+    )
+
+
+def test_a_vote_is_for_the_class_of_most_teachers_and_even_where_it_is_tied() -> None:
+    # View 0: classes 0, 0, 1 win 0; view 1: classes 0, 1, 2 are tied, which an undecided student agrees with.
+    teachers = 5 * torch.eye(3, dtype=torch.float64)[torch.tensor([[0, 0], [0, 1], [1, 2]])]
+    student = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    loss = majority_vote_kd_loss(student, teachers)
+    assert float(loss.detach()) == pytest.approx(log(3) / 2)
+    loss.backward()
+    assert student.grad is not None
+    assert student.grad[1] == pytest.approx(0)
+    assert (student.grad[0] > 0).tolist() == [False, True, True]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akd_deploy.losses import correct_teachers, mean_kd_loss, oracle_kd_loss
+from akd_deploy.losses import correct_teachers, mean_kd_loss, oracle_kd_loss, soft_oracle_kd_loss
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
@@ -81,3 +81,46 @@ def test_correctness_is_that_of_the_view_not_of_the_image() -> None:
     # One image in two views; the teacher errs on the second, and there the label teaches.
     teachers = torch.tensor([[[2.0, 0.0], [0.0, 2.0]]])
     assert correct_teachers(teachers, torch.tensor([0, 0])).tolist() == [[True, False]]
+
+
+def slow_soft_oracle(student, teachers, labels, temperature: float, beta: float) -> float:
+    """Ours, one view and one teacher at a time."""
+    total = 0.0
+    for i, label in enumerate(labels.tolist()):
+        beliefs = [float(torch.softmax(z[i], 0)[label]) ** beta for z in teachers]
+        q = sum(w * torch.softmax(z[i] / temperature, 0) for w, z in zip(beliefs, teachers, strict=True)) / sum(beliefs)
+        s = torch.softmax(student[i] / temperature, 0)
+        total += temperature**2 * float((q * (q / s).log()).sum())
+    return total / len(labels)
+
+
+def test_soft_oracle_computed_by_hand() -> None:
+    # Label 0; the teachers give it 3/4 and 1/4, so that with β = 1 they weigh 3/4 and 1/4:
+    # q = 3/4 (3/4, 1/4) + 1/4 (1/4, 3/4) = (5/8, 3/8).
+    teachers = torch.tensor([[[0.75, 0.25]], [[0.25, 0.75]]], dtype=torch.float64).log()
+    actual = soft_oracle_kd_loss(torch.zeros(1, 2, dtype=torch.float64), teachers, torch.tensor([0]), 1.0, 1.0)
+    assert float(actual) == pytest.approx(5 / 8 * log(5 / 4) + 3 / 8 * log(3 / 4))
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8), teachers=st.integers(1, 4), beta=st.floats(0, 20))
+def test_soft_oracle_equals_the_slow_equation(seed: int, temperature: float, teachers: int, beta: float) -> None:
+    student, taught = logits(seed, 6, 3), logits(seed + 1, teachers, 6, 3)
+    labels = torch.tensor(np.random.default_rng(seed).integers(0, 3, 6))
+    fast = float(soft_oracle_kd_loss(student, taught, labels, temperature, beta))
+    assert fast == pytest.approx(slow_soft_oracle(student, taught, labels, temperature, beta))
+
+
+def test_soft_oracle_goes_from_the_mean_to_the_teacher_that_is_surest_of_the_label() -> None:
+    student, taught, labels = logits(0, 5, 3), logits(1, 4, 5, 3), torch.tensor([0, 1, 2, 0, 1])
+    mean = float(mean_kd_loss(student, taught, 2.0))
+    assert float(soft_oracle_kd_loss(student, taught, labels, 2.0, 0.0)) == pytest.approx(mean)
+    surest = torch.log_softmax(taught, -1)[:, torch.arange(5), labels].argmax(0)
+    alone = float(mean_kd_loss(student, taught[surest, torch.arange(5)][None], 2.0))
+    assert float(soft_oracle_kd_loss(student, taught, labels, 2.0, 1e4)) == pytest.approx(alone)
+
+
+def test_soft_oracle_gives_its_teachers_no_gradient() -> None:
+    teachers, student = logits(0, 2, 3, 3).requires_grad_(), logits(1, 3, 3).requires_grad_()
+    soft_oracle_kd_loss(student, teachers, torch.tensor([0, 1, 2]), 2.0, 1.0).backward()
+    assert teachers.grad is None
+    assert student.grad is not None

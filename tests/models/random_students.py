@@ -20,6 +20,9 @@ SPACES: dict[str, SearchSpace] = {
         {"resolution": 64, "in_channels": 3, "classes": 100, "stem_stride": 2, "widths": [16, 24, 32],
          "strides": [2, 2, 2]},
     ),
+    "add-ons 15×15": load_space(
+        "augmented", {"resolution": 15, "widths": [12, 16], "strides": [1, 2], "depths": [2, 1], "backbone": "mbconv3"}
+    ),
     "odd 17×17": load_space(
         "mobile", {"resolution": 17, "widths": [12, 16], "strides": [2, 3], "layers": [[1, 2], [1, 2]]}
     ),

@@ -8,6 +8,7 @@ import pytest
 from akd_deploy.configuration import CertificateTable
 from akd_deploy.errors import CorruptFileError
 from akd_deploy.measurement import Measurement
+from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
 from akd_deploy.search_space import load_space
@@ -137,4 +138,4 @@ def test_a_finished_student_whose_file_is_torn_says_what_to_delete(tmp_path):
     path = tmp_path / "kd-1000.safetensors"
     path.write_bytes(b"torn")
     with pytest.raises(CorruptFileError, match=r"Delete .*kd-1000\.safetensors: --resume trains it again"):
-        choose._finished(path)
+        choose.finished(path, load_student)

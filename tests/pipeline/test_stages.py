@@ -8,6 +8,7 @@ from akd_deploy.configuration import configuration_from_dict
 from akd_deploy.errors import MismatchError, StorageError, UsageError
 from akd_deploy.pipeline import run as pipeline
 from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.stages import do_stages
 from akd_deploy.search import Journal, Trial, read_journal
 
 CONFIGURATION = configuration_from_dict({"target": "cpu_onnxruntime_fp32", "budget": "2ms"}, "here")
@@ -30,7 +31,7 @@ class Stages:
 
 
 def do(directory, stages, *names, resume=False, configuration=CONFIGURATION):
-    return pipeline._do_stages(configuration, directory, resume, None, 1, stages.named(*names))
+    return do_stages(Run, configuration, directory, resume, None, 1, stages.named(*names))
 
 
 def test_each_stage_sees_the_results_of_those_before_it(tmp_path):
@@ -84,7 +85,7 @@ def test_a_mistake_found_before_any_trial_is_corrected_in_place(tmp_path):
 def test_a_run_is_begun_once_and_resumed_under_its_own_configuration(tmp_path):
     trained = Stages()
     stages = {**trained.named("a"), "search": lambda run, results: _record_a_trial(run)}
-    pipeline._do_stages(CONFIGURATION, tmp_path, False, None, 1, stages)
+    do_stages(Run, CONFIGURATION, tmp_path, False, None, 1, stages)
     with pytest.raises(UsageError, match="--resume"):
         do(tmp_path, Stages(), "a")
     other = CONFIGURATION.model_copy(update={"seed": 1})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from akd_deploy.errors import InfeasibleBudgetError
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
 from akd_deploy.search.strategies import LatencyBudget
-from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss
+from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss, skip_loss
 from akd_deploy.search.strategies.policy_gradient import PpoSettings, ReinforceSettings, ppo, reinforce
 
 SIZES = (2, 1, 3)
@@ -139,3 +139,29 @@ def test_with_a_budget_it_is_taught_by_penalties_only_until_something_fits():
     strategy.update_search_space(SPACE)
     with pytest.raises(InfeasibleBudgetError):
         strategy.generate_parameters(0)
+
+
+def test_skip_loss_by_hand_and_nothing_at_its_target():
+    drawn = torch.tensor([[0.5, 0.5], [0.6, 0.4]]).log()
+    expected = 0.5 * np.log(0.5 / 0.6) + 0.5 * np.log(0.5 / 0.4)
+    assert skip_loss([drawn], 0.4).item() == pytest.approx(expected / 2, rel=1e-4)
+    assert skip_loss([drawn, drawn], 0.4).item() == pytest.approx(expected, rel=1e-4)
+    assert skip_loss([], 0.4).item() == 0
+
+
+@pytest.mark.parametrize(("target", "often"), [(0.1, True), (0.0, False)])
+def test_with_a_target_skips_are_drawn_about_so_often_where_rewards_say_nothing(target, often):
+    space = {f"c{i}": {"_type": "choice", "_value": [0, 1] if i % 2 else ["a", "b"]} for i in range(6)}
+    strategy = reinforce(0, {"skip_target": target, "learning_rate": 0.05}, None)
+    strategy.update_search_space(space)
+    taken = []
+    for i in range(400):
+        parameters = strategy.generate_parameters(i)
+        taken.append([parameters[f"c{k}"] for k in (1, 3, 5)])
+        strategy.receive_trial_result(i, parameters, 0.5)
+    assert (np.mean(taken[200:]) < 0.25) == often
+
+
+def test_a_skip_target_is_a_share():
+    with pytest.raises(UsageError, match="skip_target"):
+        reinforce(0, {"skip_target": 1.5}, None)

@@ -43,6 +43,22 @@ def test_a_pooled_skip_is_pooled_beside_the_main_path() -> None:
     assert add.inputs == ("l.project", "l.skip")
 
 
+def test_pools_are_layers_of_one_operation_without_weights() -> None:
+    for op, kind in (("max_pool", "max_pool"), ("avg_pool", "pool")):
+        (step,) = operations([Layer("l", op, 8, 8, 7, kernel_size=3)])
+        assert (step.kind, step.out_channels, step.out_size, step.macs, step.parameters) == (kind, 8, 7, 0, 0)
+
+
+def test_a_dense_layer_is_joined_with_its_input_and_brought_back_to_its_width() -> None:
+    layer = Layer("l", "conv", 8, 8, 6, kernel_size=3, skip="dense_identity")
+    assert names(layer) == ["conv", "concat", "join", "add"]
+    _, concat, join, add = operations([layer])
+    assert (concat.inputs, concat.in_channels, concat.out_channels) == (("input", "l.conv"), 8, 16)
+    assert (join.in_channels, join.out_channels, join.kernel_size, join.activation) == (16, 8, 1, "none")
+    assert add.inputs == ("l.join", "input")
+    assert names(Layer("l", "conv", 8, 8, 6, kernel_size=3, skip="dense")) == ["conv", "concat", "join"]
+
+
 def test_a_head_counts_one_bias_per_class() -> None:
     pool, classifier = operations([Layer("head", "head", 48, 10, 3)])
     assert (pool.macs, pool.parameters) == (0, 0)

@@ -46,17 +46,22 @@ class Controller(nn.Module):
             step = self._offsets[i] + torch.from_numpy(tokens[:, i])
         return tokens
 
+    def log_distributions(self, tokens: Tensor) -> list[Tensor]:
+        """(n, choices) tokens → for each choice (n, options) logarithms of the chances that it was drawn by."""
+        state, step = None, torch.zeros(len(tokens), dtype=torch.long)
+        found = []
+        for i, head in enumerate(self.heads):
+            state = self.cell(self.embedding(step), state)
+            found.append(torch.log_softmax(head(state[0]), -1))
+            step = self._offsets[i] + tokens[:, i]
+        return found
+
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(n, choices) tokens → (n, choices) logarithms of their probabilities given those before them, and the (n,
         choices) entropies of what each was drawn from, in nats."""
-        state, step = None, torch.zeros(len(tokens), dtype=torch.long)
-        log_probabilities, entropies = [], []
-        for i, head in enumerate(self.heads):
-            state = self.cell(self.embedding(step), state)
-            log_p = torch.log_softmax(head(state[0]), -1)
-            log_probabilities.append(log_p.gather(1, tokens[:, i : i + 1])[:, 0])
-            entropies.append(-(log_p.exp() * log_p).sum(-1))
-            step = self._offsets[i] + tokens[:, i]
+        found = self.log_distributions(tokens)
+        log_probabilities = [log_p.gather(1, tokens[:, i : i + 1])[:, 0] for i, log_p in enumerate(found)]
+        entropies = [-(log_p.exp() * log_p).sum(-1) for log_p in found]
         return torch.stack(log_probabilities, 1), torch.stack(entropies, 1)
 
 
@@ -77,6 +82,19 @@ def ppo_loss(log_probabilities: Tensor, old: Tensor, advantages: Tensor, clip: f
     ratio = (log_probabilities - old).exp()
     gain = advantages[:, None]
     return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).sum(1).mean()
+
+
+def skip_loss(log_distributions: Sequence[Tensor], target: float) -> Tensor:
+    """How far binary choices are from being taken with chance `target`: KL(policy || target) in nats, summed over the
+    choices and averaged over the candidates (ENAS, Pham et al. 2018, arXiv:1802.03268, as released).
+
+    Args:
+        log_distributions: (n, 2) for each choice, the second option being the one taken.
+        target: above 0 and below 1.
+    """
+    wanted = torch.tensor([1 - target, target]).log()
+    divergences = [(log_p.exp() * (log_p - wanted)).sum(-1).mean() for log_p in log_distributions]
+    return torch.stack(divergences).sum() if divergences else torch.zeros(())
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 from nni import NoMoreTrialError
 from nni.tuner import Tuner
 
+from akd_deploy.errors import UsageError
 from akd_deploy.search.reward import over_budget_penalty
 from akd_deploy.search.strategies.base import (
     LatencyBudget,
@@ -24,7 +25,7 @@ from akd_deploy.search.strategies.base import (
     nothing_within_budget,
     strategy_settings,
 )
-from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss
+from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss, skip_loss
 
 DRAWN_AT_ONCE = 32
 """Candidates looked at together inside a budget."""
@@ -36,7 +37,9 @@ MOST_DRAWS = 100
 class ReinforceSettings:
     """Of `akd-reinforce`. After every `batch` rewarded candidates one step of Adam is made.
 
-    `hidden` is the LSTM's width; `entropy` weighs the bonus per token; `baseline_decay` as in `Baseline`.
+    `hidden` is the LSTM's width; `entropy` weighs the bonus per token; `baseline_decay` as in `Baseline`. With a
+    `skip_target` above 0, choices between 0 and 1 are drawn towards being 1 so often, and `skip_weight` weighs that
+    (ENAS: 0.4 and 0.8).
     """
 
     batch: int = 8
@@ -44,6 +47,16 @@ class ReinforceSettings:
     learning_rate: float = 0.02
     entropy: float = 0.1
     baseline_decay: float = 0.9
+    skip_target: float = 0.0
+    skip_weight: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.skip_target < 1:
+            raise UsageError(
+                asked="setting skip_target of strategy akd-reinforce as a share below 1",
+                found=repr(self.skip_target),
+                next="0 leaves skips alone.",
+            )
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,10 @@ class PolicyGradient(Tuner):
         else:
             loss = reinforce_loss(log_probabilities, gains)
         loss = loss - self._settings.entropy * entropies.sum(1).mean()
+        if isinstance(self._settings, ReinforceSettings) and self._settings.skip_target:
+            found = self._controller.log_distributions(torch.from_numpy(tokens))
+            skips = [log_p for log_p, options in zip(found, self._options, strict=True) if options == [0, 1]]
+            loss = loss + self._settings.skip_weight * skip_loss(skips, self._settings.skip_target)
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()

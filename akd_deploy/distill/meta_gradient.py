@@ -1,0 +1,215 @@
+"""How a pathway's weight changes the loss on held-out images after a training step: the gradient that DistPro follows.
+
+One step on L_train = CE + Σ_i ω_i D_i from w gives w' = w − η (∇L_train + decay · w + momentum). As L_train is linear
+in ω, exactly
+
+    ∂L_val(w') / ∂ω_i = −η ⟨∇_w D_i(w), v⟩   with   v = ∇L_val(w'):
+
+how far the step that pathway i asks for goes the way the held-out images do. All products together are one derivative
+of (D_1 … D_P) along v, which forward mode computes without a backward pass. DistPro (Deng et al. 2022,
+arXiv:2204.05547) and DARTS (Liu et al. 2019, arXiv:1806.09055, equation 8) take a difference instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+from akd_deploy.distill.pathways import Pathways
+from akd_deploy.errors import UnknownNameError
+from akd_deploy.models.taps import tapped
+
+Weights = Mapping[str, Tensor]
+RADIUS = 1e-2
+"""Of a finite difference, over the norm of what it differs along (DARTS)."""
+
+
+class Taught(nn.Module):
+    """A student with its pathways as one network: images and what the teacher says of them → logits, distances."""
+
+    def __init__(self, student: nn.Module, pathways: Pathways) -> None:
+        super().__init__()
+        self.student = student
+        self.pathways = pathways
+
+    def forward(self, images: Tensor, taught: tuple[Tensor, Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        logits, features = tapped(self.student, images, self.pathways.student_points)
+        return logits, self.pathways(logits, features, taught)
+
+
+@dataclass(frozen=True, eq=False)
+class TaughtBatch:
+    """`images` (batch, C, H, W), `labels` (batch,), and the teacher's logits and features of them."""
+
+    images: Tensor
+    labels: Tensor
+    taught: tuple[Tensor, Sequence[Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """The optimiser's rule of one step, w' = w − rate (gradient + decay · w + momentum · m), m its moving sum."""
+
+    rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    moving: Mapping[str, Tensor] | None = None
+
+    def after(self, weights: Weights, gradients: Weights) -> dict[str, Tensor]:
+        """The weights after the step."""
+        moved = {}
+        for name, weight in weights.items():
+            direction = gradients[name] + self.weight_decay * weight
+            if self.momentum and self.moving is not None and name in self.moving:
+                direction = direction + self.momentum * self.moving[name]
+            moved[name] = weight - self.rate * direction
+        return moved
+
+
+@contextmanager
+def without_running_statistics(network: nn.Module) -> Iterator[None]:
+    """Let batch norms use the batch's statistics and keep none: what a step looks ahead at is not what is trained."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    kept = [(norm, norm.running_mean, norm.running_var, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        yield
+    finally:
+        for norm, mean, variance, count in kept:
+            norm.track_running_stats = True
+            norm.running_mean, norm.running_var, norm.num_batches_tracked = mean, variance, count
+
+
+def student_weights(network: Taught) -> dict[str, Tensor]:
+    """Name → the student's trainable weights; the connectors have no part in what is held out."""
+    return {name: p.detach() for name, p in network.student.named_parameters() if p.requires_grad}
+
+
+def _distances(network: Taught, batch: TaughtBatch) -> Callable[[Weights], Tensor]:
+    """(pathways,) distances as a function of the student's weights."""
+
+    def of(weights: Weights) -> Tensor:
+        state = {f"student.{name}": weight for name, weight in weights.items()}
+        distances: Tensor = functional_call(network, state, (batch.images, batch.taught))[1]
+        return distances
+
+    return of
+
+
+def _held_out_gradient(network: Taught, weights: Weights, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """∇L_val at some weights."""
+    leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+    loss = F.cross_entropy(functional_call(network.student, leaves, (images,)), labels)
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+
+
+GRADIENTS = ("exact", "finite-difference", "darts", "current")
+"""How `meta_gradient` is computed: forward mode; the same by a difference of two forward passes; DARTS's, by a
+difference of two gradients; and forward mode with v at the weights before the step, which saves the step."""
+
+
+def meta_gradient(
+    network: Taught,
+    batch: TaughtBatch,
+    held_out: tuple[Tensor, Tensor],
+    gradients: Weights,
+    step: Step,
+    kind: str = "exact",
+) -> Tensor:
+    """(pathways,) ∂L_val(w') / ∂ω.
+
+    Args:
+        network: in training mode, at w; it is left as it is, running statistics too.
+        held_out: images and labels that the training does not learn from.
+        gradients: ∇L_train(w) of the student's weights, by name.
+        step: the optimiser's rule.
+        kind: one of `GRADIENTS`.
+
+    Raises:
+        UnknownNameError: no such kind.
+    """
+    if kind not in GRADIENTS:
+        raise UnknownNameError("meta-gradient", kind, GRADIENTS)
+    weights = student_weights(network)
+    with without_running_statistics(network):
+        ahead = weights if kind == "current" else step.after(weights, gradients)
+        v = _held_out_gradient(network, ahead, *held_out)
+        distances = _distances(network, batch)
+        if kind in ("exact", "current"):
+            return -step.rate * _derivative_along(distances, weights, v)
+        radius = RADIUS / float(torch.sqrt(sum((g**2).sum() for g in v.values())) + 1e-12)  # type: ignore[arg-type]
+        up, down = ({name: w + sign * radius * v[name] for name, w in weights.items()} for sign in (1, -1))
+        if kind == "finite-difference":
+            with torch.no_grad():
+                return -step.rate * (distances(up) - distances(down)) / (2 * radius)
+        # ∇_ω L_train is the vector of distances: DARTS differs it, at two more pairs of passes with gradients.
+        return -step.rate * (_omega_gradient(distances, up) - _omega_gradient(distances, down)) / (2 * radius)
+
+
+@contextmanager
+def _forward_mode() -> Iterator[None]:
+    """Forward mode, without torch's warning about what it compiles for itself when it is first entered."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        with forward_ad.dual_level():
+            yield
+
+
+def _derivative_along(distances: Callable[[Weights], Tensor], weights: Weights, v: Weights) -> Tensor:
+    """(pathways,) derivatives of the distances along v, in forward mode."""
+    with _forward_mode():
+        dual = {name: forward_ad.make_dual(weight, v[name]) for name, weight in weights.items()}
+        along = forward_ad.unpack_dual(distances(dual)).tangent
+    # Where no distance depends on the weights there is no tangent at all.
+    return torch.zeros(()) if along is None else along.detach()
+
+
+def _omega_gradient(distances: Callable[[Weights], Tensor], weights: Weights) -> Tensor:
+    """∇_ω Σ_i ω_i D_i at some weights, by a backward pass, as DARTS does for what is not linear."""
+    values = distances(weights)
+    omega = torch.zeros_like(values, requires_grad=True)
+    (found,) = torch.autograd.grad((omega * values).sum(), omega)
+    return found.detach()
+
+
+def multi_step_gradient(
+    network: Taught,
+    batches: Sequence[TaughtBatch],
+    held_out: tuple[Tensor, Tensor],
+    omega: Tensor,
+    rate: float,
+    ce_weight: float = 1.0,
+) -> Tensor:
+    """(pathways,) ∂L_val(w_K) / ∂ω after K plain gradient steps with the same weights ω, by reverse mode through all.
+
+    Costs a graph of all steps: for a look further than one step, at K + 1 times its price.
+    """
+    omega = omega.detach().requires_grad_()
+    weights: dict[str, Tensor] = {name: w.requires_grad_() for name, w in student_weights(network).items()}
+    with without_running_statistics(network):
+        for batch in batches:
+            state = {f"student.{name}": weight for name, weight in weights.items()}
+            logits, distances = functional_call(network, state, (batch.images, batch.taught))
+            loss = ce_weight * F.cross_entropy(logits, batch.labels) + (omega * distances).sum()
+            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=True, allow_unused=True)
+            weights = {
+                name: weight if gradient is None else weight - rate * gradient
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+            }
+        loss = F.cross_entropy(functional_call(network.student, weights, (held_out[0],)), held_out[1])
+        (found,) = torch.autograd.grad(loss, omega)
+    return found.detach()

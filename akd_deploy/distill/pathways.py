@@ -1,0 +1,152 @@
+"""Pathways of distillation: from which layer of the teacher to which of the student, through what, compared how.
+
+(DistPro, Deng et al. 2022, arXiv:2204.05547, section 3.1.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.losses import hcl_loss, kd_loss
+from akd_deploy.models.connectors import TRANSFORMS, connector
+from akd_deploy.models.taps import tapped
+
+RULES: Mapping[str, Callable[[int, int], bool]] = {
+    "up": lambda teacher, student: student >= teacher,
+    "all": lambda teacher, student: True,
+    "diagonal": lambda teacher, student: student == teacher,
+}
+"""Name → whether the teacher's i-th point teaches the student's j-th. "up" is DistPro's: no point learns from a deeper
+one."""
+DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "hcl": hcl_loss,
+    "mse": lambda student, teacher: F.mse_loss(student, teacher.detach()),
+}
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Pathway:
+    """`teacher` and `student` are names of points, or both `LOGITS` for the outputs themselves."""
+
+    teacher: str
+    student: str
+    transform: str = ""
+
+    @property
+    def name(self) -> str:
+        return LOGITS if self.teacher == LOGITS else f"{self.teacher} → {self.student} ({self.transform})"
+
+
+def enumerate_pathways(
+    teacher_points: Sequence[str],
+    student_points: Sequence[str],
+    rule: str = "up",
+    transforms: Sequence[str] = ("complex",),
+    logits: bool = True,
+) -> list[Pathway]:
+    """Every pathway that the rule allows, by each transform; the logits' last.
+
+    Raises:
+        UnknownNameError: no such rule or transform.
+    """
+    if rule not in RULES:
+        raise UnknownNameError("rule of connection", rule, RULES)
+    for transform in transforms:
+        if transform not in TRANSFORMS:
+            raise UnknownNameError("transform", transform, TRANSFORMS)
+    found = [
+        Pathway(teacher, student, transform)
+        for i, teacher in enumerate(teacher_points)
+        for j, student in enumerate(student_points)
+        if RULES[rule](i, j)
+        for transform in transforms
+    ]
+    return [*found, Pathway(LOGITS, LOGITS)] if logits else found
+
+
+class Pathways(nn.Module):
+    """Pathways between two networks with their connectors; `distances` of a batch is what weights are given to.
+
+    Args:
+        example: one batch of images, whose features say how large connectors must be.
+        generator: of the connectors' weights.
+    """
+
+    def __init__(
+        self,
+        pathways: Sequence[Pathway],
+        teacher: nn.Module,
+        student: nn.Module,
+        example: Tensor,
+        generator: torch.Generator,
+        *,
+        distance: str = "hcl",
+        temperature: float = 4.0,
+    ) -> None:
+        super().__init__()
+        if not pathways:
+            raise UsageError(asked="pathways of distillation", found="none", next="Allow some, or use another method.")
+        if distance not in DISTANCES:
+            raise UnknownNameError("distance of features", distance, DISTANCES)
+        self.pathways = tuple(pathways)
+        self.temperature = temperature
+        self._distance = DISTANCES[distance]
+        featured = [pathway for pathway in pathways if pathway.teacher != LOGITS]
+        self.teacher_points = list(dict.fromkeys(pathway.teacher for pathway in featured))
+        self.student_points = list(dict.fromkeys(pathway.student for pathway in featured))
+        shapes: dict[tuple[str, str], tuple[int, int, int]] = {}
+        for who, network, points in (
+            ("teacher", teacher, self.teacher_points),
+            ("student", student, self.student_points),
+        ):
+            training = network.training
+            network.eval()
+            with torch.no_grad():
+                _, features = tapped(network, example, points)
+            network.train(training)
+            for point, feature in zip(points, features, strict=True):
+                if feature.ndim != 4:
+                    raise UsageError(
+                        asked=f"maps of features at {point} of the {who}",
+                        found=f"a tensor of shape {tuple(feature.shape)}",
+                        next="Tap a layer that puts out (batch, channels, height, width).",
+                    )
+                channels, height, width = feature.shape[1:]
+                shapes[who, point] = channels, height, width
+        self.connectors = nn.ModuleList(
+            nn.Identity()
+            if pathway.teacher == LOGITS
+            else connector(
+                pathway.transform,
+                shapes["student", pathway.student][0],
+                shapes["teacher", pathway.teacher][0],
+                shapes["teacher", pathway.teacher][1:],
+                generator,
+            )
+            for pathway in pathways
+        )
+
+    def taught(self, teacher: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The teacher's logits and features of a batch, without gradient."""
+        with torch.no_grad():
+            return tapped(teacher, images, self.teacher_points)
+
+    def forward(self, logits: Tensor, features: Sequence[Tensor], taught: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
+        """(pathways,) distances of a student's logits and features (at `student_points`) from its teacher's."""
+        teacher_logits, teacher_features = taught
+        of_teacher = dict(zip(self.teacher_points, teacher_features, strict=True))
+        of_student = dict(zip(self.student_points, features, strict=True))
+        found = []
+        for pathway, connect in zip(self.pathways, self.connectors, strict=True):
+            if pathway.teacher == LOGITS:
+                found.append(kd_loss(logits, teacher_logits, self.temperature))
+            else:
+                found.append(self._distance(connect(of_student[pathway.student]), of_teacher[pathway.teacher]))
+        return torch.stack(found)

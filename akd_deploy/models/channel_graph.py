@@ -1,0 +1,484 @@
+"""Which channels of a network belong together: its traced graph, and what must be kept or dropped as one.
+
+Every channel of every tensor has a label. Operators that work on each channel alone pass labels on; a sum makes one of
+those of its terms, a concatenation puts them side by side, depthwise and grouped convolutions tie what they pair; a
+convolution or a linear layer reads its input's labels and writes new ones. What no rule knows, or what mixes channels
+in other ways (a layer norm, a softmax, a shuffle), is kept whole, and named.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from akd_deploy.errors import UsageError
+
+_EACH_ALONE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
+    nn.Softplus, nn.Mish, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.Upsample,
+)  # fmt: skip
+_EACH_ALONE_FUNCTIONS = frozenset({
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh, F.dropout,
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid,
+    torch.tanh, operator.neg,
+})  # fmt: skip
+_EACH_ALONE_METHODS = frozenset({"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float"})
+_JOINING_FUNCTIONS = frozenset({
+    operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.sub, torch.mul,
+})  # fmt: skip
+_JOINING_METHODS = frozenset({"add", "add_", "mul", "mul_", "sub"})
+_NO_TENSORS = frozenset({getattr, operator.getitem, operator.floordiv, operator.truediv})
+
+CONSUMERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+"""Modules that read every channel and write new ones: gates stand before them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A tensor's channels: `labels[i]` is the label of the i-th along `axis`."""
+
+    labels: np.ndarray
+    axis: int
+
+
+@dataclass
+class ChannelGraph:
+    """A network with the labels of all of its tensors.
+
+    `of` maps a node's name to its labels, `called` a module to the node that calls it first, `kept` labels whose
+    channels cannot be dropped to why, and `roots[label]` is the label that stands for all that are tied to it.
+    """
+
+    module: fx.GraphModule
+    input_shape: tuple[int, ...]
+    of: dict[str, Labelled] = field(default_factory=dict)
+    called: dict[str, fx.Node] = field(default_factory=dict)
+    kept: dict[int, str] = field(default_factory=dict)
+    _parents: list[int] = field(default_factory=list)
+
+    def root(self, label: int) -> int:
+        """The label that stands for all tied to this one."""
+        while self._parents[label] != label:
+            self._parents[label] = self._parents[self._parents[label]]
+            label = self._parents[label]
+        return label
+
+    def roots(self, labels: np.ndarray) -> np.ndarray:
+        """The same of many."""
+        return np.array([self.root(int(label)) for label in labels], dtype=np.int64)
+
+    def fresh(self, count: int) -> np.ndarray:
+        first = len(self._parents)
+        self._parents += range(first, first + count)
+        return np.arange(first, first + count)
+
+    def tie(self, one: np.ndarray, other: np.ndarray) -> None:
+        for a, b in zip(one, other, strict=True):
+            a, b = self.root(int(a)), self.root(int(b))
+            if a != b:
+                self._parents[max(a, b)] = min(a, b)
+
+    def keep(self, labels: np.ndarray, why: str) -> None:
+        for label in labels:
+            self.kept.setdefault(int(label), why)
+
+    def kept_roots(self) -> dict[int, str]:
+        """Root → why it is kept."""
+        found: dict[int, str] = {}
+        for label, why in self.kept.items():
+            found.setdefault(self.root(label), why)
+        return found
+
+    def is_depthwise(self, node: fx.Node) -> bool:
+        """Whether a node is a convolution of each channel alone."""
+        module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+
+    def consumers(self) -> list[fx.Node]:
+        """Nodes of convolutions and linear layers, in order."""
+        return [
+            node
+            for node in self.module.graph.nodes
+            if node.op == "call_module" and isinstance(self.module.get_submodule(str(node.target)), CONSUMERS)
+        ]
+
+
+def trace_channels(network: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
+    """Trace a network and label its channels.
+
+    Args:
+        network: (batch, channels, height, width) → logits, of modules and functions that torch.fx can trace.
+        input_shape: (channels, height, width).
+
+    Raises:
+        UsageError: torch.fx cannot trace it (its path depends on the data); says where.
+    """
+    training = network.training
+    network.eval()
+    try:
+        traced = fx.symbolic_trace(network)
+    except (TypeError, ValueError, RuntimeError, fx.proxy.TraceError) as error:
+        raise UsageError(
+            asked=f"the graph of {type(network).__name__}",
+            found=f"torch.fx cannot trace it: {error}",
+            next="Take out what depends on the data, or give another network.",
+        ) from error
+    finally:
+        network.train(training)
+    with torch.no_grad():
+        ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
+    graph = ChannelGraph(traced, tuple(input_shape))
+    for node in traced.graph.nodes:
+        _label(graph, node)
+    return graph
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    meta = node.meta.get("tensor_meta")
+    return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else None
+
+
+def _label(graph: ChannelGraph, node: fx.Node) -> None:
+    """Give a node's output its labels; a node without a tensor has none."""
+    if node.op == "placeholder":
+        labels = graph.fresh(graph.input_shape[0])
+        graph.keep(labels, "the network's input")
+        graph.of[node.name] = Labelled(labels, 1)
+    elif node.op == "output":
+        for source in node.all_input_nodes:
+            _keep_all(graph, source, "the network's output")
+    elif node.op == "call_module":
+        _label_module(graph, node, graph.module.get_submodule(str(node.target)))
+    elif node.op in ("call_function", "call_method"):
+        _label_call(graph, node)
+    # A parameter that is read by itself gets the labels of what it meets.
+
+
+def _keep_all(graph: ChannelGraph, node: fx.Node, why: str) -> None:
+    if node.name in graph.of:
+        graph.keep(graph.of[node.name].labels, why)
+
+
+def _opaque(graph: ChannelGraph, node: fx.Node, why: str) -> None:
+    """Keep all that goes in, and whatever comes out."""
+    for source in node.all_input_nodes:
+        _keep_all(graph, source, why)
+    shape = _shape(node)
+    if shape is not None and len(shape) > 1:
+        labels = graph.fresh(shape[1])
+        graph.keep(labels, why)
+        graph.of[node.name] = Labelled(labels, 1)
+
+
+def _label_module(graph: ChannelGraph, node: fx.Node, module: nn.Module) -> None:
+    source = graph.of.get(node.all_input_nodes[0].name) if node.all_input_nodes else None
+    if source is None:
+        return _opaque(graph, node, f"{node.target}: its input is not known")
+    before = graph.called.setdefault(str(node.target), node)
+    if before is not node and any(True for _ in module.parameters()):
+        return _called_again(graph, node, before, source)
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if source.axis != 1:
+            return _opaque(graph, node, f"{node.target}: channels are not the second dimension")
+        if isinstance(module, nn.ConvTranspose2d) and module.groups > 1:
+            return _opaque(graph, node, f"{node.target}: a transposed convolution in groups")
+        graph.of[node.name] = Labelled(_convolved(graph, module, source.labels), 1)
+    elif isinstance(module, nn.Linear):
+        rank = len(_shape(node) or ())
+        if source.axis != rank - 1:
+            return _opaque(graph, node, f"{node.target}: channels are not the last dimension")
+        graph.of[node.name] = Labelled(graph.fresh(module.out_features), rank - 1)
+    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        graph.of[node.name] = source
+    elif isinstance(module, nn.Flatten):
+        _flattened(graph, node, source, module.start_dim, module.end_dim)
+    elif isinstance(module, _EACH_ALONE_MODULES):
+        graph.of[node.name] = source
+    else:
+        _opaque(graph, node, f"{node.target}: {type(module).__name__} mixes channels")
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            graph.of[node.name] = source
+    return None
+
+
+def _called_again(graph: ChannelGraph, node: fx.Node, before: fx.Node, source: Labelled) -> None:
+    """The same weights for another input: the same channels of it, and of what comes out."""
+    first = graph.of[before.all_input_nodes[0].name]
+    if len(first.labels) != len(source.labels) or before.name not in graph.of:
+        return _opaque(graph, node, f"{node.target}: it is called with inputs of two widths")
+    graph.tie(first.labels, source.labels)
+    graph.of[node.name] = Labelled(graph.of[before.name].labels, graph.of[before.name].axis)
+    return None
+
+
+def _convolved(graph: ChannelGraph, module: nn.Conv2d | nn.ConvTranspose2d, labels: np.ndarray) -> np.ndarray:
+    groups, out = module.groups, module.out_channels
+    if groups == 1:
+        return graph.fresh(out)
+    if groups == len(labels) and out % groups == 0:
+        return np.repeat(labels, out // groups)  # depthwise: each channel makes its own
+    # Every group keeps the channels of the same places, so that all stay as wide.
+    written = graph.fresh(out)
+    for rows in (labels.reshape(groups, -1), written.reshape(groups, -1)):
+        for other in rows[1:]:
+            graph.tie(rows[0], other)
+    return written
+
+
+def _flattened(graph: ChannelGraph, node: fx.Node, source: Labelled, start: int, end: int) -> None:
+    before = _shape(node.all_input_nodes[0])
+    if before is None or source.axis != 1 or start != 1 or end not in (-1, len(before) - 1):
+        return _opaque(graph, node, f"{node.name}: another flattening than of all but the batch")
+    graph.of[node.name] = Labelled(np.repeat(source.labels, int(np.prod(before[2:], dtype=int))), 1)
+    return None
+
+
+def _label_call(graph: ChannelGraph, node: fx.Node) -> None:
+    target, shape = node.target, _shape(node)
+    args: Any = node.args
+    sources = [source for source in node.all_input_nodes if source.name in graph.of]
+    if target in (operator.getitem, getattr) and shape is None:
+        return None
+    if target is operator.getitem and "parts" in args[0].meta:
+        graph.of[node.name] = args[0].meta["parts"][args[1]]
+        return None
+    if shape is None and not isinstance(node.meta.get("tensor_meta"), tuple | list):
+        return None  # sizes and the like
+    if not sources:
+        return None
+    first = graph.of[sources[0].name]
+    if target in _EACH_ALONE_FUNCTIONS or (node.op == "call_method" and target in _EACH_ALONE_METHODS):
+        graph.of[node.name] = first
+        return None
+    if target in _JOINING_FUNCTIONS or (node.op == "call_method" and target in _JOINING_METHODS):
+        return _joined(graph, node, sources)
+    if target in (torch.cat, torch.concat):
+        return _concatenated(graph, node, sources)
+    if target in (torch.chunk, torch.split) or target in ("chunk", "split"):
+        return _split(graph, node, first)
+    if target is torch.flatten or target == "flatten":
+        arguments = [*args[1:], *node.kwargs.values()]
+        return _flattened(
+            graph, node, first, int(arguments[0]) if arguments else 0, int(arguments[1]) if len(arguments) > 1 else -1
+        )
+    if target in ("view", "reshape") or target is torch.reshape:
+        return _reshaped(graph, node, first)
+    if target in ("mean", torch.mean) or target in ("sum", torch.sum):
+        return _reduced(graph, node, first)
+    if target in ("permute", torch.permute):
+        order = args[1] if isinstance(args[1], tuple | list) else args[1:]
+        rank = len(shape or ())
+        places = [int(axis) % rank for axis in order]
+        graph.of[node.name] = Labelled(first.labels, places.index(first.axis))
+        return None
+    if target in ("transpose", torch.transpose):
+        a, b = (int(axis) % len(shape or ()) for axis in args[1:3])
+        graph.of[node.name] = Labelled(first.labels, {a: b, b: a}.get(first.axis, first.axis))
+        return None
+    return _opaque(graph, node, f"{node.name}: {getattr(target, '__name__', target)} is not known")
+
+
+def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> None:
+    """Elementwise: channels in the same place are one; a parameter that is read by itself joins with its own."""
+    known = [graph.of[source.name] for source in sources]
+    rank, wide = len(_shape(node) or ()), max(known, key=lambda one: len(one.labels))
+    for source, one in zip(sources, known, strict=True):
+        shape = _shape(source) or ()
+        if len(shape) != rank or one.axis != wide.axis or len(one.labels) not in (1, len(wide.labels)):
+            return _opaque(graph, node, f"{node.name}: shapes that are not joined channel by channel")
+        if len(one.labels) == len(wide.labels):
+            graph.tie(wide.labels, one.labels)
+        else:
+            graph.keep(one.labels, f"{node.name}: one channel for all")
+    for source in node.all_input_nodes:
+        if source.op == "get_attr":
+            shape = _shape(source) or ()
+            place = wide.axis - rank + len(shape)
+            if place >= 0 and shape[place] == len(wide.labels):
+                graph.of[source.name] = Labelled(wide.labels, place)
+            elif place >= 0 and shape[place] != 1:
+                return _opaque(graph, node, f"{node.name}: a parameter of another width")
+    graph.of[node.name] = wide
+    return None
+
+
+def _concatenated(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> None:
+    rank = len(_shape(node) or ())
+    args: Any = node.args
+    kwargs: Any = node.kwargs
+    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    listed = args[0] if args else kwargs["tensors"]
+    parts = [graph.of.get(part.name) for part in listed]
+    if any(part is None for part in parts) or len(parts) < len(sources):
+        return _opaque(graph, node, f"{node.name}: a part of it is not known")
+    place = int(axis) % rank
+    first = parts[0]
+    assert first is not None
+    if place == first.axis:
+        graph.of[node.name] = Labelled(np.concatenate([part.labels for part in parts if part]), place)
+        return None
+    for part in parts[1:]:
+        assert part is not None
+        graph.tie(first.labels, part.labels)
+    graph.of[node.name] = first
+    return None
+
+
+def _split(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
+    """Parts of a split along channels must stay as wide as they are written: kept whole."""
+    _keep_all(graph, node.all_input_nodes[0], f"{node.name}: it is split by position")
+    metas = node.meta["tensor_meta"]
+    widths = [tuple(meta.shape)[source.axis] for meta in metas]
+    ends = np.cumsum(widths)
+    if ends[-1] == len(source.labels):
+        node.meta["parts"] = [
+            Labelled(source.labels[end - width : end], source.axis) for width, end in zip(widths, ends, strict=True)
+        ]
+    else:
+        node.meta["parts"] = [source for _ in widths]
+
+
+def _reshaped(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
+    """All but the batch into one dimension whose size is left open; nothing else."""
+    before, after = _shape(node.all_input_nodes[0]), _shape(node)
+    args: Any = node.args
+    sizes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+    open_ended = len(sizes) == 2 and sizes[1] == -1
+    if (
+        before is None
+        or after is None
+        or len(after) != 2
+        or after[0] != before[0]
+        or source.axis != 1
+        or not open_ended
+    ):
+        return _opaque(graph, node, f"{node.name}: a reshape that is no flattening")
+    graph.of[node.name] = Labelled(np.repeat(source.labels, int(np.prod(before[2:], dtype=int))), 1)
+    return None
+
+
+def _reduced(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
+    """Over positions alone."""
+    before, after = _shape(node.all_input_nodes[0]) or (), _shape(node) or ()
+    args: Any = node.args
+    axes: Any = node.kwargs.get("dim", args[1] if len(args) > 1 else None)
+    listed = [axes] if isinstance(axes, int) else list(axes or range(len(before)))
+    places = [int(axis) % len(before) for axis in listed]
+    if source.axis in places:
+        return _opaque(graph, node, f"{node.name}: a reduction over channels")
+    gone = 0 if len(after) == len(before) else sum(place < source.axis for place in places)
+    graph.of[node.name] = Labelled(source.labels, source.axis - gone)
+    return None
+
+
+ADDS = frozenset({operator.add, operator.iadd, torch.add})
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual sum: `node` adds what `branch` gives to what goes around it, `skip`."""
+
+    node: str
+    branch: str
+    skip: str
+
+
+def residual_branches(graph: ChannelGraph) -> list[Branch]:
+    """Sums of which one term is made from the other: without their branch they are what goes around."""
+    found = []
+    for node in graph.module.graph.nodes:
+        terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
+        if node.op == "call_function" and node.target in ADDS and len(terms) == 2:
+            for branch, skip in (terms, terms[::-1]):
+                if skip in _ancestors(branch) and _shape(branch) == _shape(skip):
+                    found.append(Branch(node.name, branch.name, skip.name))
+                    break
+    return found
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return seen
+
+
+Kept = Callable[[np.ndarray], np.ndarray]
+"""(n,) labels → (n,) booleans."""
+
+
+def multiply_accumulates(graph: ChannelGraph, is_kept: Kept | None = None, dropped: Sequence[Branch] = ()) -> int:
+    """Of one image, of convolutions and linear layers; with `is_kept` of the channels that are kept alone, and without
+    what is in `dropped` branches."""
+    return sum(_counted(graph, node, is_kept)[0] for node in live_consumers(graph, dropped))
+
+
+def parameter_count(graph: ChannelGraph, is_kept: Kept | None = None, dropped: Sequence[Branch] = ()) -> int:
+    """Weights and biases of convolutions and linear layers, in the same way."""
+    return sum(_counted(graph, node, is_kept)[1] for node in live_consumers(graph, dropped))
+
+
+def live_consumers(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> list[fx.Node]:
+    """Those that the output depends on when sums forget these branches."""
+    if not dropped:
+        return graph.consumers()
+    around = {branch.node: branch.skip for branch in dropped}
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
+    alive: set[str] = set()
+    waiting = [output.name]
+    while waiting:
+        name = waiting.pop()
+        if name in alive:
+            continue
+        alive.add(name)
+        sources = [around[name]] if name in around else [source.name for source in nodes[name].all_input_nodes]
+        waiting += sources
+    return [node for node in graph.consumers() if node.name in alive]
+
+
+def _counted(graph: ChannelGraph, node: fx.Node, is_kept: Kept | None) -> tuple[int, int]:
+    """Multiply-accumulates and parameters of one convolution or linear layer."""
+    module, shape = graph.module.get_submodule(str(node.target)), _shape(node) or ()
+
+    def width(name: str, whole: int) -> int:
+        labelled = graph.of.get(name)
+        return whole if is_kept is None or labelled is None else int(is_kept(labelled.labels).sum())
+
+    if isinstance(module, nn.Linear):
+        inside = width(node.all_input_nodes[0].name, module.in_features)
+        outside = width(node.name, module.out_features)
+        rows = int(np.prod(shape[1:-1], dtype=int))
+        return rows * inside * outside, inside * outside + (outside if module.bias is not None else 0)
+    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+    inside = width(node.all_input_nodes[0].name, module.in_channels)
+    outside = width(node.name, module.out_channels)
+    groups = inside if module.groups == module.in_channels and module.groups > 1 else module.groups
+    window = int(np.prod(module.kernel_size))
+    weights = outside * (inside // max(1, groups)) * window
+    positions = int(np.prod(shape[2:]))
+    if isinstance(module, nn.ConvTranspose2d):
+        positions = int(np.prod((_shape(node.all_input_nodes[0]) or ())[2:]))
+    return weights * positions, weights + (outside if module.bias is not None else 0)
+
+
+def tensor_of(network: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The parameter or buffer that a node reads by itself."""
+    found: Any = network
+    for part in str(node.target).split("."):
+        found = getattr(found, part)
+    result: Tensor = found
+    return result

@@ -1,0 +1,121 @@
+"""Features inside any network: what named layers put out, beside the network's own output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.models.student import Chain
+
+MOST_POINTS = 4
+"""Places that are tapped where none are named: the last of each resolution, the deepest ones first."""
+
+
+def points_of(network: nn.Module) -> list[str]:
+    """The names that can be tapped: of a student's operations, of another network's submodules."""
+    if isinstance(network, Chain):
+        return [step.name for step in network.operations]
+    return [name for name, _ in network.named_modules() if name]
+
+
+def tapped(network: nn.Module, images: Tensor, points: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    """The network's output and the features at `points`, in that order.
+
+    Args:
+        points: names of `points_of`; a submodule that runs several times gives what it put out last.
+
+    Raises:
+        UnknownNameError: no such point.
+        UsageError: a point that did not run, or gave no tensor.
+    """
+    if isinstance(network, Chain):
+        known = points_of(network)
+        for point in points:
+            if point not in known:
+                raise UnknownNameError("point", point, known, where=type(network).__name__)
+        tensors = network.every(images)
+        return tensors[network.operations[-1].name], [tensors[point] for point in points]
+    modules = dict(network.named_modules())
+    found: dict[str, Any] = {}
+    handles = []
+    try:
+        for point in points:
+            if point not in modules or not point:
+                raise UnknownNameError("point", point, [name for name in modules if name], where=type(network).__name__)
+
+            def keep(_module: nn.Module, _inputs: object, output: object, point: str = point) -> None:
+                # What comes after may work in place on what it is given.
+                found[point] = output.clone() if isinstance(output, Tensor) else output
+
+            handles.append(modules[point].register_forward_hook(keep))
+        output = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for point in points:
+        if not isinstance(found.get(point), Tensor):
+            raise UsageError(
+                asked=f"features at {point} of {type(network).__name__}",
+                found="nothing: it did not run" if point not in found else f"a {type(found[point]).__name__}",
+                next="Tap a submodule that puts out one tensor.",
+            )
+    return output, [found[point] for point in points]
+
+
+def feature_points(network: nn.Module, input_shape: Sequence[int]) -> list[str]:
+    """Where to tap a network: after the last layer of each resolution, from the input on, at most `MOST_POINTS`.
+
+    Raises:
+        UsageError: nothing in the network puts out maps (batch, channels, height, width).
+    """
+    images = torch.zeros(2, *input_shape)
+    last: dict[tuple[int, ...], str] = {}
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            for name, shape in _shapes(network, images):
+                if len(shape) == 4 and shape[0] == 2 and _are_maps(shape[2:], images.shape[2:]):
+                    last[tuple(shape[2:])] = name
+    finally:
+        network.train(training)
+    if not last:
+        raise UsageError(
+            asked=f"feature maps of {type(network).__name__}",
+            found="none of (batch, channels, height, width) with more than one position",
+            next="Name the layers to tap.",
+        )
+    return list(last.values())[-MOST_POINTS:]
+
+
+def _are_maps(size: Sequence[int], image: Sequence[int]) -> bool:
+    """Whether two dimensions are an image's height and width, made smaller: as high for their width, to a rounding."""
+    return min(size) > 1 and abs(size[0] * image[1] - size[1] * image[0]) <= max(image)
+
+
+def _shapes(network: nn.Module, images: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of everything that can be tapped, in the order of running."""
+    if isinstance(network, Chain):
+        return [
+            (name, tuple(tensor.shape)) for name, tensor in network.every(images).items() if name in points_of(network)
+        ]
+    found: list[tuple[str, tuple[int, ...]]] = []
+    handles = []
+    try:
+        for name, module in network.named_modules():
+            if name:
+
+                def note(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+                    if isinstance(output, Tensor):
+                        found.append((name, tuple(output.shape)))
+
+                handles.append(module.register_forward_hook(note))
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

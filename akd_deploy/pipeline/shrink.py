@@ -1,0 +1,354 @@
+"""The whole way for a student that is a part of its teacher: gates, a budget, distillation, engines, a certificate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from akd_deploy.configuration import RunConfiguration
+from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError, UsageError
+from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
+from akd_deploy.models.gated_network import GatedNetwork
+from akd_deploy.models.onnx_from_module import onnx_from_module, quick_onnx
+from akd_deploy.models.part import Part, load_part, mask_from_text, mask_text, save_part
+from akd_deploy.pipeline import deliver, prepare, shipping
+from akd_deploy.pipeline.choose import finished
+from akd_deploy.pipeline.context import Progress, Run
+from akd_deploy.pipeline.expected_error import Enough
+from akd_deploy.pipeline.linting import granularity_of
+from akd_deploy.pipeline.probe_plan import STRETCHES, given_networks, plan_probes, stretches_plan
+from akd_deploy.pipeline.stages import Stage, do_stages
+from akd_deploy.pipeline.training import SEED_OFFSET, Bed, load_bed, settings_from
+from akd_deploy.pipeline.typed import typed_network
+from akd_deploy.predictor.predictor import Prediction
+from akd_deploy.profiling.blocks import measure_blocks
+from akd_deploy.profiling.profile import measure_subjects
+from akd_deploy.recipes.better_students import (
+    GateSearchSettings,
+    gated_copy,
+    kept_shares,
+    random_order,
+    search_gates,
+    uniform_width,
+    unit_costs,
+    within_budget,
+)
+from akd_deploy.recipes.paired_seeds import paired
+from akd_deploy.storage import write_text_atomically
+from akd_deploy.units import format_seconds, parse_latency_budget
+
+GATE_TRAINING = TrainingSettings(steps=600, learning_rate=0.02)
+"""Of the gated teacher, whose weights are good already."""
+EXAMPLE_SHARES = (1.0, 0.6, 0.4, 0.25, 0.15)
+"""Of the teacher's operations, in the parts whose stretches are profiled."""
+TRIES, TIGHTER = 4, 0.95
+"""A part whose certificate does not hold untrained is followed by one for so much less, so often at most."""
+ARMS = ("kd", "inherited", "ce", "hand_shrunk")
+"""Trainings of the report: the part from fresh weights and from the teacher's, the part by labels alone, and the
+teacher shrunk in width alone to the same budget."""
+
+
+@dataclass
+class ShrinkRun(Run):
+    """A run without a search space: students are parts of the teacher."""
+
+    @cached_property
+    def bed(self) -> Bed:
+        return load_bed(
+            self.configuration,
+            None,
+            self.directory,
+            lambda step, steps, loss: self.on_progress("training the teacher", step, steps),
+        )
+
+    @cached_property
+    def gated(self) -> GatedNetwork:
+        """The teacher with open gates, a copy; to be left as it is."""
+        if len(self.bed.teachers) > 1 or self.bed.teacher.module is None:
+            raise UsageError(
+                asked="a part of the teacher",
+                found="an ensemble" if len(self.bed.teachers) > 1 else "an ONNX file, whose graph cannot be trained",
+                next="Give one torch network, as factory and weights.",
+            )
+        table = self.configuration.shrink
+        group = table.group or granularity_of(self.target)
+        return gated_copy(self.bed.teacher.module, self.bed.teacher.input_shape, group=group, branches=table.branches)
+
+    def student(self, path: Path) -> Part:
+        return load_part(path, self.gated)
+
+    def prediction(self, results: Mapping[str, Any]) -> Prediction:
+        return self.predicted(mask_from_text(results["confirm"]["mask"]))
+
+    def predicted(self, mask: np.ndarray) -> Prediction:
+        """A part's latency on the target, from its ONNX."""
+        shape = (self.target.batch, *self.gated.graph.input_shape)
+        path = quick_onnx(Part(self.gated, mask), shape, self.directory / "candidates" / "part.onnx")
+        return self.latency.predict_model(typed_network(path, self.target), remember=False)
+
+    def written(self, mask: np.ndarray, path: Path) -> Path:
+        """An untrained part as the target's engine reads it."""
+        shape = (self.target.batch, *self.gated.graph.input_shape)
+        return typed_network(onnx_from_module(Part(self.gated, mask), shape, path), self.target)
+
+    def bound_of(self, mask: np.ndarray) -> float:
+        """The least budget that a part's certificate is expected to hold for, seconds."""
+        return float(self.bound_s(np.array(self.predicted(mask).upper_s)))
+
+
+def stages() -> dict[str, Stage]:
+    """Name → stage, in order."""
+    return {
+        "profile": profile,
+        "teacher": prepare.teacher,
+        "budget": budget,
+        "gates": gates,
+        "confirm": confirm,
+        "distill": distill,
+        "export": deliver.export,
+        "measure": deliver.measure,
+        "bundle": deliver.bundle,
+    }
+
+
+def shrink(
+    configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Shrink the run's teacher to its budget, distil, build, measure and pack; `summary.json` is written.
+
+    Raises:
+        UsageError: `directory` holds a run and `resume` is false, or the teacher is no network that can be gated.
+        InfeasibleBudgetError: one unit in every layer is over the budget.
+        AkdError: any other error of the stages; what was finished stays finished.
+    """
+    run, results = do_stages(ShrinkRun, configuration, directory, resume, on_progress, 1, stages())
+    outcome = _summary(run, results)
+    text = json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text_atomically(directory / "summary.json", text)
+    return outcome
+
+
+def _whole(run: ShrinkRun) -> np.ndarray:
+    return np.ones(len(run.gated.units), bool)
+
+
+def _macs(run: ShrinkRun) -> Callable[[np.ndarray], float]:
+    return lambda mask: float(run.gated.macs(mask))
+
+
+def _examples(run: ShrinkRun) -> list[Path]:
+    """The teacher and some of its parts, whose kernels are those that parts have."""
+    rng, folder, paths = run.rng("examples"), run.directory / "candidates", []
+    for number, share in enumerate(EXAMPLE_SHARES):
+        order = uniform_width(run.gated) if number % 2 == 0 else random_order(run.gated, rng)
+        mask = within_budget(run.gated, order, _macs(run), share * run.gated.macs()) if share < 1 else _whole(run)
+        paths.append(run.written(mask, folder / f"example{number}.onnx"))
+    return paths
+
+
+def profile(run: ShrinkRun, _results: Mapping[str, Any]) -> dict[str, Any]:
+    """Use the target's table where it covers the teacher and its parts, else measure stretches of them."""
+    paths = _examples(run)
+    if run.journal.stage_result(prepare.PROFILING) is None:
+        try:
+            share = _share_in_domain(run, paths)
+            if share == 1:
+                return {"table": str(run.latency.directory), "seconds": 0.0, "measured_here": False, "in_domain": share}
+        except MissingFileError:
+            pass
+        run.forget_latency()
+    engine = load_engine(run.target)
+    engine.require(engine.why_not())
+    directory = table_directory(run.tables, run.target, engine.fingerprint())
+    run.journal.record_stage(prepare.PROFILING, {"table": str(directory)})
+    table, seed = run.configuration.profile, run.configuration.seed
+    rows = read_table(directory).rows if (directory / HEADER_NAME).is_file() else ()
+    networks = given_networks(paths, run.target.batch)
+    planned = plan_probes(run.target, networks, Enough(table.probes), seed, paths, measured=rows)
+    plan = stretches_plan(table.probes, replace(STRETCHES, blocks=table.blocks), None, seed)
+    profiled = measure_subjects(
+        run.target,
+        planned.subjects,
+        plan,
+        directory,
+        resume=True,
+        on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
+    )
+    return {
+        "table": str(directory),
+        "seconds": profiled.seconds + planned.seconds,
+        "measured_here": True,
+        "in_domain": _share_in_domain(run, paths),
+    }
+
+
+def _share_in_domain(run: ShrinkRun, paths: Sequence[Path]) -> float:
+    try:
+        return float(np.mean([run.latency.predict_model(path, remember=False).in_domain for path in paths]))
+    except UncoveredOperatorError:
+        return 0.0
+
+
+def budget(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Resolve the budget, and check that some part of the teacher meets it."""
+    relative = prepare.is_relative(run.configuration)
+    teacher_s = results["teacher"]["certifiable_s"] if relative else None
+    budget_s = parse_latency_budget(run.configuration.budget, teacher_s)
+    smallest = within_budget(run.gated, uniform_width(run.gated), lambda mask: float(mask.sum()), _layers(run))
+    least_s = run.bound_of(smallest)
+    if least_s > budget_s:
+        raise InfeasibleBudgetError(
+            asked=f"a part of the teacher within {format_seconds(budget_s)} on {run.target.name}",
+            found=f"{format_seconds(least_s)} for one unit in every layer",
+            next=f"Raise the budget to at least {format_seconds(least_s)}, or search another space of students.",
+            fastest_s=least_s,
+            budget_s=budget_s,
+        )
+    return {
+        "budget_s": budget_s,
+        "of": run.configuration.budget,
+        "least_s": least_s,
+        "whole_s": run.bound_of(_whole(run)),
+    }
+
+
+def _layers(run: ShrinkRun) -> float:
+    """How many units one in every layer are."""
+    return float(len({unit.layer for unit in run.gated.units if unit.branch is None}))
+
+
+def gates(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Search which units to keep, the penalty in proportion to what each adds to the predicted latency."""
+    shares = unit_costs(run.gated, run.bound_of)
+    least_s, whole_s = results["budget"]["least_s"], results["budget"]["whole_s"]
+    seconds = (whole_s - least_s) * shares / shares.sum()
+    table = run.configuration.shrink
+    training = settings_from(table.training, GATE_TRAINING)
+    gated = gated_copy(
+        run.bed.teacher.module,  # type: ignore[arg-type]
+        run.bed.teacher.input_shape,
+        group=table.group or granularity_of(run.target),
+        branches=table.branches,
+    )
+    found = search_gates(
+        gated,
+        run.bed.teacher,
+        run.bed.views,
+        lambda mask: float(least_s + (seconds * mask).sum()),
+        results["budget"]["budget_s"],
+        training,
+        GateSearchSettings(temperature=training.temperature),
+        torch.Generator().manual_seed(run.configuration.seed),
+        on_step=lambda step, steps, loss: run.on_progress("searching gates", step, steps),
+    )
+    return {"order": found.order.tolist(), "last_cost_s": found.costs[-1], "units": len(run.gated.units)}
+
+
+def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest part in that order whose certificate holds when measured untrained, and the uniformly narrower
+    teacher of the same budget."""
+    budget_s, table = results["budget"]["budget_s"], run.configuration.certificate
+    order, within_s, folder = np.array(results["gates"]["order"]), budget_s, run.directory / "candidates"
+    tried: list[dict[str, Any]] = []
+    for number in range(TRIES):
+        run.on_progress("measuring parts", number, TRIES)
+        mask = within_budget(run.gated, order, run.bound_of, within_s)
+        width = within_budget(run.gated, uniform_width(run.gated), run.bound_of, within_s)
+        paths = {
+            name: run.written(one, folder / f"{name}{number}.onnx") for name, one in (("part", mask), ("width", width))
+        }
+        measured = measure_blocks(run.target, paths, shipping.certificate_protocol(table), run.rng(f"confirm{number}"))
+        found: dict[str, dict[str, Any]] = {
+            name: {
+                "measured_s": one.measurement.statistics_s(),
+                "certificate": shipping.certificate_of(one.measurement, budget_s, table).as_dict(),
+            }
+            for name, one in measured.items()
+        }
+        tried.append({"within_s": within_s, "mask": mask_text(mask), **found["part"]})
+        if found["part"]["certificate"]["ok"]:
+            break
+        within_s *= TIGHTER
+    return {
+        "mask": mask_text(mask),
+        "tried": tried,
+        "hand_shrunk": {"mask": mask_text(width), **found["width"]},
+        "winner": {"arch": _description(run, mask)},
+    }
+
+
+def _description(run: ShrinkRun, mask: np.ndarray) -> dict[str, Any]:
+    """What provenance says of a part."""
+    return {"part_of": run.bed.teacher.provenance.source, "kept": kept_shares(run.gated, mask), "mask": mask_text(mask)}
+
+
+def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The long trainings of the part and of its rivals, with seeds that nothing was chosen by."""
+    mask, width = (mask_from_text(results["confirm"][key]["mask"] if key == "hand_shrunk" else results["confirm"][key])
+                   for key in ("mask", "hand_shrunk"))  # fmt: skip
+    seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
+    scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for i, seed in enumerate(seeds):
+        for j, arm in enumerate(ARMS):
+            run.on_progress("training students", i * len(ARMS) + j, len(ARMS) * len(seeds))
+            path = run.directory / "students" / f"{arm}-{seed}.safetensors"
+            if path.is_file():
+                student = finished(path, run.student)
+            else:
+                part = Part(run.gated, width if arm == "hand_shrunk" else mask)
+                student = part if arm == "inherited" else part.reset(seed)
+                run.bed.teach(student, seed, "ce" if arm == "ce" else run.bed.method, run.bed.long)
+                save_part(part, path)
+            scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
+    # The shipped one is chosen on the tuning split: the test split is only ever reported.
+    rows = [{"arm": arm, **row} for arm in ("kd", "inherited") for row in scores[arm]]
+    return {"scores": scores, "chosen": max(rows, key=lambda row: row["tuning_accuracy"])}
+
+
+def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    mask = mask_from_text(results["confirm"]["mask"])
+    prediction, main = run.prediction(results), results["measure"]["measured"][run.target.name]
+    scores = {arm: [row["accuracy"] for row in rows] for arm, rows in results["distill"]["scores"].items()}
+    accuracy: dict[str, Any] = {
+        arm: {"mean": float(np.mean(v)), "spread": float(np.std(v, ddof=1)), "seeds": len(v)}
+        for arm, v in scores.items()
+    }
+    accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
+    return {
+        "run_dir": str(run.directory),
+        "target": run.target.as_dict(),
+        "winner": {
+            "kept": kept_shares(run.gated, mask),
+            "kept_whole": dict(run.gated.kept_whole),
+            "macs": run.gated.macs(mask),
+            "teacher_macs": run.gated.macs(),
+            "arm": results["distill"]["chosen"]["arm"],
+            "budget_s": results["budget"]["budget_s"],
+            "predicted_s": prediction.latency_s,
+            "interval_s": list(prediction.interval_s),
+            "measured_s": main["latency_stats_s"],
+            "certificate": results["measure"]["certificate"],
+            "accuracy": accuracy,
+            "bundle": str(run.directory / results["bundle"]["path"]),
+        },
+        "paired": [
+            {"a": a, "b": b, **_numbers(paired(scores[a], scores[b]).as_dict())}
+            for a, b in (("kd", "ce"), ("kd", "hand_shrunk"), ("inherited", "kd"))
+        ],
+        "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
+        "seconds": sum(run.stages.values()),
+    }
+
+
+def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in fields.items()}

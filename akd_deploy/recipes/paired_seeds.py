@@ -1,0 +1,178 @@
+"""Statistics of comparisons over training seeds: paired differences, many of them at once, and rank agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences over `n` seeds with a 95 % interval (Student's t) and a two-sided p-value.
+
+    `low`, `high` and `p` are NaN where one seed, or differences all alike, say nothing of how much they scatter.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Difference:
+    """a − b, seed by seed.
+
+    Raises:
+        ValueError: they have not as many values, or none.
+    """
+    one, other = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if one.shape != other.shape or one.ndim != 1 or not len(one):
+        raise ValueError(f"paired values of shapes {one.shape} and {other.shape}")
+    d = one - other
+    n, mean = len(d), float(d.mean())
+    error = float(d.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    if not error > 0:
+        return Difference(mean, float("nan"), float("nan"), float("nan"), n)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    return Difference(mean, mean - half, mean + half, p, n)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values of a family of comparisons, adjusted for there being so many (Holm 1979); NaN stays NaN."""
+    known = sorted((p, name) for name, p in p_values.items() if not np.isnan(p))
+    adjusted = {name: float("nan") for name in p_values}
+    least = 0.0
+    for i, (p, name) in enumerate(known):
+        least = max(least, min(1.0, (len(known) - i) * p))
+        adjusted[name] = least
+    return adjusted
+
+
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall's τ-b of two rows of scores; NaN where one of them is all alike."""
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(a, b).statistic)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Rank agreement of two scores beside what noise alone leaves of it.
+
+    `tau` is between replicas of the one and of the other, `ceiling` between different replicas of the same one (the
+    mean of both). `gap` is ceiling − tau with its bootstrap interval over architectures; above 0 the two rank
+    differently.
+    """
+
+    tau: float
+    ceiling: float
+    gap: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rank_agreement(
+    a: np.ndarray, b: np.ndarray, rng: np.random.Generator, draws: int = 1000, confidence: float = 0.95
+) -> Ceiling:
+    """Do two rewards rank architectures differently, or only noisily?
+
+    Args:
+        a: (architectures, replicas) scores by one reward, two replicas at least.
+        b: (architectures, replicas) by the other.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or min(a.shape[1], b.shape[1]) < 2:
+        raise ValueError(f"scores of shapes {a.shape} and {b.shape}")
+
+    def taus(rows: np.ndarray) -> tuple[float, float]:
+        across = [kendall(a[rows, i], b[rows, j]) for i in range(a.shape[1]) for j in range(b.shape[1])]
+        within = [[kendall(x[rows, i], x[rows, j]) for i in range(x.shape[1]) for j in range(i)] for x in (a, b)]
+        return float(np.mean(across)), float(np.mean([np.mean(w) for w in within]))
+
+    tau, ceiling = taus(np.arange(len(a)))
+    gaps = []
+    for _ in range(draws):
+        across, within = taus(rng.integers(len(a), size=len(a)))
+        gaps.append(within - across)
+    low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Ceiling(tau, ceiling, ceiling - tau, float(low), float(high))
+
+
+def permutation_p(
+    statistic: Callable[[np.ndarray], float], labels: np.ndarray, rng: np.random.Generator, draws: int = 2000
+) -> tuple[float, float, float]:
+    """(value, p, mean under permutation) of a statistic of labels that is large where they matter.
+
+    p counts the permutations at least as large, the given labels among them (Phipson & Smyth 2010).
+    """
+    value = statistic(labels)
+    null = np.array([statistic(rng.permutation(labels)) for _ in range(draws)])
+    return value, float((1 + (null >= value - 1e-12).sum()) / (1 + draws)), float(null.mean())
+
+
+def jensen_shannon(a: np.ndarray, b: np.ndarray) -> float:
+    """Jensen–Shannon distance (root of the divergence in bits, 0 to 1) of two rows of chances."""
+    mean = (a + b) / 2
+
+    def divergence(p: np.ndarray) -> float:
+        known = p > 0
+        return float((p[known] * np.log2(p[known] / mean[known])).sum())
+
+    return float(np.sqrt(max(0.0, (divergence(a) + divergence(b)) / 2)))
+
+
+def marginals(tokens: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """(n, choices) tokens → for each choice the (options,) shares of its options."""
+    return [np.bincount(tokens[:, i], minlength=size) / len(tokens) for i, size in enumerate(sizes)]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How differently two sets of architectures choose: the mean Jensen–Shannon distance of their choices' marginals,
+    what it is for sets mixed at random, and how often it is as large for these. `by_choice` has each choice's
+    distance."""
+
+    distance: float
+    null: float
+    p: float
+    by_choice: tuple[float, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def architecture_shift(
+    a: np.ndarray, b: np.ndarray, sizes: Sequence[int], rng: np.random.Generator, draws: int = 2000
+) -> Shift:
+    """Compare two sets of architectures, (n, choices) and (m, choices) tokens.
+
+    A distance above 0 is to be had from any two finite samples: it is judged against sets mixed at random.
+    """
+    both = np.concatenate([a, b])
+    first = np.arange(len(both)) < len(a)
+
+    def distances(chosen: np.ndarray) -> np.ndarray:
+        pairs = zip(marginals(both[chosen], sizes), marginals(both[~chosen], sizes), strict=True)
+        return np.array([jensen_shannon(p, q) for p, q in pairs])
+
+    value, p, null = permutation_p(lambda chosen: float(distances(chosen).mean()), first, rng, draws)
+    return Shift(value, null, p, tuple(map(float, distances(first))))

@@ -1,0 +1,151 @@
+"""Search with shared weights: a strategy is asked for candidates, which share one network's weights, by turns with the
+training of these weights (ENAS, Pham et al. 2018, arXiv:1802.03268; the search of Kang et al. 2020,
+arXiv:1911.13019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
+from akd_deploy.search.reward import RewardShape, over_budget_penalty
+from akd_deploy.search.strategies import Parameters, Strategy, nni_space
+from akd_deploy.search_space import SearchSpace
+
+TrainShared = Callable[[Sequence[Architecture]], None]
+"""One round of training of the shared weights, on these candidates in turn."""
+JudgeShared = Callable[[Architecture], float]
+"""A candidate's accuracy with the shared weights as they are, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a candidate may cost: `cost` of it is to be at most `most`, both in the same unit, such as bytes or seconds.
+
+    With a `shape` the reward trades the cost off, by (cost / most)^w as AKD's does latency; without one a candidate
+    over the limit is refused unseen.
+    """
+
+    name: str
+    cost: Callable[[Architecture], float]
+    most: float
+    shape: RewardShape | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.most) and self.most > 0):
+            raise UsageError(asked=f"a limit of {self.name} above 0", found=repr(self.most), next="Give a number.")
+
+
+@dataclass(frozen=True)
+class SharedSearchSettings:
+    """`rounds` of training the shared weights on `trained` candidates in turn, after each of which the strategy is told
+    about `judged` new ones. Of `derived` last candidates the best is the result. `max_draws` refused ones in a row end
+    the search with an error."""
+
+    rounds: int = 10
+    trained: int = 16
+    judged: int = 8
+    derived: int = 32
+    max_draws: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} of at least 1", repr(getattr(self, name)), "Raise it.")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A candidate with its accuracy on shared weights, its reward, and its costs by limit."""
+
+    architecture: Architecture
+    accuracy: float
+    reward: float
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SharedSearchResult:
+    """`judged` in order; `best` is that of the last `derived` with the greatest reward, `refused` counts the others."""
+
+    judged: tuple[Judged, ...]
+    best: Judged
+    refused: int
+
+
+def search_shared_weights(
+    space: SearchSpace,
+    strategy: Strategy,
+    train: TrainShared,
+    judge: JudgeShared,
+    limits: Sequence[Limit],
+    settings: SharedSearchSettings,
+) -> SharedSearchResult:
+    """Rounds of training shared weights and of teaching the strategy, then the best of its last candidates.
+
+    The candidates that weights are trained on are the strategy's own draws within the limits: what it prefers is
+    trained more. They have no reward, so it is told nothing of them.
+
+    Raises:
+        InfeasibleBudgetError: nothing within the limits was drawn.
+    """
+    asker = _Asker(space, strategy, limits, settings.max_draws)
+    judged: list[Judged] = []
+    for _ in range(settings.rounds):
+        train([asker.untold() for _ in range(settings.trained)])
+        judged += [asker.told(judge) for _ in range(settings.judged)]
+    last = [asker.told(judge) for _ in range(settings.derived)]
+    best = max(last, key=lambda one: one.reward)
+    return SharedSearchResult(tuple([*judged, *last]), best, asker.refused)
+
+
+class _Asker:
+    """Asks the strategy until a candidate is within the hard limits, and numbers what it asks."""
+
+    def __init__(self, space: SearchSpace, strategy: Strategy, limits: Sequence[Limit], max_draws: int) -> None:
+        self._space, self._strategy, self._limits, self._max_draws = space, strategy, limits, max_draws
+        self._asked = 0
+        self.refused = 0
+        strategy.update_search_space(nni_space(space))
+
+    def untold(self) -> Architecture:
+        """A candidate within the limits that the strategy gets no reward for."""
+        number, _, architecture, _ = self._within()
+        self._strategy.trial_end(number, False)
+        return architecture
+
+    def told(self, judge: JudgeShared) -> Judged:
+        """A candidate within the limits, judged, and the strategy told."""
+        number, parameters, architecture, costs = self._within()
+        accuracy = judge(architecture)
+        value = accuracy
+        for limit in self._limits:
+            if limit.shape is not None:
+                exponent = limit.shape.alpha if costs[limit.name] <= limit.most else limit.shape.beta
+                value *= (costs[limit.name] / limit.most) ** exponent
+        self._strategy.receive_trial_result(number, parameters, value)
+        self._strategy.trial_end(number, True)
+        return Judged(architecture, accuracy, value, costs)
+
+    def _within(self) -> tuple[int, Parameters, Architecture, dict[str, float]]:
+        least_over = math.inf
+        for _ in range(self._max_draws):
+            number, self._asked = self._asked, self._asked + 1
+            parameters = self._strategy.generate_parameters(number)
+            architecture = self._space.architecture(parameters)
+            costs = {limit.name: limit.cost(architecture) for limit in self._limits}
+            over = max((costs[one.name] / one.most for one in self._limits if one.shape is None), default=0.0)
+            if over <= 1:
+                return number, parameters, architecture, costs
+            self.refused += 1
+            least_over = min(least_over, over)
+            self._strategy.receive_trial_result(number, parameters, over_budget_penalty(over, 1.0))
+            self._strategy.trial_end(number, True)
+        told = ", ".join(f"{one.name} {one.most:g}" for one in self._limits if one.shape is None)
+        raise InfeasibleBudgetError(
+            asked=f"a candidate of space {self._space.name} within {told}",
+            found=f"none among {self._max_draws}; the nearest is {least_over:.2f} times over",
+            next="Raise the limit, or let a shape trade it off.",
+        )

@@ -1,0 +1,419 @@
+"""AKD's claims on a space small enough to train all of: does the KD reward choose better students, and other ones?
+
+Every network of the space is trained briefly with labels alone and with each teacher (selection seeds), and fully with
+the teacher (scoring seeds, of which selection knows nothing). Searches are then replayed on these tables, so that each
+strategy's regret to the true optimum is known, and the winners are trained anew with seeds of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.pipeline.latency import profile_target, target_latency
+from akd_deploy.profiling.profile import ProfilePlan
+from akd_deploy.recipes.paired_seeds import Difference, architecture_shift, holm, kendall, paired, rank_agreement
+from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
+from akd_deploy.search.strategies import STRATEGIES
+from akd_deploy.search_space import SearchSpace, load_space
+from akd_deploy.target import load_target
+from benchmarks.seed_systems.ledger import Ledger
+from benchmarks.seed_systems.students import train_student, train_teacher
+from benchmarks.seed_systems.tables import interval, points, row, section, underpowered
+
+TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
+QUANTILES = (0.2, 0.4, 0.6, 0.8)
+"""Of the space's latencies on each target, where students are chosen."""
+FINAL_QUANTILES = (0.2, 0.5, 0.8)
+"""Where winners are trained anew."""
+TOP = 0.15
+"""Share of the networks whose choices are compared between rewards."""
+SELECTION, SCORING, FINAL = 0, 100, 1_000
+"""First seeds of the three kinds of training."""
+TRANSFER_TASK = {"shapes": 2, "textures": 3, "orientations": 2, "colours": 2}
+"""Another task of as many classes: other textures and fewer shapes."""
+
+SPACE = {
+    "in_channels": 3, "stem_width": 12, "stem_stride": 2, "widths": [16, 32], "strides": [1, 2], "layers": [[1], [1]],
+    "operators": ["conv", "dw_separable", "mbconv3"], "kernels": [3, 5], "se_ratios": [0.0], "skips": ["none"],
+    "width_multipliers": [0.5, 1.0],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained. `networks` of the space (0: all), and how many seeds of each kind."""
+
+    networks: int
+    selection_seeds: int
+    scoring_seeds: int
+    final_seeds: int
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    short: Mapping[str, Any]
+    long: Mapping[str, Any]
+    search_seeds: int = 40
+    trials: int = 16
+    draws: int = 500
+    underpowered: bool = False
+
+
+@dataclass
+class Study:
+    """One run of the study: what it trains on, and its tables."""
+
+    scale: Scale
+    folder: Path
+    ledger: Ledger
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def __post_init__(self) -> None:
+        self.space = space_for(self.scale.data)
+        self.architectures = networks_of(self.space, self.scale.networks)
+        self.teachers = {kind: [self._teacher_job(kind)] for kind in ("convnet", "mixer")}
+        self.teachers["ensemble"] = [*self.teachers["convnet"], *self.teachers["mixer"]]
+
+    def _teacher_job(self, kind: str) -> dict[str, Any]:
+        training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **MIXER_TRAINING}
+        return {
+            "folder": str(self.folder), "data": dict(self.scale.data), "kind": kind, "seed": 0, "member": 0,
+            "members": 1, "skew": 0.0, "training": training,
+        }  # fmt: skip
+
+    def student_job(
+        self, architecture: Architecture, method: str, teacher: str, seed: int, training: Mapping[str, Any], **more: Any
+    ) -> dict[str, Any]:
+        return {
+            "data": dict(self.scale.data), "teachers": self.teachers[teacher] if method != "ce" else [],
+            "arch": architecture.as_dict(), "method": method, "seed": seed, "training": dict(training), **more,
+        }  # fmt: skip
+
+    def table(
+        self, what: str, method: str, teacher: str, first: int, seeds: int, training: Mapping[str, Any], score: str
+    ) -> np.ndarray:
+        """(networks, seeds) accuracies."""
+        jobs = [
+            self.student_job(architecture, method, teacher, first + seed, training)
+            for seed in range(seeds)
+            for architecture in self.architectures
+        ]
+        found = self.ledger.results(train_student, jobs, what)
+        return np.array([result[score] for result in found]).reshape(seeds, -1).T
+
+
+MIXER_TRAINING = {"optimiser": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+
+
+def space_for(data: Mapping[str, Any]) -> SearchSpace:
+    """The study's space for images of the bed."""
+    from benchmarks.seed_systems.students import dataset_of
+
+    dataset = dataset_of(data)
+    return load_space("mobile", {**SPACE, "resolution": dataset.input_shape[1], "classes": dataset.classes})
+
+
+def networks_of(space: SearchSpace, count: int) -> list[Architecture]:
+    """The space's different networks, or so many at random."""
+    import itertools
+
+    every = itertools.product(*(range(len(options)) for options in space.choices.values()))
+    found = {space.network_digest(a): a for a in (space.from_tokens(tokens) for tokens in every)}
+    architectures = list(found.values())
+    if not count:
+        return architectures
+    chosen = np.random.default_rng(7).choice(len(architectures), size=count, replace=False)
+    return [architectures[i] for i in sorted(chosen)]
+
+
+def latencies(space: SearchSpace, architectures: Sequence[Architecture], target_name: str, folder: Path) -> np.ndarray:
+    """(networks,) predicted seconds on a target; its table of the space is measured first where there is none."""
+    target = load_target(target_name)
+    directory = folder / "latency_tables" / target_name
+    if not (directory / "header.json").is_file():
+        print(f"profiling {target_name} …")
+        plan = ProfilePlan(probes=160, networks=24, seed=0)
+        profile_target(target, space, plan, directory, resume=directory.is_dir(), on_model=lambda done, total: None)
+    compiled = target_latency(target, directory).compile(space)
+    return compiled.predict(architectures)[0]
+
+
+def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
+    """Do what is not done yet, print the tables, and return what they say."""
+    began = time.perf_counter()
+    study = Study(scale, folder, Ledger(folder / "trainings.jsonl", processes))
+    found: dict[str, Any] = {"networks": len(study.architectures)}
+    taught = study.ledger.results(train_teacher, study.teachers["ensemble"], "teachers")
+    short, long = scale.short, scale.long
+    tables = {
+        "ce": study.table("short, labels alone", "ce", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
+        "kd": study.table("short, convnet", "kd", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
+        "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, max(2, scale.scoring_seeds), short, "reward"),
+        "long": study.table("full, convnet", "kd", "convnet", SCORING, scale.scoring_seeds, long, "test"),
+    }
+    latency_s = {name: latencies(study.space, study.architectures, name, folder) for name in TARGETS}
+    found["bed"] = _print_bed(study, taught, tables)
+    found["ranking"] = _print_ranking(study, tables)
+    found["gain"] = _print_gain(tables, latency_s)
+    found["controllers"] = _print_controllers(study, tables, latency_s)
+    found["teachers"] = _print_teachers(study, tables)
+    winners = _winners(tables, latency_s)
+    found["two_by_two"] = _print_two_by_two(study, winners)
+    found["transfer"] = _print_transfer(study, winners)
+    print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
+    return found
+
+
+def _print_bed(study: Study, taught: Sequence[Mapping[str, Any]], tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    section(f"AKD: {len(study.architectures)} networks, every one trained" + underpowered(study.scale.underpowered))
+    accuracies = dict(zip(("convnet", "mixer"), (one["test"] for one in taught), strict=True))
+    row("teachers on the test images", ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
+    for name, what in (("ce", "labels alone"), ("kd", "convnet teaches"), ("kd-mixer", "mixer teaches")):
+        table = tables[name]
+        seed_sd = float(table.std(axis=1, ddof=1).mean()) if table.shape[1] > 1 else float("nan")
+        row(f"short trainings, {what}", f"mean {table.mean():.2%}, over seeds ± {seed_sd:.2%}, over networks "
+            f"± {table.mean(axis=1).std(ddof=1):.2%}")  # fmt: skip
+    row("full trainings, convnet teaches", f"mean {tables['long'].mean():.2%}")
+    return {"teachers": accuracies, "means": {name: float(table.mean()) for name, table in tables.items()}}
+
+
+def _print_ranking(study: Study, tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Is the KD reward the better proxy, and do CE and KD rank differently at all?"""
+    truth = tables["long"].mean(axis=1)
+    by_seed = {
+        name: [kendall(tables[name][:, r], truth) for r in range(tables[name].shape[1])] for name in ("kd", "ce")
+    }
+    better = paired(by_seed["kd"], by_seed["ce"])
+    draws = []
+    for _ in range(study.scale.draws):
+        rows = study.rng.integers(len(truth), size=len(truth))
+        draws.append(
+            np.mean([kendall(tables["kd"][rows, r], truth[rows]) - kendall(tables["ce"][rows, r], truth[rows])
+                     for r in range(tables["kd"].shape[1])])
+        )  # fmt: skip
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    section("Ranking")
+    row(
+        "Kendall τ of a short training with the full one",
+        f"KD {np.mean(by_seed['kd']):.3f}, CE {np.mean(by_seed['ce']):.3f}",
+    )
+    row("difference KD − CE over seeds", interval(better, 1))
+    row("the same, networks drawn again", f"[{low:+.3f}, {high:+.3f}]")
+    alike = rank_agreement(tables["ce"], tables["kd"], study.rng, study.scale.draws)
+    row(
+        "τ between CE and KD, noise ceiling, gap",
+        f"{alike.tau:.3f}, {alike.ceiling:.3f}, {alike.gap:+.3f} [{alike.low:+.3f}, {alike.high:+.3f}]",
+    )
+    return {"proxy": better.as_dict(), "proxy_bootstrap": [float(low), float(high)], "ce_kd": alike.as_dict()}
+
+
+def _chosen(scores: np.ndarray, latency_s: np.ndarray, quantile: float) -> int:
+    """The network with the best score among the fastest share of the space."""
+    within = latency_s <= np.quantile(latency_s, quantile)
+    return int(np.flatnonzero(within)[np.argmax(scores[within])])
+
+
+def _print_gain(tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Chosen by KD minus chosen by CE at equal latency, both scored by full distillation with other seeds."""
+    truth, found = tables["long"].mean(axis=1), {}
+    replicas = range(tables["kd"].shape[1])
+    section("Chosen by the KD reward minus chosen by CE, at equal latency (scored by full distillation, other seeds)")
+    for target, seconds in latency_s.items():
+
+        def chosen(name: str, replica: int, quantile: float, seconds: np.ndarray = seconds) -> int:
+            return _chosen(tables[name][:, replica], seconds, quantile)
+
+        by_seed = [
+            np.mean([truth[chosen("kd", r, q)] - truth[chosen("ce", r, q)] for q in QUANTILES]) for r in replicas
+        ]
+        noisy = [tables["kd"][[chosen("kd", r, q), chosen("ce", r, q)], r] for q in QUANTILES for r in replicas]
+        naive = float(np.mean([kd - ce for kd, ce in noisy]))
+        best = {q: truth[seconds <= np.quantile(seconds, q)].max() for q in QUANTILES}
+        regrets = {
+            name: float(np.mean([best[q] - truth[chosen(name, r, q)] for q in QUANTILES for r in replicas]))
+            for name in ("kd", "ce")
+        }
+        difference = paired(by_seed, np.zeros(len(by_seed)))
+        told = f"{interval(difference)}; regret KD {points(regrets['kd'])}, CE {points(regrets['ce'])}"
+        row(target, f"{told}; on the same noisy score {points(naive)}")
+        found[target] = {**difference.as_dict(), "naive": naive, "regret": regrets}
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Replay:
+    """Searches on a table of scores instead of trainings."""
+
+    study: Study
+    scores: np.ndarray
+    index: Mapping[str, int]
+    seconds: np.ndarray
+    budget_s: float
+
+    def of(self, architecture: Architecture) -> int | None:
+        return self.index.get(self.study.space.network_digest(architecture))
+
+    def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        """Networks that were not drawn into a quick study's table are out of reach."""
+        known = [self.of(one) for one in architectures]
+        seconds = np.array([1e3 if i is None else self.seconds[i] for i in known])
+        return seconds, seconds
+
+    def found(self, strategy: str, seed: int) -> int:
+        """The network that a search of this seed ends with; its scores are one replica's."""
+        replica = seed % self.scores.shape[1]
+
+        def score(architecture: Architecture, _: int) -> Score:
+            i = self.of(architecture)
+            assert i is not None
+            return Score(float(self.scores[i, replica]))
+
+        settings = SearchSettings(self.study.scale.trials, self.budget_s, REWARD_PRESETS["hard"], seed=seed)
+        best = self.of(search(self.study.space, strategy, self.predict, score, settings).best.architecture)
+        assert best is not None
+        return best
+
+
+def _print_controllers(
+    study: Study, tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Searches replayed on the table: regret of what each strategy finds, at equal evaluations."""
+    scale, found = study.scale, {}
+    index = {study.space.network_digest(a): i for i, a in enumerate(study.architectures)}
+    truth = tables["long"].mean(axis=1)
+    section(f"Strategies, {scale.trials} evaluations each, mean over {scale.search_seeds} searches (regret in points)")
+    for target, seconds in latency_s.items():
+        budget_s = float(np.quantile(seconds, 0.5))
+        best = truth[seconds <= budget_s].max()
+
+        replay = _Replay(study, tables["kd"], index, seconds, budget_s)
+
+        def regrets(strategy: str, replay: _Replay = replay, best: float = best) -> list[float]:
+            return [float(best - truth[replay.found(strategy, seed)]) for seed in range(scale.search_seeds)]
+
+        random = regrets("random")
+        row(f"{target}: random", points(float(np.mean(random))))
+        found[target] = {"random": float(np.mean(random))}
+        differences: dict[str, Difference] = {}
+        for strategy in STRATEGIES:
+            if strategy != "random":
+                values = regrets(strategy)
+                differences[strategy] = paired(values, random)
+                found[target][strategy] = {"regret": float(np.mean(values)), **differences[strategy].as_dict()}
+        adjusted = holm({name: one.p for name, one in differences.items()})
+        for name, one in differences.items():
+            row(
+                f"{target}: {name}",
+                f"{points(found[target][name]['regret'])}, less random {interval(one)}, Holm p {adjusted[name]:.3f}",
+            )
+    return found
+
+
+def _print_teachers(study: Study, tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Do other teachers prefer other students, and do the rewards choose other kinds of network?"""
+    section("Do teachers, and rewards, prefer different students?")
+    alike = rank_agreement(tables["kd"], tables["kd-mixer"], study.rng, study.scale.draws)
+    row(
+        "τ between teachers, noise ceiling, gap",
+        f"{alike.tau:.3f}, {alike.ceiling:.3f}, {alike.gap:+.3f} [{alike.low:+.3f}, {alike.high:+.3f}]",
+    )
+    tokens = study.space.tokens_of(study.architectures)
+    sizes = [len(options) for options in study.space.choices.values()]
+    count = max(4, round(TOP * len(tokens)))
+    top = {name: np.argsort(-tables[name].mean(axis=1))[:count] for name in ("kd", "ce", "kd-mixer")}
+    found: dict[str, Any] = {"ranking": alike.as_dict()}
+    for a, b, what in (("kd", "ce", "KD against CE"), ("kd", "kd-mixer", "convnet against mixer")):
+        shift = architecture_shift(tokens[top[a]], tokens[top[b]], sizes, study.rng, study.scale.draws)
+        common = len(set(top[a].tolist()) & set(top[b].tolist()))
+        names = list(study.space.choices)
+        most = sorted(zip(shift.by_choice, names, strict=True), reverse=True)[:2]
+        row(f"best {count} by {what}",
+            f"{common} in common; Jensen–Shannon {shift.distance:.3f}, at random {shift.null:.3f}, "
+            f"p {shift.p:.3f}; most in " + " and ".join(f"{name} {value:.2f}" for value, name in most))  # fmt: skip
+        found[what] = {**shift.as_dict(), "common": common, "of": count}
+    return found
+
+
+def _winners(
+    tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]
+) -> dict[tuple[str, float, str], int]:
+    """(target, quantile, reward) → the network chosen by the mean over selection seeds."""
+    return {
+        (target, q, name): _chosen(tables[name].mean(axis=1), seconds, q)
+        for target, seconds in latency_s.items()
+        for q in FINAL_QUANTILES
+        for name in ("ce", "kd")
+    }
+
+
+def _print_two_by_two(study: Study, winners: Mapping[tuple[str, float, str], int]) -> dict[str, Any]:
+    """{searched by CE, by KD} × {trained by CE, by KD}, seeds no search has used."""
+    scale = study.scale
+    jobs = {
+        (i, method, seed): study.student_job(study.architectures[i], method, "convnet", FINAL + seed, scale.long)
+        for i in sorted(set(winners.values()))
+        for method in ("ce", "kd")
+        for seed in range(scale.final_seeds)
+    }
+    results = study.ledger.results(train_student, list(jobs.values()), "winners")
+    test = {key: result["test"] for key, result in zip(jobs, results, strict=True)}
+    section(f"Searched by × trained by ({scale.final_seeds} seeds, test accuracy)")
+    found: dict[str, Any] = {}
+    for target in TARGETS:
+        for q in FINAL_QUANTILES:
+            arms = {name: winners[target, q, name] for name in ("ce", "kd")}
+            cells = {
+                (searched, trained): [test[i, trained, seed] for seed in range(scale.final_seeds)]
+                for searched, i in arms.items()
+                for trained in ("ce", "kd")
+            }
+            told = ", ".join(f"{s.upper()}→{t.upper()} {np.mean(values):.2%}" for (s, t), values in cells.items())
+            if arms["ce"] == arms["kd"]:
+                told += "; both choose the same network"
+            else:
+                told += f"; AKD − NAS after KD {interval(paired(cells['kd', 'kd'], cells['ce', 'kd']))}"
+            told += f"; KD − CE of AKD's {interval(paired(cells['kd', 'kd'], cells['kd', 'ce']))}"
+            row(f"{target}, fastest {q:.0%}", told)
+            found[f"{target} {q}"] = {
+                **{f"{s}-{t}": list(map(float, values)) for (s, t), values in cells.items()},
+                "same": arms["ce"] == arms["kd"],
+            }
+    differing = sum(winners[TARGETS[0], q, "kd"] != winners[TARGETS[1], q, "kd"] for q in FINAL_QUANTILES)
+    row("AKD's winners differ between the targets", f"at {differing} of {len(FINAL_QUANTILES)} budgets")
+    found["targets_differ"] = differing
+    return found
+
+
+def _print_transfer(study: Study, winners: Mapping[tuple[str, float, str], int]) -> dict[str, Any]:
+    """AKD's and NAS's winners at the middle budget under another teacher, an ensemble, and on another task."""
+    scale, middle = study.scale, FINAL_QUANTILES[1]
+    arms = {name: study.architectures[winners[TARGETS[0], middle, name]] for name in ("kd", "ce")}
+    task = {**scale.data, **TRANSFER_TASK}
+    its_teacher = [{**study.teachers["convnet"][0], "data": task}]
+    study.ledger.results(train_teacher, its_teacher, "teacher of another task")
+    section("Winners of the middle budget elsewhere")
+    found: dict[str, Any] = {}
+    for name, changes in (
+        ("the other teacher", {"teachers": study.teachers["mixer"]}),
+        ("an ensemble of both", {"teachers": study.teachers["ensemble"]}),
+        ("another task", {"data": task, "teachers": its_teacher}),
+    ):
+        scores = {}
+        for arm, architecture in arms.items():
+            jobs = [
+                {**study.student_job(architecture, "kd", "convnet", FINAL + seed, scale.long), **changes}
+                for seed in range(scale.final_seeds)
+            ]
+            scores[arm] = [result["test"] for result in study.ledger.results(train_student, jobs, name)]
+        difference = paired(scores["kd"], scores["ce"])
+        row(
+            name,
+            f"AKD's {np.mean(scores['kd']):.2%}, NAS's {np.mean(scores['ce']):.2%}, difference {interval(difference)}",
+        )
+        found[name] = {arm: list(map(float, values)) for arm, values in scores.items()}
+    return found

@@ -1,0 +1,313 @@
+"""Gu & Tresp's claims: is a part of the teacher chosen by gates a better student than one shrunk by hand, or by chance?
+
+Every student is a mask over the same gated teacher, so that budgets are equal to a unit; all are trained by the same
+distillation, from fresh weights and from the teacher's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from akd_deploy.distill import TrainingSettings, train
+from akd_deploy.models.gated_network import GatedNetwork, extract
+from akd_deploy.models.onnx_from_module import onnx_from_module, quick_onnx
+from akd_deploy.pipeline.latency import TargetLatency, target_latency
+from akd_deploy.recipes.better_students import (
+    Cost,
+    GateSearchSettings,
+    gated_copy,
+    jaccard,
+    kept_shares,
+    norm_order,
+    random_order,
+    search_gates,
+    student_of,
+    uniform_depth,
+    uniform_width,
+    unit_costs,
+    within_budget,
+)
+from akd_deploy.recipes.paired_seeds import holm, paired
+from akd_deploy.target import load_target
+from benchmarks.seed_systems.ledger import Ledger
+from benchmarks.seed_systems.students import bank_of, dataset_of, load_teacher, scored, train_teacher, views_of
+from benchmarks.seed_systems.tables import interval, row, section, underpowered
+
+BUDGETS = (0.5, 0.3, 0.15)
+"""Shares of the teacher's operations."""
+TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
+LATENCY_BUDGET = 0.4
+"""Share of the teacher's predicted latency on each target."""
+FINAL, SEARCH = 1_000, 2_000
+CONTROLS = ("uniform width", "uniform depth", "width and depth", "batch-norm scale", "gates by labels")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained."""
+
+    budgets: Sequence[float]
+    final_seeds: int
+    searches: int
+    random_parts: int
+    group: int
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    search: Mapping[str, Any]
+    student: Mapping[str, Any]
+    targets: Sequence[str] = TARGETS
+    underpowered: bool = False
+
+
+@dataclass
+class Study:
+    scale: Scale
+    folder: Path
+    ledger: Ledger
+
+    def teacher_job(self) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder), "data": dict(self.scale.data), "kind": "resnet", "seed": 0, "member": 0,
+            "members": 1, "skew": 0.0, "training": dict(self.scale.teacher),
+        }  # fmt: skip
+
+    def students(self, masks: Mapping[str, Sequence[np.ndarray]], what: str) -> dict[tuple[str, bool], np.ndarray]:
+        """(name, inherits) → (seeds,) test accuracies, the mean over a name's masks."""
+        jobs = {
+            (name, inherits, i, seed): {
+                "teacher": self.teacher_job(), "group": self.scale.group, "mask": "".join(map(str, mask.astype(int))),
+                "inherits": inherits, "seed": FINAL + seed, "training": dict(self.scale.student),
+            }
+            for name, chosen in masks.items()
+            for inherits in (False, True)
+            for i, mask in enumerate(chosen)
+            for seed in range(self.scale.final_seeds)
+        }  # fmt: skip
+        results = self.ledger.results(train_part, list(jobs.values()), what)
+        found: dict[tuple[str, bool], dict[int, list[float]]] = {}
+        for (name, inherits, _, seed), result in zip(jobs, results, strict=True):
+            found.setdefault((name, inherits), {}).setdefault(seed, []).append(result["test"])
+        return {key: np.array([np.mean(values) for values in by_seed.values()]) for key, by_seed in found.items()}
+
+
+@lru_cache(maxsize=2)
+def _gated(job: str, group: int) -> GatedNetwork:
+    import json
+
+    teacher = load_teacher(json.loads(job))
+    assert teacher.module is not None
+    return gated_copy(teacher.module, teacher.input_shape, group=group)
+
+
+def gated_of(job: Mapping[str, Any], group: int) -> GatedNetwork:
+    """The teacher with open gates; to be left as it is."""
+    import json
+
+    return _gated(json.dumps(job, sort_keys=True), group)
+
+
+def train_part(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Distil the part of a teacher that a mask keeps."""
+    data = job["teacher"]["data"]
+    mask = np.array(list(job["mask"]), dtype=int).astype(bool)
+    student = student_of(gated_of(job["teacher"], job["group"]), mask, None if job["inherits"] else job["seed"])
+    generator = torch.Generator().manual_seed(job["seed"])
+    bank = bank_of(data, [job["teacher"]])
+    result = train(student, views_of(data), TrainingSettings(**job["training"]), generator, method="kd", teacher=bank)
+    return {**scored(student, dataset_of(data)), "training_s": result.seconds}
+
+
+def search_part(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Search gates; returns the order of units, and what was kept when the search ended."""
+    teacher = load_teacher(job["teacher"])
+    assert teacher.module is not None
+    gated = gated_copy(teacher.module, teacher.input_shape, group=job["group"])
+    cost = cost_of(gated, job.get("unit_costs"))
+    began = time.perf_counter()
+    found = search_gates(
+        gated, teacher, views_of(job["teacher"]["data"]), cost, job["budget"], TrainingSettings(**job["training"]),
+        GateSearchSettings(**job["gates"]), torch.Generator().manual_seed(job["seed"]),
+    )  # fmt: skip
+    return {"order": found.order.tolist(), "cost": found.costs[-1], "seconds": time.perf_counter() - began}
+
+
+def cost_of(gated: GatedNetwork, unit_seconds: Sequence[float] | None) -> Cost:
+    """Operations, or seconds as the sum of what units were found to cost."""
+    if unit_seconds is None:
+        return lambda mask: float(gated.macs(mask))
+    seconds = np.array(unit_seconds)
+    return lambda mask: float(seconds[0] + (seconds[1:] * mask).sum())
+
+
+def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
+    """Do what is not done yet, print the tables, and return what they say."""
+    began = time.perf_counter()
+    study = Study(scale, folder, Ledger(folder / "trainings.jsonl", processes))
+    (teacher,) = study.ledger.results(train_teacher, [study.teacher_job()], "teacher")
+    gated = gated_of(study.teacher_job(), scale.group)
+    section(f"Better students: parts of a ResNet of {gated.macs() / 1e6:.1f} MMACs ({len(gated.units)} units), "
+            f"{scale.final_seeds} seeds{underpowered(scale.underpowered)}")  # fmt: skip
+    row("teacher on the test images", f"{teacher['test']:.2%}")
+    row("kept whole", "; ".join(f"{why} ({count})" for why, count in gated.kept_whole.items()))
+    found: dict[str, Any] = {"teacher": teacher["test"]}
+    for share in scale.budgets:
+        found[f"{share}"] = _print_budget(study, gated, share)
+    for target in scale.targets:
+        found[target] = _print_latency(study, gated, target)
+    print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
+    return found
+
+
+def _searches(
+    study: Study, budget: float, gates: Mapping[str, Any], unit_seconds: Sequence[float] | None = None
+) -> list[dict[str, Any]]:
+    scale = study.scale
+    return [
+        {
+            "teacher": study.teacher_job(), "group": scale.group, "budget": budget, "training": dict(scale.search),
+            "gates": dict(gates), "seed": SEARCH + number,
+            **({} if unit_seconds is None else {"unit_costs": list(unit_seconds)}),
+        }
+        for number in range(scale.searches)
+    ]  # fmt: skip
+
+
+def _print_budget(study: Study, gated: GatedNetwork, share: float) -> dict[str, Any]:
+    cost = cost_of(gated, None)
+    budget = share * gated.macs()
+    by_kl = study.ledger.results(search_part, _searches(study, budget, {}), f"gates at {share:.0%}")
+    by_labels = study.ledger.results(
+        search_part, _searches(study, budget, {"kd_weight": 0.0, "ce_weight": 1.0}), f"gates by labels at {share:.0%}"
+    )
+    rng = np.random.default_rng(11)
+    width, depth = uniform_width(gated), uniform_depth(gated)
+    # Half of what must go by dropping branches, the rest by width.
+    between = within_budget(gated, depth, cost, (gated.macs() + budget) / 2)
+    both = np.concatenate([width[between[width]], width[~between[width]]])
+    masks = {
+        "gates (KL)": [within_budget(gated, r["order"], cost, budget) for r in by_kl],
+        "gates by labels": [within_budget(gated, r["order"], cost, budget) for r in by_labels],
+        "uniform width": [within_budget(gated, width, cost, budget)],
+        "uniform depth": [within_budget(gated, depth, cost, budget)],
+        "width and depth": [within_budget(gated, both, cost, budget)],
+        "batch-norm scale": [within_budget(gated, norm_order(gated), cost, budget)],
+        "random parts": [
+            within_budget(gated, random_order(gated, rng), cost, budget) for _ in range(study.scale.random_parts)
+        ],
+    }
+    accuracy = study.students(masks, f"students at {share:.0%}")
+    section(f"At {share:.0%} of the teacher's operations (test accuracy from scratch | with inherited weights)")
+    for name, chosen in masks.items():
+        kept = np.mean([gated.macs(mask) for mask in chosen]) / gated.macs()
+        row(f"{name} ({kept:.1%})", f"{accuracy[name, False].mean():.2%} | {accuracy[name, True].mean():.2%}")
+    found: dict[str, Any] = {
+        f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()
+    }
+    for inherits in (False, True):
+        differences = {
+            name: paired(accuracy["gates (KL)", inherits], accuracy[name, inherits])
+            for name in (*CONTROLS, "random parts")
+        }
+        adjusted = holm({name: one.p for name, one in differences.items()})
+        for name, one in differences.items():
+            row(
+                f"gates less {name}, {'inherited' if inherits else 'from scratch'}",
+                f"{interval(one)}, Holm p {adjusted[name]:.3f}",
+            )
+    chosen = masks["gates (KL)"]
+    if len(chosen) > 1:
+        pairs = [jaccard(chosen[i], chosen[j]) for i in range(len(chosen)) for j in range(i)]
+        row(
+            "searches alike (Jaccard of what they keep)",
+            f"{np.mean(pairs):.2f}; random parts {_random_alike(masks['random parts']):.2f}",
+        )
+    shares = kept_shares(gated, chosen[0])
+    row("kept of each layer by the first search", ", ".join(f"{layer} {kept:.0%}" for layer, kept in shares.items()))
+    return found
+
+
+def _random_alike(masks: Sequence[np.ndarray]) -> float:
+    pairs = [jaccard(masks[i], masks[j]) for i in range(len(masks)) for j in range(i)]
+    return float(np.mean(pairs)) if pairs else float("nan")
+
+
+def predicted_s(latency: TargetLatency, gated: GatedNetwork, mask: np.ndarray) -> float:
+    """The part's predicted latency on a target, seconds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        shape = (latency.target.batch, *gated.graph.input_shape)
+        path = quick_onnx(extract(gated, mask), shape, Path(scratch) / "part.onnx")
+        return latency.predict_model(path, remember=False).latency_s
+
+
+def _print_latency(study: Study, gated: GatedNetwork, target: str) -> dict[str, Any]:
+    """The same with the penalty in proportion to predicted latency, on one target."""
+    directory = study.folder / "latency_tables" / target
+    if not (directory / "header.json").is_file():
+        _profile(gated, target, directory)
+    latency = target_latency(load_target(target), directory)
+    whole = predicted_s(latency, gated, np.ones(len(gated.units), bool))
+    budget = LATENCY_BUDGET * whole
+    shares = unit_costs(gated, lambda mask: predicted_s(latency, gated, mask))
+    least = predicted_s(
+        latency,
+        gated,
+        within_budget(
+            gated, uniform_width(gated), lambda mask: float(mask.sum()), float(len(set(u.layer for u in gated.units)))
+        ),
+    )
+    seconds = (whole - least) * shares / shares.sum()
+    results = study.ledger.results(
+        search_part, _searches(study, budget, {}, [least, *seconds.tolist()]), f"gates for {target}"
+    )
+
+    def cost(mask: np.ndarray) -> float:
+        return predicted_s(latency, gated, mask)
+
+    masks = {
+        "gates (KL), latency": [within_budget(gated, r["order"], cost, budget) for r in results],
+        "uniform width": [within_budget(gated, uniform_width(gated), cost, budget)],
+    }
+    accuracy = study.students(masks, f"students for {target}")
+    section(f"At {LATENCY_BUDGET:.0%} of the teacher's predicted latency on {target} ({budget * 1e6:.0f} µs)")
+    for name, chosen in masks.items():
+        microseconds = np.mean([cost(mask) for mask in chosen]) * 1e6
+        share = np.mean([gated.macs(mask) for mask in chosen]) / gated.macs()
+        row(
+            f"{name} ({microseconds:.0f} µs, {share:.0%} of operations)",
+            f"{accuracy[name, False].mean():.2%} | {accuracy[name, True].mean():.2%}",
+        )
+    for inherits in (False, True):
+        difference = paired(accuracy["gates (KL), latency", inherits], accuracy["uniform width", inherits])
+        row(f"gates less uniform width, {'inherited' if inherits else 'from scratch'}", interval(difference))
+    return {f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()}
+
+
+def _profile(gated: GatedNetwork, target: str, directory: Path) -> None:
+    """Measure stretches of the teacher and of some of its parts on a target."""
+    from akd_deploy.pipeline.expected_error import Enough
+    from akd_deploy.pipeline.probe_plan import STRETCHES, given_networks, plan_probes, stretches_plan
+    from akd_deploy.profiling.profile import measure_subjects
+
+    rng, loaded = np.random.default_rng(3), load_target(target)
+    print(f"profiling {target} …")
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = []
+        for number, share in enumerate((1.0, 0.6, 0.4, 0.25, 0.15)):
+            order = uniform_width(gated) if number % 2 == 0 else random_order(gated, rng)
+            mask = within_budget(gated, order, lambda mask: float(gated.macs(mask)), share * gated.macs())
+            path = Path(scratch) / f"part{number}.onnx"
+            paths.append(onnx_from_module(extract(gated, mask), (loaded.batch, *gated.graph.input_shape), path))
+        planned = plan_probes(loaded, given_networks(paths, loaded.batch), Enough(200), 0, paths)
+        plan = stretches_plan(200, STRETCHES, None, 0)
+        measure_subjects(
+            loaded, planned.subjects, plan, directory, resume=directory.is_dir(), on_model=lambda done, total: None
+        )

@@ -1,0 +1,308 @@
+"""DistPro's claims: does a searched process of distillation beat fixed ones in short trainings, and does its course in
+time matter, or only which pathways it weighs?
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.distill import TrainingSettings
+from akd_deploy.distill.process import Process, mean_process
+from akd_deploy.distill.process_training import ProcessSearchSettings
+from akd_deploy.models.student import student_from_architecture
+from akd_deploy.recipes.distpro import (
+    PathwaySettings,
+    controls_of,
+    distill_by_process,
+    distill_by_review,
+    fixed_processes,
+    pathways_between,
+    searched_process,
+)
+from akd_deploy.recipes.paired_seeds import holm, paired
+from akd_deploy.search_space import load_space, space_of
+from benchmarks.seed_systems.ledger import Ledger
+from benchmarks.seed_systems.students import (
+    dataset_of,
+    load_teacher,
+    scored,
+    train_student,
+    train_teacher,
+    views_of,
+)
+from benchmarks.seed_systems.tables import interval, row, section, underpowered
+
+FINAL, SEARCH, TUNING = 1_000, 2_000, 500
+"""First seeds of reported trainings, of searches, and of those that a weight is tuned on."""
+TOTALS = (0.5, 1.0, 2.0, 4.0)
+"""Sums of weights that every fixed process is tried with on the tuning split."""
+FIXED = ("uniform", "diagonal", "logits")
+
+STUDENT = {
+    "in_channels": 3, "stem_width": 8, "stem_stride": 2, "widths": [12, 20, 32], "strides": [1, 2, 2],
+    "layers": [[1], [1], [1]], "operators": ["conv", "dw_separable"], "kernels": [3], "se_ratios": [0.0],
+    "skips": ["identity"], "width_multipliers": [1.0, 1.5],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained. `shares` are of the long training's steps."""
+
+    searches: int
+    final_seeds: int
+    tuning_seeds: int
+    shares: Sequence[float]
+    steps: int
+    data: Mapping[str, Any]
+    transfer: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    search: Mapping[str, Any]
+    student: Mapping[str, Any]
+    underpowered: bool = False
+
+
+@dataclass
+class Study:
+    scale: Scale
+    folder: Path
+    ledger: Ledger
+
+    def teacher_job(self, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "folder": str(self.folder), "data": dict(data or self.scale.data), "kind": "convnet", "seed": 0,
+            "member": 0, "members": 1, "skew": 0.0, "training": dict(self.scale.teacher),
+        }  # fmt: skip
+
+    def architecture(self, operator: str = "conv", width: float = 1.0) -> Architecture:
+        dataset = dataset_of(self.scale.data)
+        space = load_space("mobile", {**STUDENT, "resolution": dataset.input_shape[1], "classes": dataset.classes})
+        return space.architecture(
+            {
+                name: {"op": operator, "width": width}.get(name.split(".")[1], options[0])
+                for name, options in space.choices.items()
+            }
+        )
+
+    def training(self, share: float) -> dict[str, Any]:
+        return {**self.scale.student, "steps": max(2, round(share * self.scale.steps))}
+
+    def by_process(
+        self, process: Process, architecture: Architecture, share: float, seeds: Sequence[int], what: str,
+        score: str = "test", data: Mapping[str, Any] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """(seeds,) accuracies of trainings by a process."""
+        jobs = [
+            {
+                "teacher": self.teacher_job(data), "arch": architecture.as_dict(), "seed": seed,
+                "training": self.training(share), "weights": process.weights.tolist(),
+            }
+            for seed in seeds
+        ]  # fmt: skip
+        return np.array([result[score] for result in self.ledger.results(train_along, jobs, what)])
+
+    def by_method(
+        self, method: str, architecture: Architecture, share: float, seeds: Sequence[int], score: str = "test",
+        data: Mapping[str, Any] | None = None, **more: Any,
+    ) -> np.ndarray:  # fmt: skip
+        """(seeds,) accuracies of trainings without pathways."""
+        jobs = [
+            {
+                "data": dict(data or self.scale.data), "teachers": [] if method == "ce" else [self.teacher_job(data)],
+                "arch": architecture.as_dict(), "method": method, "seed": seed,
+                "training": {**self.training(share), **more},
+            }
+            for seed in seeds
+        ]  # fmt: skip
+        return np.array([result[score] for result in self.ledger.results(train_student, jobs, f"{method} {share:g}")])
+
+    def by_review(
+        self, weight: float, architecture: Architecture, share: float, seeds: Sequence[int], score: str = "test"
+    ) -> np.ndarray:
+        jobs = [
+            {
+                "teacher": self.teacher_job(), "arch": architecture.as_dict(), "seed": seed,
+                "training": self.training(share), "review": weight,
+            }
+            for seed in seeds
+        ]  # fmt: skip
+        return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"ReviewKD {share:g}")])
+
+
+@lru_cache(maxsize=4)
+def _teacher(job: str) -> torch.nn.Module:
+    module = load_teacher(json.loads(job)).module
+    assert module is not None
+    return module
+
+
+def train_along(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one student along pathways, by the weights of a process or by ReviewKD."""
+    data, seed = job["teacher"]["data"], job["seed"]
+    teacher, dataset, views = _teacher(json.dumps(job["teacher"], sort_keys=True)), dataset_of(data), views_of(data)
+    student = student_from_architecture(architecture_from_dict(job["arch"], "a job"), seed)
+    training = TrainingSettings(**job["training"])
+    if "review" in job:
+        result = distill_by_review(student, teacher, dataset, views, job["review"], training, seed)
+    else:
+        names = [
+            p.name for p in pathways_between(teacher, student, dataset.input_shape, PathwaySettings(), seed).pathways
+        ]
+        process = Process(np.array(job["weights"]), tuple(names))
+        result = distill_by_process(student, teacher, dataset, views, process, PathwaySettings(), training, seed)
+    return {**scored(student, dataset), "training_s": result.seconds}
+
+
+def search_once(job: Mapping[str, Any]) -> dict[str, Any]:
+    """One search of a process."""
+    data = job["teacher"]["data"]
+    architecture = architecture_from_dict(job["arch"], "a job")
+    began = time.perf_counter()
+    process, _ = searched_process(
+        lambda seed: student_from_architecture(architecture, seed),
+        _teacher(json.dumps(job["teacher"], sort_keys=True)),
+        dataset_of(data),
+        views_of(data),
+        PathwaySettings(),
+        TrainingSettings(**job["training"]),
+        ProcessSearchSettings(**job["search"]),
+        [job["seed"]],
+    )
+    return {
+        "weights": process.weights.tolist(),
+        "pathways": list(process.pathways),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
+    """Do what is not done yet, print the tables, and return what they say."""
+    began = time.perf_counter()
+    study = Study(scale, folder, Ledger(folder / "trainings.jsonl", processes))
+    (teacher,) = study.ledger.results(train_teacher, [study.teacher_job()], "teacher")
+    student = study.architecture()
+    section(f"DistPro: {scale.searches} searches, {scale.final_seeds} seeds"
+            + underpowered(scale.underpowered))  # fmt: skip
+    row("teacher on the test images", f"{teacher['test']:.2%}")
+    jobs = [
+        {
+            "teacher": study.teacher_job(), "arch": student.as_dict(), "seed": SEARCH + number,
+            "training": dict(scale.search), "search": {"normalisation": "scaled-biased-softmax"},
+        }
+        for number in range(scale.searches)
+    ]  # fmt: skip
+    results = study.ledger.results(search_once, jobs, "searches of a process")
+    searched = [Process(np.array(r["weights"]), tuple(r["pathways"])) for r in results]
+    process = mean_process(searched)
+    row("a search takes", f"{np.mean([r['seconds'] for r in results]):.0f} s, of {scale.search['steps']} steps")
+    spread = np.std([one.time_mean().weights[0] for one in searched], axis=0)
+    for i, (name, mean) in enumerate(zip(process.pathways, process.time_mean().weights[0], strict=True)):
+        told = f"begins {process.weights[0][i]:.3f}, ends {process.weights[-1][i]:.3f}"
+        row(f"weight of {name}", f"{mean:.3f} ± {spread[i]:.3f} over searches; {told}")
+    found: dict[str, Any] = {"process": {"pathways": process.pathways, "weights": process.weights.tolist()}}
+    found["schedules"] = _print_schedules(study, student, process)
+    found["transfer"] = _print_transfer(study, process)
+    print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
+    return found
+
+
+def _tuned(study: Study, student: Architecture, names: tuple[str, ...]) -> tuple[dict[str, Process], float]:
+    """Every fixed process with the sum of weights that is best on the tuning split in the middle schedule, and
+    ReviewKD's weight."""
+    share = study.scale.shares[len(study.scale.shares) // 2]
+    seeds = range(TUNING, TUNING + study.scale.tuning_seeds)
+    teacher = _teacher(json.dumps(study.teacher_job(), sort_keys=True))
+    space = space_of(student)
+    between = pathways_between(teacher, student_from_architecture(student, 0), space.input_shape, PathwaySettings(), 0)
+    assert tuple(p.name for p in between.pathways) == names
+    best: dict[str, tuple[float, Process]] = {}
+    for total in TOTALS:
+        for name, process in fixed_processes(between.pathways, total).items():
+            score = float(study.by_process(process, student, share, seeds, f"tuning {name}", "tuning").mean())
+            if name not in best or score > best[name][0]:
+                best[name] = (score, process)
+    reviews = {weight: float(study.by_review(weight, student, share, seeds, "tuning").mean()) for weight in TOTALS}
+    chosen = max(reviews, key=lambda weight: reviews[weight])
+    row(
+        "sums of weights chosen on the tuning split",
+        ", ".join(f"{name} {best[name][1].weights.sum():g}" for name in FIXED) + f", ReviewKD {chosen:g}",
+    )
+    return {name: one for name, (_, one) in best.items()}, chosen
+
+
+def _print_schedules(study: Study, student: Architecture, process: Process) -> dict[str, Any]:
+    """Every arm at every length of training."""
+    scale = study.scale
+    seeds = range(FINAL, FINAL + scale.final_seeds)
+    fixed, review = _tuned(study, student, process.pathways)
+    controls = controls_of(process, np.random.default_rng(5))
+    found: dict[str, Any] = {}
+    for share in scale.shares:
+        arms = {
+            "CE": study.by_method("ce", student, share, seeds),
+            "KD": study.by_method("kd", student, share, seeds),
+            "DKD": study.by_method("dkd", student, share, seeds),
+            "DIST": study.by_method("dist", student, share, seeds),
+            "ReviewKD": study.by_review(review, student, share, seeds),
+            "learned": study.by_process(process, student, share, seeds, f"learned {share:g}"),
+            **{
+                name: study.by_process(one, student, share, seeds, f"{name} {share:g}")
+                for name, one in {**fixed, **controls}.items()
+            },
+        }
+        section(f"Schedule × {share:g} ({study.training(share)['steps']} steps)")
+        differences = {name: paired(arms["learned"], values) for name, values in arms.items() if name != "learned"}
+        adjusted = holm({name: one.p for name, one in differences.items()})
+        row("learned", f"{arms['learned'].mean():.2%}")
+        for name, one in differences.items():
+            row(name, f"{arms[name].mean():.2%}, learned less this {interval(one)}, Holm p {adjusted[name]:.3f}")
+        found[f"{share}"] = {name: values.tolist() for name, values in arms.items()}
+    _print_steps_to_target(scale, found)
+    return found
+
+
+def _print_steps_to_target(scale: Scale, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """The shortest schedule by which each arm is as good as plain KD is after the longest."""
+    target = float(np.mean(found[f"{scale.shares[-1]}"]["KD"]))
+    section(f"Share of the schedule until {target:.2%}, which KD has after the whole")
+    for name in found[f"{scale.shares[0]}"]:
+        reached = [share for share in scale.shares if np.mean(found[f"{share}"][name]) >= target]
+        row(name, f"{min(reached):g}" if reached else "not reached")
+
+
+def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
+    """The process for another student, for other images, and for a student that a search of architectures would
+    find."""
+    scale, share = study.scale, study.scale.shares[0]
+    seeds = range(FINAL, FINAL + scale.final_seeds)
+    other = {**scale.data, **scale.transfer}
+    study.ledger.results(train_teacher, [study.teacher_job(other)], "teacher of other images")
+    section(f"The process elsewhere, schedule × {share:g} (architecture × process)")
+    found: dict[str, Any] = {}
+    for name, architecture, data in (
+        ("its own student", study.architecture(), None),
+        ("a depthwise student", study.architecture("dw_separable", 1.5), None),
+        ("other images", study.architecture(), other),
+    ):
+        arms = {
+            "learned": study.by_process(process, architecture, share, seeds, f"learned, {name}", data=data),
+            "time mean": study.by_process(
+                process.time_mean(), architecture, share, seeds, f"time mean, {name}", data=data
+            ),
+            "KD": study.by_method("kd", architecture, share, seeds, data=data),
+            "CE": study.by_method("ce", architecture, share, seeds, data=data),
+        }
+        row(name, ", ".join(f"{arm} {values.mean():.2%}" for arm, values in arms.items())
+            + f"; learned less KD {interval(paired(arms['learned'], arms['KD']))}")  # fmt: skip
+        found[name] = {arm: values.tolist() for arm, values in arms.items()}
+    return found

@@ -1,0 +1,94 @@
+"""Trainings that a study needs, each done once: results are kept line by line, and a study that was ended goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Job = Mapping[str, Any]
+"""JSON types only: everything that the result depends on."""
+Work = Callable[[Job], Mapping[str, Any]]
+"""Does one job in a process of its own kind; a module's function."""
+
+
+def key_of(job: Job) -> str:
+    """Equal exactly for equal jobs."""
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass
+class Ledger:
+    """Results by job, in a file of JSON lines; a line that was cut off is done again.
+
+    `processes` work at a time, each with one thread. `seconds` is what all trainings of the study took, over processes,
+    those of earlier times included.
+    """
+
+    path: Path
+    processes: int = 2
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, dict[str, Any]] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                self._known[entry["key"]] = entry
+
+    @property
+    def seconds(self) -> float:
+        return sum(entry["seconds"] for entry in self._known.values())
+
+    def results(self, work: Work, jobs: Sequence[Job], what: str) -> list[Mapping[str, Any]]:
+        """The result of every job, in order; those not known yet are done first."""
+        missing = list({key_of(job): job for job in jobs if key_of(job) not in self._known}.items())
+        if missing:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("\n" if torn else "")
+                for done, (key, job, result, seconds) in enumerate(self._done(work, missing), start=1):
+                    entry = {"key": key, "job": job, "result": result, "seconds": seconds}
+                    file.write(json.dumps(entry) + "\n")
+                    file.flush()
+                    self._known[key] = entry
+                    print(f"\r{what}: {done} of {len(missing)}", end="", file=sys.stderr, flush=True)
+            print(file=sys.stderr)
+        return [self._known[key_of(job)]["result"] for job in jobs]
+
+    def _done(
+        self, work: Work, missing: Sequence[tuple[str, Job]]
+    ) -> Iterator[tuple[str, Job, Mapping[str, Any], float]]:
+        if self.processes == 1 or len(missing) == 1:
+            for key, job in missing:
+                yield key, job, *_timed(work, job)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self.processes, mp_context=context, initializer=_one_thread) as pool:
+            waiting = {pool.submit(_timed, work, job): (key, job) for key, job in missing}
+            for ended in as_completed(waiting):
+                yield *waiting[ended], *ended.result()
+
+
+def _timed(work: Work, job: Job) -> tuple[Mapping[str, Any], float]:
+    began = time.perf_counter()
+    return work(job), time.perf_counter() - began
+
+
+def _one_thread() -> None:
+    """The same training gives the same result wherever it runs, and two do not get in each other's way."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.nice(5)

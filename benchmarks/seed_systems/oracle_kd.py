@@ -1,0 +1,325 @@
+"""Oracle-KD's claims: does learning from those that are right beat the mean, and does a searched student beat its
+ensemble?
+
+Three regimes of teachers: skewed ones, which know different things; alike ones; and ones that learned from noisy
+labels, where being right is partly luck and the oracle is expected to fail. β of the soft oracle is chosen on the
+tuning split with seeds of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.distill import TrainingSettings, ensemble_statistics
+from akd_deploy.paired_accuracy import paired_accuracy_loss
+from akd_deploy.recipes.oracle_kd import (
+    AddOnBed,
+    choose_beta,
+    memory_bytes,
+    memory_limit,
+    random_add_ons,
+    search_add_ons,
+    wider_backbone,
+)
+from akd_deploy.recipes.paired_seeds import holm, paired
+from akd_deploy.search.shared_weights import SharedSearchSettings
+from akd_deploy.search_space import space_of
+from akd_deploy.search_space.augmented import AugmentedSpace
+from benchmarks.seed_systems.ledger import Ledger
+from benchmarks.seed_systems.students import (
+    bank_of,
+    dataset_of,
+    load_teacher,
+    train_student,
+    train_teacher,
+    views_of,
+)
+from benchmarks.seed_systems.tables import interval, row, section, underpowered
+
+REGIMES: Mapping[str, tuple[float, float]] = {"skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3)}
+"""Regime → skew of the teachers, share of wrong labels to learn from."""
+METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", "soft-oracle")
+CHOOSING, FINAL, SEARCH = 500, 1_000, 2_000
+"""First seeds of trainings that choose β, of those that are reported, and of searches."""
+MEMORY = 1.6
+"""Most bytes of a student with add-ons, in those of its backbone."""
+AT_LEAST = 0.8
+"""Of that, random add-ons have at least so much."""
+
+BACKBONE = {
+    "in_channels": 3, "stem_width": 8, "stem_stride": 2, "widths": [12, 24], "strides": [1, 2], "depths": [1, 2],
+    "backbone": "conv",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained."""
+
+    final_seeds: int
+    choosing_seeds: int
+    members: int
+    sweep: Sequence[int]
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
+    round: Mapping[str, Any]
+    search: Mapping[str, int]
+    searches: int
+    random_add_ons: int
+    regimes: Sequence[str] = tuple(REGIMES)
+    underpowered: bool = False
+
+
+@dataclass
+class Study:
+    scale: Scale
+    folder: Path
+    ledger: Ledger
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def data(self, regime: str) -> dict[str, Any]:
+        return {**self.scale.data, "label_noise": REGIMES[regime][1]}
+
+    def teachers(self, regime: str, members: int | None = None) -> list[dict[str, Any]]:
+        skew = REGIMES[regime][0]
+        total = self.scale.members
+        return [
+            {
+                "folder": str(self.folder), "data": self.data(regime), "kind": "convnet", "seed": 0, "member": member,
+                "members": total, "skew": skew, "training": dict(self.scale.teacher),
+            }
+            for member in range(members or total)
+        ]  # fmt: skip
+
+    def space(self) -> AugmentedSpace:
+        dataset = dataset_of(self.data("alike"))
+        return AugmentedSpace({**BACKBONE, "resolution": dataset.input_shape[1], "classes": dataset.classes})
+
+    def scores(
+        self,
+        regime: str,
+        architecture: Architecture,
+        method: str,
+        what: str,
+        *,
+        members: int | None = None,
+        beta: float | None = None,
+        predictions: bool = False,
+    ) -> list[Mapping[str, Any]]:
+        """Results of the reported seeds."""
+        training = dict(self.scale.student) | ({"oracle_beta": beta} if beta is not None else {})
+        jobs = [
+            {
+                "data": self.data(regime), "teachers": self.teachers(regime, members) if method != "ce" else [],
+                "arch": architecture.as_dict(), "method": method, "seed": FINAL + seed, "training": training,
+                **({"predictions": True} if predictions else {}),
+            }
+            for seed in range(self.scale.final_seeds)
+        ]  # fmt: skip
+        return self.ledger.results(train_student, jobs, what)
+
+    def beta(self, regime: str, architecture: Architecture) -> tuple[float, dict[float, float]]:
+        """Chosen on the tuning split, with seeds that nothing reported uses."""
+
+        def score(settings: TrainingSettings, seed: int) -> float:
+            given = {
+                key: value for key, value in asdict(settings).items() if key in (*self.scale.student, "oracle_beta")
+            }
+            job = {
+                "data": self.data(regime), "teachers": self.teachers(regime), "arch": architecture.as_dict(),
+                "method": "soft-oracle", "seed": seed, "training": given,
+            }  # fmt: skip
+            return float(self.ledger.results(train_student, [job], f"β in {regime}")[0]["tuning"])
+
+        seeds = range(CHOOSING, CHOOSING + self.scale.choosing_seeds)
+        return choose_beta(score, TrainingSettings(**self.scale.student), seeds)
+
+
+def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
+    """Do what is not done yet, print the tables, and return what they say."""
+    began = time.perf_counter()
+    study = Study(scale, folder, Ledger(folder / "trainings.jsonl", processes))
+    space = study.space()
+    section(f"Oracle-KD: {scale.members} teachers, {scale.final_seeds} paired seeds"
+            + underpowered(scale.underpowered))  # fmt: skip
+    found: dict[str, Any] = {"regimes": {}}
+    for regime in scale.regimes:
+        study.ledger.results(train_teacher, study.teachers(regime), f"teachers, {regime}")
+        found["regimes"][regime] = _print_regime(study, space, regime)
+    found["sweep"] = _print_sweep(study, space)
+    found["search"] = _print_search(study, space)
+    print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
+    return found
+
+
+def _ensemble_logits(study: Study, regime: str, members: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(teachers, images, classes) logits of the test split, and its labels."""
+    test = dataset_of(study.data(regime)).test
+    images = torch.tensor(test.images)
+    logits = torch.stack([load_teacher(job).logits(images) for job in study.teachers(regime, members)])
+    return logits, torch.tensor(test.labels)
+
+
+def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str, Any]:
+    section(f"Teachers: {regime}")
+    bank = bank_of(study.data(regime), study.teachers(regime))
+    assert bank is not None
+    views = views_of(study.data(regime))
+    labels = torch.tensor(np.tile(views.split.labels, views.views))
+    on_views = ensemble_statistics(torch.tensor(bank.logits).flatten(1, 2).float(), labels)
+    on_test = ensemble_statistics(*_ensemble_logits(study, regime))
+    row("members alone on test images", ", ".join(f"{share:.1%}" for share in on_test.members))
+    row(
+        "together: mean probability, mean logit, vote; some member right",
+        f"{on_test.mean_probability:.1%}, {on_test.mean_logit:.1%}, {on_test.majority_vote:.1%}; {on_test.oracle:.1%}",
+    )
+    row(
+        "of the training views exactly 0, 1, … members are right", ", ".join(f"{share:.1%}" for share in on_views.right)
+    )
+    backbone = space.backbone()
+    beta, means = study.beta(regime, backbone)
+    row("β chosen", f"{beta:g} (tuning accuracy " + ", ".join(f"{b:g}: {m:.2%}" for b, m in means.items()) + ")")
+    scores = {
+        method: [
+            result["test"]
+            for result in study.scores(
+                regime, backbone, method, f"{method}, {regime}", beta=beta if method == "soft-oracle" else None
+            )
+        ]
+        for method in METHODS
+    }
+    for method in METHODS:
+        told = f"{np.mean(scores[method]):.2%}"
+        if method != "kd":
+            told += f", less mean KD {interval(paired(scores[method], scores['kd']))}"
+        row(method, told)
+    best = max(("kd", "oracle"), key=lambda method: float(np.mean(scores[method])))
+    row(f"soft oracle less the better of both ({best})", interval(paired(scores["soft-oracle"], scores[best])))
+    return {
+        "beta": beta, "on_views": on_views.as_dict(), "on_test": on_test.as_dict(),
+        "scores": {method: list(map(float, values)) for method, values in scores.items()},
+    }  # fmt: skip
+
+
+def _print_sweep(study: Study, space: AugmentedSpace) -> dict[int, Any]:
+    """The gap between teacher and student as the ensemble grows."""
+    regime, backbone, found = study.scale.regimes[0], space.backbone(), {}
+    section(f"As the ensemble grows ({regime})")
+    for members in study.scale.sweep:
+        teacher = ensemble_statistics(*_ensemble_logits(study, regime, members)).mean_probability
+        accuracy = {
+            method: float(
+                np.mean(
+                    [r["test"] for r in study.scores(regime, backbone, method, f"{members} teachers", members=members)]
+                )
+            )
+            for method in ("kd", "oracle")
+        }
+        told = [f"by {m} {share:.2%} (gap {100 * (teacher - share):.2f})" for m, share in accuracy.items()]
+        row(f"{members} teachers", f"ensemble {teacher:.2%}; student {', '.join(told)}")
+        found[members] = {"teacher": teacher, **accuracy}
+    return found
+
+
+def search_job(job: Mapping[str, Any]) -> dict[str, Any]:
+    """One search of add-ons in a process of its own; returns what it found and what it took."""
+    space = AugmentedSpace(job["space"])
+    bank = bank_of(job["data"], job["teachers"])
+    assert bank is not None
+    bed = AddOnBed(views_of(job["data"]), bank, dataset_of(job["data"]).reward_val)
+    limits = [memory_limit(space, job["most_bytes"])]
+    began = time.perf_counter()
+    result, _ = search_add_ons(
+        space,
+        bed,
+        job["method"],
+        TrainingSettings(**job["training"]),
+        limits,
+        SharedSearchSettings(**job["search"]),
+        job["seed"],
+    )
+    return {
+        "arch": result.best.architecture.as_dict(), "reward": result.best.reward, "refused": result.refused,
+        "bytes": result.best.costs["memory"], "seconds": time.perf_counter() - began,
+    }  # fmt: skip
+
+
+def _print_search(study: Study, space: AugmentedSpace) -> dict[str, Any]:
+    """Search loss × training loss at a limit of memory, with controls of equal memory."""
+    scale, regime = study.scale, study.scale.regimes[0]
+    most = MEMORY * memory_bytes(space, space.backbone())
+    jobs = [
+        {
+            "space": dict(space.settings), "data": study.data(regime), "teachers": study.teachers(regime),
+            "method": method, "most_bytes": most, "training": dict(scale.round), "search": dict(scale.search),
+            "seed": SEARCH + number,
+        }
+        for method in ("ce", "kd", "oracle")
+        for number in range(scale.searches)
+    ]  # fmt: skip
+    results = study.ledger.results(search_job, jobs, "searches of add-ons")
+    section(f"Add-ons within {MEMORY:g} × the backbone's memory ({most / 1024:.0f} KiB), {regime} teachers")
+    row("a search takes", f"{np.mean([r['seconds'] for r in results]):.0f} s")
+    searched = {
+        method: [
+            architecture_from_dict(r["arch"], "a search's result")
+            for r, job in zip(results, jobs, strict=True)
+            if job["method"] == method
+        ]
+        for method in ("ce", "kd", "oracle")
+    }
+    wide = wider_backbone(space, most)
+    controls = {
+        "backbone": [space.backbone()],
+        "uniformly wider": [wide],
+        "random add-ons": random_add_ons(space, [memory_limit(space, most)], AT_LEAST, scale.random_add_ons, study.rng),
+    }
+    found: dict[str, Any] = {}
+    accuracy: dict[tuple[str, str], np.ndarray] = {}
+    for name, networks in {**{f"searched by {m}": a for m, a in searched.items()}, **controls}.items():
+        for method in ("ce", "kd", "oracle"):
+            each = [
+                [
+                    r["test"]
+                    for r in study.scores(regime, network, method, f"{name}, {method}", predictions=method == "oracle")
+                ]
+                for network in networks
+            ]
+            accuracy[name, method] = np.mean(each, axis=0)
+        size = np.mean([memory_bytes(space_of(network), network) for network in networks])
+        row(
+            f"{name} ({size / 1024:.1f} KiB)",
+            ", ".join(f"{m} {accuracy[name, m].mean():.2%}" for m in ("ce", "kd", "oracle")),
+        )
+        found[name] = {m: accuracy[name, m].tolist() for m in ("ce", "kd", "oracle")}
+    kdas = accuracy["searched by oracle", "oracle"]
+    differences = {name: paired(kdas, accuracy[name, "oracle"]) for name in controls}
+    adjusted = holm({name: one.p for name, one in differences.items()})
+    for name, one in differences.items():
+        row(f"searched and trained by oracle less {name}", f"{interval(one)}, Holm p {adjusted[name]:.3f}")
+    found["against_ensemble"] = _against_ensemble(study, regime, searched["oracle"][0])
+    return found
+
+
+def _against_ensemble(study: Study, regime: str, architecture: Architecture) -> dict[str, Any]:
+    """A student against its own ensemble, image by image."""
+    logits, labels = _ensemble_logits(study, regime)
+    ensemble = (logits.softmax(-1).mean(0).argmax(-1) == labels).numpy()
+    results = study.scores(regime, architecture, "oracle", "student", predictions=True)
+    students = [np.array(result["predicted"]) == labels.numpy() for result in results]
+    found = [paired_accuracy_loss(ensemble, student) for student in students]
+    for seed, one in enumerate(found):
+        row(
+            f"seed {seed} less the ensemble on {one.samples} images",
+            f"{-100 * one.loss:+.2f} [{-100 * one.high:+.2f}, {-100 * one.low:+.2f}], McNemar p {one.p_value:.3g}",
+        )
+    return {"ensemble": float(ensemble.mean()), "students": [float(student.mean()) for student in students]}

@@ -1,0 +1,73 @@
+"""How much each study trains: a check that it runs, the evidence, and a larger run for a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd
+
+GLYPHS = {"labelled": 1_200, "teacher_images": 12_000, "views": 8}
+FEW_GLYPHS = {
+    "labelled": 480, "teacher_images": 2_400, "reward_images": 480, "tuning_images": 480, "test_images": 960,
+    "views": 4,
+}  # fmt: skip
+TEACHER = {"steps": 1_500, "batch_size": 64, "learning_rate": 0.1, "fresh_views": True}
+SHORT = {"steps": 200, "batch_size": 32}
+LONG = {"steps": 900, "batch_size": 32}
+
+_AKD = akd.Scale(
+    networks=0, selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT, long=LONG
+)
+AKD = {
+    "quick": replace(
+        _AKD, networks=12, selection_seeds=2, final_seeds=2, data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
+        short={**SHORT, "steps": 30}, long={**LONG, "steps": 60}, search_seeds=6, trials=6, draws=100,
+        underpowered=True,
+    ),
+    "evidence": _AKD,
+    "full": replace(_AKD, selection_seeds=10, scoring_seeds=5, final_seeds=10, long={**LONG, "steps": 3_000}),
+}  # fmt: skip
+
+_ORACLE_KD = oracle_kd.Scale(
+    final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER, student=LONG,
+    round={"steps": 120, "batch_size": 32}, search={"rounds": 12, "trained": 16, "judged": 12, "derived": 32},
+    searches=3, random_add_ons=5,
+)  # fmt: skip
+ORACLE_KD = {
+    "quick": replace(
+        _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
+        teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
+        search={"rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
+        regimes=("skewed", "noisy labels"), underpowered=True,
+    ),
+    "evidence": _ORACLE_KD,
+    "full": replace(_ORACLE_KD, final_seeds=10, searches=5, random_add_ons=10, student={**LONG, "steps": 3_000}),
+}  # fmt: skip
+
+_BETTER_STUDENTS = better_students.Scale(
+    budgets=better_students.BUDGETS, final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
+    search={"steps": 600, "batch_size": 32, "learning_rate": 0.02}, student=LONG,
+)  # fmt: skip
+BETTER_STUDENTS = {
+    "quick": replace(
+        _BETTER_STUDENTS, budgets=(0.3,), final_seeds=2, searches=2, random_parts=2, data=FEW_GLYPHS,
+        teacher={**TEACHER, "steps": 120}, search={"steps": 60, "batch_size": 32, "learning_rate": 0.02},
+        student={**LONG, "steps": 60}, underpowered=True,
+    ),
+    "evidence": _BETTER_STUDENTS,
+    "full": replace(_BETTER_STUDENTS, final_seeds=10, searches=5, random_parts=20, student={**LONG, "steps": 3_000}),
+}  # fmt: skip
+
+_DISTPRO = distpro.Scale(
+    searches=3, final_seeds=5, tuning_seeds=2, shares=(0.1, 0.25, 0.5, 1.0), steps=900, data=GLYPHS,
+    transfer={"shapes": 2, "textures": 3, "orientations": 2, "colours": 2}, teacher=TEACHER,
+    search={"steps": 400, "batch_size": 32}, student={"batch_size": 32},
+)  # fmt: skip
+DISTPRO = {
+    "quick": replace(
+        _DISTPRO, searches=2, final_seeds=2, tuning_seeds=1, shares=(0.5, 1.0), steps=40, data=FEW_GLYPHS,
+        teacher={**TEACHER, "steps": 120}, search={"steps": 40, "batch_size": 32}, underpowered=True,
+    ),
+    "evidence": _DISTPRO,
+    "full": replace(_DISTPRO, searches=5, final_seeds=10, steps=3_000),
+}  # fmt: skip

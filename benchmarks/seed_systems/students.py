@@ -1,0 +1,148 @@
+"""Beds of a study and the training of one student on one: what processes of a ledger do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from akd_deploy.architecture import architecture_from_dict
+from akd_deploy.data import Dataset, ViewBank, load_dataset
+from akd_deploy.distill import (
+    TeacherBank,
+    TrainingSettings,
+    evaluate_logits,
+    logits_of,
+    teacher_bank,
+    train,
+    train_member,
+)
+from akd_deploy.models.convnet import load_convnet, save_convnet
+from akd_deploy.models.mixer import MixerSettings, mixer
+from akd_deploy.models.student import student_from_architecture
+from akd_deploy.models.teacher import Teacher, teacher_from_module
+from akd_deploy.models.weights import read_weights
+from akd_deploy.storage import write_atomically
+from benchmarks.seed_systems.residual_network import residual_network
+
+VIEW_SEED = 0
+
+
+@lru_cache(maxsize=4)
+def _dataset(settings: str) -> Dataset:
+    return load_dataset("glyphs", json.loads(settings))
+
+
+def dataset_of(settings: Mapping[str, Any]) -> Dataset:
+    """Glyphs with these settings."""
+    return _dataset(json.dumps(settings, sort_keys=True))
+
+
+def views_of(settings: Mapping[str, Any]) -> ViewBank:
+    """The student's views, the same in every process."""
+    dataset = dataset_of(settings)
+    return ViewBank(dataset.train, dataset.views, VIEW_SEED)
+
+
+def train_teacher(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one teacher and keep its weights in the job's `folder`.
+
+    The job names `data`, `kind` ("convnet", "mixer" or "resnet"), `seed`, `member`, `members`, `skew` and `training`.
+    """
+    path, dataset = teacher_path(job), dataset_of(job["data"])
+    settings = TrainingSettings(**job["training"])
+    if not path.is_file():
+        if job["kind"] == "convnet":
+            save_convnet(train_member(dataset, job["member"], job["members"], job["seed"], job["skew"], settings), path)
+        else:
+            _save_trained(_fresh(job["kind"], dataset, job["seed"]), dataset, job["seed"], settings, path)
+    teacher = load_teacher(job)
+    return {
+        split: evaluate_logits(teacher.logits(torch.tensor(images.images)), images.labels).accuracy
+        for split, images in (("tuning", dataset.tuning_val), ("test", dataset.test))
+    }
+
+
+def _fresh(kind: str, dataset: Dataset, seed: int) -> nn.Module:
+    """A network of a kind with fresh weights, for the dataset's images."""
+    channels, side, _ = dataset.input_shape
+    if kind == "mixer":
+        settings = MixerSettings(in_channels=channels, classes=dataset.classes, resolution=side)
+        return mixer(settings, torch.Generator().manual_seed(seed))
+    return residual_network(dataset.classes, seed)
+
+
+def _save_trained(network: nn.Module, dataset: Dataset, seed: int, settings: TrainingSettings, path: Path) -> None:
+    from safetensors.torch import save
+
+    views = ViewBank(dataset.teacher_train, dataset.views, seed)
+    train(network, views, settings, torch.Generator().manual_seed(seed), method="ce")
+    write_atomically(path, save({name: t.contiguous() for name, t in network.state_dict().items()}))
+
+
+def teacher_path(job: Mapping[str, Any]) -> Path:
+    """Where a teacher's weights are; another file for whatever they depend on."""
+    from benchmarks.seed_systems.ledger import key_of
+
+    return Path(job["folder"]) / f"{job['kind']}-{key_of({k: v for k, v in job.items() if k != 'folder'})}.safetensors"
+
+
+def load_teacher(job: Mapping[str, Any]) -> Teacher:
+    """A teacher that `train_teacher` has trained."""
+    path, dataset = teacher_path(job), dataset_of(job["data"])
+    if job["kind"] == "convnet":
+        network: nn.Module = load_convnet(path)
+    else:
+        network = _fresh(job["kind"], dataset, 0)
+        network.load_state_dict(read_weights(path))
+    return teacher_from_module(network, dataset.input_shape, dataset.classes, f"{job['kind']} {job['seed']}")
+
+
+@lru_cache(maxsize=4)
+def _bank(data: str, teachers: str) -> TeacherBank:
+    jobs = json.loads(teachers)
+    folder = Path(jobs[0]["folder"]) / "logits"
+    return teacher_bank([load_teacher(job) for job in jobs], views_of(json.loads(data)), cache_dir=folder)
+
+
+def bank_of(data: Mapping[str, Any], teachers: list[Mapping[str, Any]]) -> TeacherBank | None:
+    """The teachers' logits of the student's views; None without a teacher."""
+    if not teachers:
+        return None
+    return _bank(json.dumps(data, sort_keys=True), json.dumps(teachers, sort_keys=True))
+
+
+def train_student(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one student and score it: `reward` and `tuning` for choices, `test` for the report.
+
+    The job names `data`, `teachers` (jobs of `train_teacher`), `arch`, `method`, `seed` and `training`; with
+    `predictions` the test split's predicted classes are kept too.
+    """
+    dataset, settings = dataset_of(job["data"]), TrainingSettings(**job["training"])
+    student = student_from_architecture(architecture_from_dict(job["arch"], "a job"), job["seed"])
+    bank = bank_of(job["data"], job["teachers"])
+    generator = torch.Generator().manual_seed(job["seed"])
+    result = train(student, views_of(job["data"]), settings, generator, method=job["method"], teacher=bank)
+    scores = scored(student, dataset, bool(job.get("predictions")))
+    return {**scores, "training_s": result.seconds, "last_loss": float(np.mean(result.losses[-10:]))}
+
+
+def scored(student: nn.Module, dataset: Dataset, predictions: bool = False) -> dict[str, Any]:
+    """Accuracies by the names of `SCORED`, and the test split's predicted classes where they are asked for."""
+    logits = {name: logits_of(student, getattr(dataset, split).images) for name, split in SCORED.items()}
+    scores: dict[str, Any] = {
+        name: evaluate_logits(logits[name], getattr(dataset, split).labels).accuracy for name, split in SCORED.items()
+    }
+    if predictions:
+        scores["predicted"] = logits["test"].argmax(dim=1).tolist()
+    return scores
+
+
+SCORED = {"reward": "reward_val", "tuning": "tuning_val", "test": "test"}
+"""A score's name → the split it is measured on."""

@@ -1,0 +1,53 @@
+"""Trainings of a study are done once, whatever ended it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.seed_systems.ledger import Ledger, key_of
+
+
+def work(job) -> dict[str, Any]:
+    """Leaves a line for every time it is called."""
+    with Path(job["log"]).open("a", encoding="utf-8") as file:
+        file.write(f"{job['n']}\n")
+    return {"square": job["n"] ** 2}
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> list[dict[str, Any]]:
+    return [{"n": n, "log": str(tmp_path / "log")} for n in (3, 1, 3, 2)]
+
+
+def calls(tmp_path: Path) -> list[str]:
+    return (tmp_path / "log").read_text(encoding="utf-8").split()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_the_order_of_jobs_and_equal_jobs_are_done_once(tmp_path, jobs, processes) -> None:
+    ledger = Ledger(tmp_path / "deep" / "t.jsonl", processes)
+    assert [r["square"] for r in ledger.results(work, jobs, "squares")] == [9, 1, 9, 4]
+    assert sorted(calls(tmp_path)) == ["1", "2", "3"]
+    assert ledger.seconds > 0
+
+
+def test_a_study_that_was_ended_goes_on_and_a_torn_line_is_done_again(tmp_path, jobs) -> None:
+    path = tmp_path / "t.jsonl"
+    Ledger(path, 1).results(work, jobs[:2], "squares")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.rindex('"result"')], encoding="utf-8")
+    again = Ledger(path, 1)
+    assert [r["square"] for r in again.results(work, jobs, "squares")] == [9, 1, 9, 4]
+    assert calls(tmp_path) == ["3", "1", "1", "2"]
+    assert [r["square"] for r in Ledger(path, 1).results(work, jobs, "squares")] == [9, 1, 9, 4]
+    assert len(calls(tmp_path)) == 4
+
+
+def test_jobs_are_told_apart_by_everything_in_them() -> None:
+    job = {"a": 1, "b": {"c": [1, 2]}}
+    assert key_of(job) == key_of(json.loads(json.dumps({"b": {"c": [1, 2]}, "a": 1})))
+    assert len({key_of(job), key_of({**job, "a": 2}), key_of({"a": 1, "b": {"c": [2, 1]}})}) == 3

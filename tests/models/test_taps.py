@@ -1,0 +1,73 @@
+"""Features of students and of networks that nobody here wrote."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from random_students import SPACES
+from torch import nn
+from user_networks import INPUT_SHAPE, network
+
+from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.models.student import student_from_architecture
+from akd_deploy.models.taps import MOST_POINTS, feature_points, points_of, tapped
+
+
+def test_taps_give_what_layers_put_out_and_leave_the_output_alone() -> None:
+    net = network("ResNet", 0)
+    x = torch.randn(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output, (stem, last) = tapped(net, x, ["stem", "blocks.2"])
+        assert torch.equal(output, net(x))
+        assert torch.equal(stem, net.stem(x))
+        assert torch.equal(last, net.blocks(torch.relu(net.stem(x))))
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_what_works_in_place_afterwards_does_not_change_what_was_tapped() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 2))
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    _, (features,) = tapped(net, x, ["0"])
+    assert torch.equal(features, net[0](x))
+
+
+def test_students_are_tapped_at_their_operations() -> None:
+    space = SPACES["digits 12×12"]
+    student = student_from_architecture(space.sample(np.random.default_rng(0)), 0).eval()
+    x = torch.randn(2, *space.input_shape, generator=torch.Generator().manual_seed(0))
+    points = [points_of(student)[0], points_of(student)[-2]]
+    logits, features = tapped(student, x, points)
+    assert torch.equal(logits, student(x))
+    assert [len(f) for f in features] == [2, 2]
+    with pytest.raises(UnknownNameError, match="stem"):
+        tapped(student, x, ["stemm"])
+
+
+@pytest.mark.parametrize("kind", ["ResNet", "VGG", "MobileNet", "DenseNet", "ConvNeXt"])
+def test_points_are_the_last_of_each_resolution_in_order(kind: str) -> None:
+    net = network(kind, 0)
+    points = feature_points(net, INPUT_SHAPE)
+    _, features = tapped(net, torch.zeros(2, *INPUT_SHAPE), points)
+    sizes = [feature.shape[-1] for feature in features]
+    assert 1 <= len(points) <= MOST_POINTS
+    assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_networks_without_maps_and_points_without_tensors_are_refused() -> None:
+    with pytest.raises(UsageError, match="feature maps"):
+        feature_points(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), INPUT_SHAPE)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 4))
+    with pytest.raises(UnknownNameError, match="point"):
+        tapped(net, torch.zeros(1, *INPUT_SHAPE), ["nowhere"])
+    with pytest.raises(UsageError, match="did not run"):
+        tapped(_Unused(), torch.zeros(1, *INPUT_SHAPE), ["spare"])
+
+
+class _Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.used = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)

@@ -1,0 +1,170 @@
+"""Searching a student inside its teacher: proximal steps, budgets, controls."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from akd_deploy.data import ViewBank, load_dataset
+from akd_deploy.distill import TrainingSettings
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
+from akd_deploy.models.convnet import ConvNetSettings, convnet
+from akd_deploy.models.teacher import teacher_from_module
+from akd_deploy.recipes.better_students import (
+    GateSearchSettings,
+    gated_copy,
+    jaccard,
+    kept_shares,
+    norm_order,
+    proximal_step,
+    random_order,
+    search_gates,
+    student_of,
+    uniform_depth,
+    uniform_width,
+    unit_costs,
+    within_budget,
+)
+
+SHAPE = (1, 12, 12)
+TRAINING = TrainingSettings(steps=60, batch_size=16, learning_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return convnet(ConvNetSettings(widths=(8, 12), depth=2), torch.Generator().manual_seed(0)).eval()
+
+
+@pytest.fixture(scope="module")
+def views() -> ViewBank:
+    digits = load_dataset("digits", {"labelled": 60, "views": 4})
+    return ViewBank(digits.train, digits.views, 0)
+
+
+def test_a_proximal_step_by_hand() -> None:
+    gates, velocity = torch.tensor([1.0, 0.05, 0.0, 0.5]), torch.tensor([0.0, 0.0, 0.0, 0.2])
+    gradient, penalties = torch.tensor([1.0, 0.0, -0.5, 0.0]), torch.tensor([2.0, 1.0, 1.0, 1.0])
+    moved, following = proximal_step(gates, velocity, gradient, penalties, rate=0.1, momentum=0.5)
+    # z: 0.9 − 0.2, 0.05 − 0.1 cut to 0, 0.05 − 0.1 cut to 0, 0.4; v = z − g + v/2; g = z + v/2.
+    assert moved.tolist() == pytest.approx([0.7 - 0.15, 0.0, 0.0, 0.4], abs=1e-6)
+    assert following.tolist() == pytest.approx([-0.3, 0.0, 0.0, 0.0], abs=1e-6)
+
+
+def test_a_cut_gate_comes_back_where_its_gradient_outweighs_the_penalty() -> None:
+    gates, velocity = torch.zeros(2), torch.zeros(2)
+    moved, _ = proximal_step(gates, velocity, torch.tensor([-3.0, -0.5]), torch.ones(2), rate=0.1, momentum=0.0)
+    assert moved.tolist() == pytest.approx([0.2, 0.0])
+
+
+def test_units_cost_what_leaving_them_out_saves(network) -> None:
+    gated = gated_copy(network, SHAPE)
+    costs = unit_costs(gated, lambda mask: float(gated.macs(mask)))
+    assert costs.mean() == pytest.approx(1)
+    by_layer = {unit.layer: cost for unit, cost in zip(gated.units, costs, strict=True)}
+    # The first layer's channels are read by the second at full resolution; the last ones by the classifier alone.
+    assert by_layer["features.0"] > by_layer["features.9"]
+    with pytest.raises(UsageError, match="no unit changes"):
+        unit_costs(gated, lambda mask: 1.0)
+
+
+@given(share=st.floats(0.15, 1.0), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_a_budget_is_met_within_one_unit_and_never_exceeded(share: float, seed: int) -> None:
+    gated = gated_copy(convnet(ConvNetSettings(widths=(8, 12), depth=2), torch.Generator().manual_seed(0)), SHAPE)
+    order, budget = random_order(gated, np.random.default_rng(seed)), share * gated.macs()
+    mask = within_budget(gated, order, lambda mask: float(gated.macs(mask)), budget)
+    assert gated.macs(mask) <= budget
+    missing = [i for i in order if not mask[i]]
+    if missing:
+        mask[missing[0]] = True
+        assert gated.macs(mask) > budget
+    gated.check_mask(mask)
+
+
+def test_budgets_below_one_unit_a_layer_are_refused(network) -> None:
+    gated = gated_copy(network, SHAPE)
+    with pytest.raises(InfeasibleBudgetError, match="one unit in every layer"):
+        within_budget(gated, uniform_width(gated), lambda mask: float(gated.macs(mask)), 10.0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"reverse": True}, {"kd_weight": 0.0, "ce_weight": 1.0}])
+def test_a_search_ends_at_the_budget_with_gates_that_are_exactly_zero(network, views, changes) -> None:
+    teacher = teacher_from_module(network, SHAPE, 10, "t")
+    gated = gated_copy(network, SHAPE)
+    budget = 0.4 * gated.macs()
+    longer = TrainingSettings(steps=200, batch_size=16, learning_rate=0.02)
+    found = search_gates(
+        gated, teacher, views, lambda mask: float(gated.macs(mask)), budget, longer,
+        GateSearchSettings(strength=0.01, **changes), torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert len(found.costs) == len(found.losses) == longer.steps
+    assert min(found.costs) < 0.8 * found.costs[0], "the penalty brings the cost down"
+    assert (found.gates == 0).sum() > 0
+    assert sorted(found.order.tolist()) == list(range(len(gated.units)))
+    alive = found.gates[found.order] > 0
+    assert not (np.diff(alive.astype(int)) > 0).any(), "what is alive comes before what is dead"
+    mask = within_budget(gated, found.order, lambda mask: float(gated.macs(mask)), budget)
+    assert gated.macs(mask) <= budget
+    # The teacher itself was not touched.
+    again = convnet(ConvNetSettings(widths=(8, 12), depth=2), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), network.parameters(), strict=True))
+
+
+def test_one_seed_gives_one_search(network, views) -> None:
+    teacher = teacher_from_module(network, SHAPE, 10, "t")
+
+    def order(seed: int) -> list[int]:
+        gated = gated_copy(network, SHAPE)
+        short = TrainingSettings(steps=12, batch_size=16, learning_rate=0.05)
+        found = search_gates(
+            gated, teacher, views, lambda mask: float(gated.macs(mask)), 0.4 * gated.macs(), short,
+            GateSearchSettings(), torch.Generator().manual_seed(seed),
+        )  # fmt: skip
+        return found.order.tolist()
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_controls_take_what_their_names_say(network) -> None:
+    from residual_network import resnet
+
+    gated = gated_copy(resnet(), (3, 16, 16))
+    cost, half = (lambda mask: float(gated.macs(mask))), 0.5 * gated.macs()
+    wide = within_budget(gated, uniform_width(gated), cost, half)
+    shares = kept_shares(gated, wide)
+    channels = [
+        share for layer, share in shares.items() if any(u.layer == layer and u.branch is None for u in gated.units)
+    ]
+    assert max(channels) - min(channels) < 0.3
+    deep = within_budget(gated, uniform_depth(gated), cost, 0.8 * gated.macs())
+    dropped = [unit.branch is not None for unit, kept in zip(gated.units, deep, strict=True) if not kept]
+    assert dropped
+    assert all(dropped)
+    one, other = (random_order(gated, np.random.default_rng(seed)) for seed in (0, 1))
+    assert one.tolist() != other.tolist()
+    by_norm = norm_order(gated)
+    assert sorted(by_norm.tolist()) == list(range(len(gated.units)))
+    assert all(gated.units[i].branch is not None for i in by_norm[: sum(u.branch is not None for u in gated.units)])
+    assert jaccard(wide, wide) == 1
+    assert jaccard(wide, ~wide) == 0
+
+
+def test_students_inherit_weights_or_begin_afresh(network) -> None:
+    gated = gated_copy(network, SHAPE)
+    mask = within_budget(gated, uniform_width(gated), lambda mask: float(gated.macs(mask)), 0.5 * gated.macs())
+    inherited, fresh, again, other = (student_of(gated, mask, seed) for seed in (None, 1, 1, 2))
+    first = [next(student.parameters()) for student in (inherited, fresh, again, other)]
+    kept = np.flatnonzero([mask[gated.unit_of[int(r)]] for r in gated.graph.roots(gated.graph.of["features_0"].labels)])
+    assert torch.equal(first[0], network.features[0].weight[kept])
+    assert torch.equal(first[1], first[2])
+    assert not torch.equal(first[1], first[3])
+
+
+@pytest.mark.parametrize("changes", [{"growth": 1.0}, {"closing": 0.0}, {"gate_rate": 0.0}, {"kd_weight": 0.0}])
+def test_settings_out_of_range_are_named(changes) -> None:
+    with pytest.raises(UsageError, match="search for gates"):
+        GateSearchSettings(**changes)

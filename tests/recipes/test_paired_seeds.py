@@ -1,0 +1,104 @@
+"""Statistics over seeds: by hand, against scipy, and by simulation."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from akd_deploy.recipes.paired_seeds import (
+    architecture_shift,
+    holm,
+    jensen_shannon,
+    marginals,
+    paired,
+    permutation_p,
+    rank_agreement,
+)
+
+
+def test_a_paired_difference_is_scipys():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(1, 1, 8), rng.normal(0, 1, 8)
+    found, theirs = paired(a, b), scipy.stats.ttest_rel(a, b)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.mean, found.p) == pytest.approx((float((a - b).mean()), float(theirs.pvalue)))
+    assert (found.low, found.high) == pytest.approx((float(interval.low), float(interval.high)))
+    assert found.is_shown == (interval.low > 0 or interval.high < 0)
+
+
+@pytest.mark.parametrize(("a", "b"), [([0.5], [0.25]), ([0.5, 0.75], [0.25, 0.5])])
+def test_a_difference_that_scatters_nowhere_has_no_interval(a, b):
+    found = paired(a, b)
+    assert found.mean == 0.25
+    assert np.isnan([found.low, found.high, found.p]).all()
+    assert not found.is_shown
+
+
+def test_values_that_are_not_paired_are_refused():
+    with pytest.raises(ValueError, match="shapes"):
+        paired([1.0, 2.0], [1.0])
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": float("nan")}) == pytest.approx(
+        {"a": 0.03, "c": 0.06, "b": 0.06, "d": float("nan")}, nan_ok=True
+    )
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def replicas(rng, truth, noise, count=2):
+    return truth[:, None] + noise * rng.standard_normal((len(truth), count))
+
+
+def test_two_noisy_views_of_one_ranking_are_not_told_apart_and_of_two_rankings_are():
+    rng = np.random.default_rng(1)
+    truth, other = rng.normal(size=40), rng.normal(size=40)
+    alike = rank_agreement(replicas(rng, truth, 0.5), replicas(rng, truth, 0.5), rng, draws=200)
+    assert alike.low < 0 < alike.high
+    apart = rank_agreement(replicas(rng, truth, 0.5), replicas(rng, truth + other, 0.5), rng, draws=200)
+    assert apart.low > 0
+    assert apart.gap == pytest.approx(apart.ceiling - apart.tau)
+
+
+def test_rank_agreement_needs_replicas():
+    with pytest.raises(ValueError, match="shapes"):
+        rank_agreement(np.zeros((5, 1)), np.zeros((5, 2)), np.random.default_rng(0))
+
+
+def test_jensen_shannon_is_scipys_and_one_for_what_has_nothing_in_common():
+    from scipy.spatial.distance import jensenshannon
+
+    rng = np.random.default_rng(0)
+    a, b = rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5))
+    assert jensen_shannon(a, b) == pytest.approx(jensenshannon(a, b, base=2))
+    assert jensen_shannon(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1
+    assert jensen_shannon(a, a) == 0
+
+
+def test_marginals_count_options_that_nobody_chose():
+    found = marginals(np.array([[0, 1], [0, 2], [1, 2], [0, 2]]), [2, 4])
+    assert [row.tolist() for row in found] == [[0.75, 0.25], [0, 0.25, 0.75, 0]]
+
+
+def test_alike_sets_have_a_distance_above_0_that_chance_explains():
+    rng = np.random.default_rng(3)
+    sets = rng.integers(0, 4, size=(2, 20, 6))
+    alike = architecture_shift(sets[0], sets[1], [4] * 6, rng, draws=300)
+    assert alike.distance > 0.1
+    assert alike.p > 0.05
+    shifted = sets[1].copy()
+    shifted[:, 2:4] = 3
+    apart = architecture_shift(sets[0], shifted, [4] * 6, rng, draws=300)
+    assert apart.p < 0.05
+    assert int(np.argmax(apart.by_choice)) in (2, 3)
+    assert apart.distance > apart.null
+
+
+def test_permutation_p_values_are_uniform_where_nothing_differs():
+    rng = np.random.default_rng(5)
+    labels = np.arange(20) < 10
+    values = [
+        permutation_p(lambda chosen, x=x: abs(x[chosen].mean() - x[~chosen].mean()), labels, rng, 99)[1]
+        for x in rng.normal(size=(200, 20))
+    ]
+    assert np.mean(np.array(values) <= 0.1) == pytest.approx(0.1, abs=0.06)
+    assert min(values) >= 0.01

@@ -1,0 +1,90 @@
+"""Search with shared weights: rounds, limits, and what a strategy is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
+from akd_deploy.search import REWARD_PRESETS
+from akd_deploy.search.shared_weights import Limit, SharedSearchSettings, search_shared_weights
+from akd_deploy.search.strategies import load_strategy
+from akd_deploy.search_space.augmented import IDENTITY, AugmentedSpace
+
+SPACE = AugmentedSpace()
+SETTINGS = SharedSearchSettings(rounds=6, trained=4, judged=8, derived=8)
+
+
+def added(architecture) -> int:
+    return sum(value != IDENTITY for name, value in architecture.choices.items() if name.endswith(".op"))
+
+
+def accuracy(architecture) -> float:
+    """The better the more is added."""
+    return 0.4 + 0.1 * added(architecture)
+
+
+def limited(most: float, shape: str | None = None) -> list[Limit]:
+    return [Limit("layers", added, most, None if shape is None else REWARD_PRESETS[shape])]
+
+
+def found(limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds=None, judge=accuracy):
+    def train(candidates):
+        if rounds is not None:
+            rounds.append(candidates)
+
+    return search_shared_weights(SPACE, load_strategy(strategy, seed), train, judge, limits, settings)
+
+
+def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last_is_the_result():
+    rounds: list = []
+    result = found(rounds=rounds)
+    assert [len(candidates) for candidates in rounds] == [4] * 6
+    assert len(result.judged) == 6 * 8 + 8
+    assert result.best.reward == max(one.reward for one in result.judged[-8:])
+    assert result.refused == 0
+
+
+@pytest.mark.parametrize("strategy", ["akd-reinforce", "akd-ppo", "evolution", "random", "tpe"])
+def test_nothing_over_a_hard_limit_is_trained_or_judged_by_any_strategy(strategy):
+    rounds: list = []
+    result = found(limited(1), strategy, rounds=rounds)
+    assert all(added(one.architecture) <= 1 for one in result.judged)
+    assert all(added(one) <= 1 for candidates in rounds for one in candidates)
+    assert result.refused > 0
+    assert all(one.costs == {"layers": added(one.architecture)} for one in result.judged)
+
+
+def test_a_shape_trades_the_cost_off_instead():
+    result = found(limited(1, "soft"))
+    assert max(added(one.architecture) for one in result.judged) == 3
+    for one in result.judged:
+        if (layers := added(one.architecture)) > 0:
+            assert one.reward == pytest.approx(one.accuracy * layers**-0.07)
+
+
+def test_a_controller_learns_what_is_rewarded():
+    settings = SharedSearchSettings(rounds=60, trained=1, judged=8, derived=8)
+    result = found(settings=settings, judge=lambda architecture: 0.8 - 0.1 * added(architecture))
+    first, last = result.judged[:80], result.judged[-80:]
+    assert np.mean([one.accuracy for one in last]) > np.mean([one.accuracy for one in first]) + 0.05
+
+
+def test_one_seed_gives_one_search():
+    first, again, other = (found(limited(2), seed=seed) for seed in (1, 1, 2))
+    assert [one.architecture for one in first.judged] == [one.architecture for one in again.judged]
+    assert [one.architecture for one in first.judged] != [one.architecture for one in other.judged]
+
+
+def test_limits_that_nothing_keeps_are_an_error_that_says_how_far_off():
+    limit = Limit("layers", lambda architecture: 1 + added(architecture), 0.5)
+    with pytest.raises(InfeasibleBudgetError, match=r"nearest is [2-8]\.00 times over"):
+        found([limit], settings=SharedSearchSettings(max_draws=20))
+
+
+@pytest.mark.parametrize("most", [0, -1, float("nan"), float("inf")])
+def test_limits_and_counts_are_positive(most):
+    with pytest.raises(UsageError, match="layers"):
+        Limit("layers", added, most)
+    with pytest.raises(UsageError, match="rounds"):
+        SharedSearchSettings(rounds=0)
