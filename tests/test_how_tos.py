@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from documents import ROOT, Document, run_here
 
 PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
 NNI = Document(ROOT / "docs" / "search-with-nni.md")
+SHRINK = Document(ROOT / "docs" / "shrink-my-own-model.md")
 
 pytestmark = pytest.mark.xdist_group("how-tos")
 
@@ -20,6 +22,17 @@ def test_every_command_of_the_how_to_on_profiling_works_in_the_order_given(tmp_p
     PROFILE.run(tmp_path, run_here)
     tables = [path.parent.parent.name for path in tmp_path.glob("latency_tables/*/*/header.json")]
     assert sorted(tables) == ["cpu_onnxruntime_fp32", "two_threads"]
+
+
+@pytest.mark.slow
+def test_a_model_of_ones_own_is_shrunk_to_a_verified_bundle(tmp_path: Path) -> None:
+    SHRINK.run(tmp_path, run_here)
+    summary = json.loads((tmp_path / "runs" / "shrunk" / "summary.json").read_text(encoding="utf-8"))
+    winner = summary["winner"]
+    assert winner["macs"] < winner["teacher_macs"]
+    assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", "hand_shrunk"}
+    assert winner["predicted_s"] <= winner["budget_s"]
+    assert (tmp_path / "runs" / "shrunk" / "bundle" / "manifest.json").is_file()
 
 
 def test_the_configuration_of_the_how_to_on_nni_is_one() -> None:
@@ -33,7 +46,7 @@ def test_the_configuration_of_the_how_to_on_nni_is_one() -> None:
     configuration_from_dict({"target": "t", "budget": "1ms", **fields}, where=NNI.path.name)
 
 
-@pytest.mark.parametrize("document", [PROFILE, NNI], ids=lambda document: document.path.stem)
+@pytest.mark.parametrize("document", [PROFILE, NNI, SHRINK], ids=lambda document: document.path.stem)
 def test_every_command_line_of_the_how_to_names_a_command_and_options_that_exist(document: Document) -> None:
     from typer.main import get_command
 

@@ -51,7 +51,7 @@ class GlyphsSettings:
     by up to `shift` pixels.
     """
 
-    labelled: int = 1_200
+    labelled: int = 2_400
     teacher_images: int = 12_000
     reward_images: int = 1_200
     tuning_images: int = 1_200

@@ -232,6 +232,7 @@ def extract(gated: GatedNetwork, mask: np.ndarray | None = None) -> fx.GraphModu
     for i, unit in reversed(list(enumerate(gated.units))):
         if unit.branch is not None:
             _settle_branch(small, nodes, unit.branch, float(values[i]))
+    _drop_repeated(small)
     small.graph.eliminate_dead_code()
     small.delete_all_unused_submodules()
     small.graph.lint()
@@ -344,6 +345,22 @@ def _settle_branch(network: fx.GraphModule, nodes: Mapping[str, fx.Node], branch
     with network.graph.inserting_before(node):
         scaled = network.graph.call_function(torch.mul, (source, gate))
     node.replace_input_with(source, scaled)
+
+
+_RELUS = (torch.relu, torch.nn.functional.relu, "relu", "relu_")
+
+
+def _drop_repeated(network: fx.GraphModule) -> None:
+    """Take out rectifiers of what a rectifier puts out: those on both sides of a dropped branch meet."""
+
+    def rectifies(node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(network.get_submodule(str(node.target)), nn.ReLU)
+        return node.op in ("call_function", "call_method") and node.target in _RELUS
+
+    for node in network.graph.nodes:
+        if rectifies(node) and rectifies(node.all_input_nodes[0]):
+            node.replace_all_uses_with(node.all_input_nodes[0])
 
 
 def _set_submodule(network: nn.Module, target: str, module: nn.Module) -> None:

@@ -48,8 +48,10 @@ from akd_deploy.units import format_seconds, parse_latency_budget
 
 GATE_TRAINING = TrainingSettings(steps=600, learning_rate=0.02)
 """Of the gated teacher, whose weights are good already."""
-EXAMPLE_SHARES = (1.0, 0.6, 0.4, 0.25, 0.15)
+EXAMPLE_SHARES = (0.6, 0.4, 0.25, 0.15)
 """Of the teacher's operations, in the parts whose stretches are profiled."""
+LEAST_SHARE = 0.1
+"""Of the teacher's operations, in the parts that are measured whole."""
 TRIES, TIGHTER = 4, 0.95
 """A part whose certificate does not hold untrained is followed by one for so much less, so often at most."""
 ARMS = ("kd", "inherited", "ce", "hand_shrunk")
@@ -148,9 +150,15 @@ def _macs(run: ShrinkRun) -> Callable[[np.ndarray], float]:
 def _examples(run: ShrinkRun) -> list[Path]:
     """The teacher and some of its parts, whose kernels are those that parts have."""
     rng, folder, paths = run.rng("examples"), run.directory / "candidates", []
+    masks = [_whole(run)]
+    is_branch = np.array([unit.branch is not None for unit in run.gated.units])
+    if is_branch.any():
+        # What stands on both sides of a branch then meets, as nowhere else.
+        masks += [~is_branch, ~is_branch | (np.cumsum(is_branch) % 2 == 0)]
     for number, share in enumerate(EXAMPLE_SHARES):
-        order = uniform_width(run.gated) if number % 2 == 0 else random_order(run.gated, rng)
-        mask = within_budget(run.gated, order, _macs(run), share * run.gated.macs()) if share < 1 else _whole(run)
+        order = uniform_width(run.gated) if number % 2 else random_order(run.gated, rng)
+        masks.append(within_budget(run.gated, order, _macs(run), share * run.gated.macs()))
+    for number, mask in enumerate(masks):
         paths.append(run.written(mask, folder / f"example{number}.onnx"))
     return paths
 
@@ -173,7 +181,7 @@ def profile(run: ShrinkRun, _results: Mapping[str, Any]) -> dict[str, Any]:
     table, seed = run.configuration.profile, run.configuration.seed
     rows = read_table(directory).rows if (directory / HEADER_NAME).is_file() else ()
     networks = given_networks(paths, run.target.batch)
-    planned = plan_probes(run.target, networks, Enough(table.probes), seed, paths, measured=rows)
+    planned = plan_probes(run.target, networks, Enough(table.probes), seed, _whole_parts(run), measured=rows)
     plan = stretches_plan(table.probes, replace(STRETCHES, blocks=table.blocks), None, seed)
     profiled = measure_subjects(
         run.target,
@@ -189,6 +197,16 @@ def profile(run: ShrinkRun, _results: Mapping[str, Any]) -> dict[str, Any]:
         "measured_here": True,
         "in_domain": _share_in_domain(run, paths),
     }
+
+
+def _whole_parts(run: ShrinkRun) -> list[Path]:
+    """Parts of any size, measured whole: what intervals are calibrated and scored on."""
+    rng, paths = run.rng("whole parts"), []
+    for number in range(run.configuration.profile.networks):
+        order = random_order(run.gated, rng)
+        mask = within_budget(run.gated, order, _macs(run), float(rng.uniform(LEAST_SHARE, 1)) * run.gated.macs())
+        paths.append(run.written(mask, run.directory / "candidates" / f"whole{number}.onnx"))
+    return paths
 
 
 def _share_in_domain(run: ShrinkRun, paths: Sequence[Path]) -> float:

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd
 
-GLYPHS = {"labelled": 1_200, "teacher_images": 12_000, "views": 8}
+GLYPHS = {"labelled": 2_400, "teacher_images": 12_000, "views": 8}
 FEW_GLYPHS = {
     "labelled": 480, "teacher_images": 2_400, "reward_images": 480, "tuning_images": 480, "test_images": 960,
     "views": 4,
 }  # fmt: skip
 TEACHER = {"steps": 1_500, "batch_size": 64, "learning_rate": 0.1, "fresh_views": True}
-SHORT = {"steps": 200, "batch_size": 32}
+SHORT = {"steps": 300, "batch_size": 32}
 LONG = {"steps": 900, "batch_size": 32}
 
 _AKD = akd.Scale(
@@ -52,7 +52,7 @@ BETTER_STUDENTS = {
     "quick": replace(
         _BETTER_STUDENTS, budgets=(0.3,), final_seeds=2, searches=2, random_parts=2, data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, search={"steps": 60, "batch_size": 32, "learning_rate": 0.02},
-        student={**LONG, "steps": 60}, underpowered=True,
+        student={**LONG, "steps": 60}, targets=("cpu_onnxruntime_fp32",), probes=40, underpowered=True,
     ),
     "evidence": _BETTER_STUDENTS,
     "full": replace(_BETTER_STUDENTS, final_seeds=10, searches=5, random_parts=20, student={**LONG, "steps": 3_000}),

@@ -14,7 +14,8 @@ from akd_deploy.measurement import Measurement
 
 COMMANDS = {
     "doctor", "targets", "profile", "fit", "predict", "bench", "feasible", "search", "distill", "export", "build",
-    "quantize", "lint", "inspect", "diff", "package", "verify", "load", "gate", "report", "run", "shrink", "demo", "import-table",
+    "quantize", "lint", "inspect", "diff", "package", "verify", "load", "gate", "report", "run", "shrink", "demo",
+    "import-table",
 }  # fmt: skip
 
 

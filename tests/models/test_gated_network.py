@@ -133,6 +133,18 @@ def test_a_layer_that_would_be_left_nothing_is_named() -> None:
         extract(gated, mask[:-1])
 
 
+def test_rectifiers_that_meet_where_a_branch_was_are_one() -> None:
+    gated = GatedNetwork(network("ResNet", 0), INPUT_SHAPE)
+    mask = np.array([unit.branch is None for unit in gated.units])
+    small, x = extract(gated, mask), images()
+    with torch.no_grad():
+        gated.gates.copy_(torch.from_numpy(mask).float())
+        assert torch.allclose(small(x), gated.eval()(x), atol=1e-5)
+    relus = [node for node in small.graph.nodes if node.target is torch.nn.functional.relu]
+    assert relus
+    assert not any(source in relus for node in relus for source in node.all_input_nodes)
+
+
 def test_gates_get_gradients_and_weights_are_those_of_the_network() -> None:
     plain = network("ResNet", 0)
     gated = GatedNetwork(plain, INPUT_SHAPE).train()
