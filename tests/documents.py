@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 MISSED = 3
 JUDGE_TIMES = {
     "akd-deploy run ": "does NOT hold",
+    "akd-deploy shrink ": "does NOT hold",
     "akd-deploy bench --reproduce ": "DIFFERS",
     "akd-deploy bench ": "does NOT hold",
     "akd-deploy gate ": "regressed",
@@ -26,7 +27,7 @@ JUDGE_TIMES = {
 """Beginnings of commands that judge times measured here and now → what they say on stdout where they exit with
 `MISSED`. An error, which may have that exit code too, is said on stderr alone."""
 
-MEASURE = ("profile", "search", "run", "bench")
+MEASURE = ("profile", "search", "run", "shrink", "bench")
 """Commands that would measure again what a busy machine disturbs, for as long as it takes."""
 
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)

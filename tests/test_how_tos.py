@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Document, run_here
+from documents import ROOT, Document, run_command, run_here
 
 PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
 NNI = Document(ROOT / "docs" / "search-with-nni.md")
@@ -26,7 +26,7 @@ def test_every_command_of_the_how_to_on_profiling_works_in_the_order_given(tmp_p
 
 @pytest.mark.slow
 def test_a_model_of_ones_own_is_shrunk_to_a_verified_bundle(tmp_path: Path) -> None:
-    SHRINK.run(tmp_path, run_here)
+    SHRINK.run(tmp_path, run_command)
     summary = json.loads((tmp_path / "runs" / "shrunk" / "summary.json").read_text(encoding="utf-8"))
     winner = summary["winner"]
     assert winner["macs"] < winner["teacher_macs"]

@@ -203,13 +203,13 @@ def plan_probes(
         )
     windows, all_counts = zip(*candidates.values(), strict=True)
     seconds = [_measuring_s(counts) for counts in all_counts]
-    first = [i for i, name in enumerate(candidates) if name in required] if enough.most >= 2 * len(required) else []
-    chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, enough, measured, seconds, first)
+    certain = [i for i, name in enumerate(candidates) if name in required] if enough.most >= 2 * len(required) else []
+    chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, enough, measured, seconds, certain)
     known = [all_counts[choice.index] for choice in chosen] + [row.counts() for row in measured]
     if covering := _covering(wanted, known, all_counts, seconds):
-        most = replace(enough, most=max(enough.most, len(first) + len(covering)))
-        first = [*covering, *first]
-        chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, most, measured, seconds, first)
+        most = replace(enough, most=max(enough.most, len(certain) + len(covering)))
+        certain = [*covering, *certain]
+        chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, most, measured, seconds, certain)
     stretches = [windows[choice.index] for choice in chosen]
     stacks = _stacks(stretches, [all_counts[choice.index] for choice in chosen])
     own: Sequence[Any] = [window for window in stretches if window.name not in required]

@@ -18,7 +18,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError, UsageError
 from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
 from akd_deploy.models.gated_network import GatedNetwork
-from akd_deploy.models.onnx_from_module import onnx_from_module, quick_onnx
+from akd_deploy.models.onnx_from_module import quick_onnx
 from akd_deploy.models.part import Part, load_part, mask_from_text, mask_text, save_part
 from akd_deploy.pipeline import deliver, prepare, shipping
 from akd_deploy.pipeline.choose import finished
@@ -93,14 +93,13 @@ class ShrinkRun(Run):
 
     def predicted(self, mask: np.ndarray) -> Prediction:
         """A part's latency on the target, from its ONNX."""
-        shape = (self.target.batch, *self.gated.graph.input_shape)
-        path = quick_onnx(Part(self.gated, mask), shape, self.directory / "candidates" / "part.onnx")
-        return self.latency.predict_model(typed_network(path, self.target), remember=False)
+        path = self.written(mask, self.directory / "candidates" / "part.onnx")
+        return self.latency.predict_model(path, remember=False)
 
     def written(self, mask: np.ndarray, path: Path) -> Path:
         """An untrained part as the target's engine reads it."""
         shape = (self.target.batch, *self.gated.graph.input_shape)
-        return typed_network(onnx_from_module(Part(self.gated, mask), shape, path), self.target)
+        return typed_network(quick_onnx(Part(self.gated, mask), shape, path), self.target)
 
     def bound_of(self, mask: np.ndarray) -> float:
         """The least budget that a part's certificate is expected to hold for, seconds."""
@@ -274,33 +273,35 @@ def gates(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
 def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """The largest part in that order whose certificate holds when measured untrained, and the uniformly narrower
     teacher of the same budget."""
-    budget_s, table = results["budget"]["budget_s"], run.configuration.certificate
-    order, within_s, folder = np.array(results["gates"]["order"]), budget_s, run.directory / "candidates"
+    budget_s = results["budget"]["budget_s"]
+    order, within_s = np.array(results["gates"]["order"]), budget_s
     tried: list[dict[str, Any]] = []
     for number in range(TRIES):
         run.on_progress("measuring parts", number, TRIES)
         mask = within_budget(run.gated, order, run.bound_of, within_s)
-        width = within_budget(run.gated, uniform_width(run.gated), run.bound_of, within_s)
-        paths = {
-            name: run.written(one, folder / f"{name}{number}.onnx") for name, one in (("part", mask), ("width", width))
-        }
-        measured = measure_blocks(run.target, paths, shipping.certificate_protocol(table), run.rng(f"confirm{number}"))
-        found: dict[str, dict[str, Any]] = {
-            name: {
-                "measured_s": one.measurement.statistics_s(),
-                "certificate": shipping.certificate_of(one.measurement, budget_s, table).as_dict(),
-            }
-            for name, one in measured.items()
-        }
-        tried.append({"within_s": within_s, "mask": mask_text(mask), **found["part"]})
-        if found["part"]["certificate"]["ok"]:
+        found = _certified(run, mask, f"part{number}", budget_s)
+        tried.append({"within_s": within_s, "mask": mask_text(mask), **found})
+        if found["certificate"]["ok"]:
             break
         within_s *= TIGHTER
+    width = within_budget(run.gated, uniform_width(run.gated), run.bound_of, tried[-1]["within_s"])
     return {
         "mask": mask_text(mask),
         "tried": tried,
-        "hand_shrunk": {"mask": mask_text(width), **found["width"]},
+        "hand_shrunk": {"mask": mask_text(width), **_certified(run, width, "width", budget_s)},
         "winner": {"arch": _description(run, mask)},
+    }
+
+
+def _certified(run: ShrinkRun, mask: np.ndarray, name: str, budget_s: float) -> dict[str, Any]:
+    """What an untrained part takes on the target, and whether that is certified to be within the budget."""
+    table = run.configuration.certificate
+    path = run.written(mask, run.directory / "candidates" / f"{name}.onnx")
+    protocol = shipping.certificate_protocol(table)
+    measured = measure_blocks(run.target, {name: path}, protocol, run.rng(f"confirm {name}"))[name].measurement
+    return {
+        "measured_s": measured.statistics_s(),
+        "certificate": shipping.certificate_of(measured, budget_s, table).as_dict(),
     }
 
 
