@@ -7,6 +7,7 @@ strategy's regret to the true optimum is known, and the winners are trained anew
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import load_target
 from benchmarks.seed_systems.ledger import Ledger
-from benchmarks.seed_systems.students import train_student, train_teacher
+from benchmarks.seed_systems.students import dataset_of, train_student, train_teacher
 from benchmarks.seed_systems.tables import interval, points, row, section, underpowered
 
 TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
@@ -48,9 +49,8 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained. `networks` of the space (0: all), and how many seeds of each kind."""
+    """How much is trained: the space, as it differs from `SPACE`, and how many seeds of each kind."""
 
-    networks: int
     selection_seeds: int
     scoring_seeds: int
     final_seeds: int
@@ -58,6 +58,7 @@ class Scale:
     teacher: Mapping[str, Any]
     short: Mapping[str, Any]
     long: Mapping[str, Any]
+    space: Mapping[str, Any] = field(default_factory=dict)
     search_seeds: int = 40
     trials: int = 16
     draws: int = 500
@@ -74,8 +75,8 @@ class Study:
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def __post_init__(self) -> None:
-        self.space = space_for(self.scale.data)
-        self.architectures = networks_of(self.space, self.scale.networks)
+        self.space = space_for(self.scale)
+        self.architectures = networks_of(self.space)
         self.teachers = {kind: [self._teacher_job(kind)] for kind in ("convnet", "mixer")}
         self.teachers["ensemble"] = [*self.teachers["convnet"], *self.teachers["mixer"]]
 
@@ -110,25 +111,17 @@ class Study:
 MIXER_TRAINING = {"optimiser": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
 
 
-def space_for(data: Mapping[str, Any]) -> SearchSpace:
+def space_for(scale: Scale) -> SearchSpace:
     """The study's space for images of the bed."""
-    from benchmarks.seed_systems.students import dataset_of
+    dataset = dataset_of(scale.data)
+    sizes = {"resolution": dataset.input_shape[1], "classes": dataset.classes}
+    return load_space("mobile", {**SPACE, **scale.space, **sizes})
 
-    dataset = dataset_of(data)
-    return load_space("mobile", {**SPACE, "resolution": dataset.input_shape[1], "classes": dataset.classes})
 
-
-def networks_of(space: SearchSpace, count: int) -> list[Architecture]:
-    """The space's different networks, or so many at random."""
-    import itertools
-
+def networks_of(space: SearchSpace) -> list[Architecture]:
+    """Every different network of the space."""
     every = itertools.product(*(range(len(options)) for options in space.choices.values()))
-    found = {space.network_digest(a): a for a in (space.from_tokens(tokens) for tokens in every)}
-    architectures = list(found.values())
-    if not count:
-        return architectures
-    chosen = np.random.default_rng(7).choice(len(architectures), size=count, replace=False)
-    return [architectures[i] for i in sorted(chosen)]
+    return list({space.network_digest(a): a for a in (space.from_tokens(tokens) for tokens in every)}.values())
 
 
 def latencies(space: SearchSpace, architectures: Sequence[Architecture], target_name: str, folder: Path) -> np.ndarray:
@@ -255,13 +248,11 @@ class _Replay:
     seconds: np.ndarray
     budget_s: float
 
-    def of(self, architecture: Architecture) -> int | None:
-        return self.index.get(self.study.space.network_digest(architecture))
+    def of(self, architecture: Architecture) -> int:
+        return self.index[self.study.space.network_digest(architecture)]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
-        """Networks that were not drawn into a quick study's table are out of reach."""
-        known = [self.of(one) for one in architectures]
-        seconds = np.array([1e3 if i is None else self.seconds[i] for i in known])
+        seconds = self.seconds[[self.of(one) for one in architectures]]
         return seconds, seconds
 
     def found(self, strategy: str, seed: int) -> int:
@@ -269,14 +260,10 @@ class _Replay:
         replica = seed % self.scores.shape[1]
 
         def score(architecture: Architecture, _: int) -> Score:
-            i = self.of(architecture)
-            assert i is not None
-            return Score(float(self.scores[i, replica]))
+            return Score(float(self.scores[self.of(architecture), replica]))
 
         settings = SearchSettings(self.study.scale.trials, self.budget_s, REWARD_PRESETS["hard"], seed=seed)
-        best = self.of(search(self.study.space, strategy, self.predict, score, settings).best.architecture)
-        assert best is not None
-        return best
+        return self.of(search(self.study.space, strategy, self.predict, score, settings).best.architecture)
 
 
 def _print_controllers(

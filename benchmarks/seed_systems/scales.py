@@ -16,11 +16,12 @@ SHORT = {"steps": 300, "batch_size": 32}
 LONG = {"steps": 900, "batch_size": 32}
 
 _AKD = akd.Scale(
-    networks=0, selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT, long=LONG
+    selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT, long=LONG
 )
 AKD = {
     "quick": replace(
-        _AKD, networks=12, selection_seeds=2, final_seeds=2, data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
+        _AKD, space={"operators": ["conv", "dw_separable"], "kernels": [3]}, selection_seeds=2, final_seeds=2,
+        data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
         short={**SHORT, "steps": 30}, long={**LONG, "steps": 60}, search_seeds=6, trials=6, draws=100,
         underpowered=True,
     ),

@@ -15,7 +15,7 @@ from akd_deploy.models.channel_graph import residual_branches, trace_channels
 from akd_deploy.models.gated_network import GatedNetwork, extract
 from akd_deploy.models.onnx_from_module import onnx_from_module
 
-CHECKED = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CHECKED = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def images(seed: int = 0, n: int = 3) -> torch.Tensor:
