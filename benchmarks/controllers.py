@@ -1,6 +1,6 @@
 """Every search strategy on 64 networks whose accuracies are known: regret to the optimum at equal evaluations.
 
-    python -m benchmarks.controllers ../shared/data/diswot_s0_cifar100_kd_vs_ce.csv
+    python -m benchmarks.controllers diswot_s0_cifar100_kd_vs_ce.csv
 
 The table (DisWOT, Dong et al. 2023, github.com/lliai/DisWOT-CVPR2023, Apache-2.0) has the CIFAR-100 accuracy of the 64
 ResNets of depths (d1, d2, d3) in {1, 3, 5, 7}³, each trained with and without a ResNet-110 as teacher. It is not in
