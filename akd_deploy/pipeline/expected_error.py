@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from akd_deploy.latency_table import PROBE, TableRow
+from akd_deploy.predictor.features import regime
 from akd_deploy.predictor.probe_choice import Beliefs, Choice, Counts, Outlook, beliefs, choose
 
 LEAST_GAIN = 0.01
@@ -92,7 +93,8 @@ def chosen_among(
     Args:
         names: of the candidates; `measured` rows of a table come first where they have one, and are known where not.
         seconds: what measuring each candidate takes; equal where None.
-        required: positions of candidates that are chosen in any case.
+        required: positions of candidates that are chosen in any case, beside those without which some kind of kernel
+            of the networks is in none.
         in_order: the candidates are in order already, and only how many of them are enough is asked.
     """
     of_table = {row.name: row.counts() for row in measured if row.kind == PROBE}
@@ -105,4 +107,24 @@ def chosen_among(
     before = beliefs(candidates, networks, [counts for name, counts in of_table.items() if name not in position])
     choices, ended = enough.of(choose(before, seconds, first), least)
     indices = [choice.index for choice in choices]
+    known = [*(candidates[i] for i in indices), *of_table.values()]
+    missing = _covering(networks, known, candidates, seconds)
+    if missing:
+        certain = list(dict.fromkeys([*missing, *required]))
+        most = replace(enough, most=max(enough.most, len(first) + len(missing)))
+        return chosen_among(names, candidates, networks, most, measured, seconds, certain, in_order)
     return choices, ExpectedError([names[i] for i in indices], before.of(indices)), ended
+
+
+def _covering(
+    networks: Sequence[Counts], known: Sequence[Counts], candidates: Sequence[Counts], seconds: Sequence[float] | None
+) -> list[int]:
+    """The quickest candidates that hold what the networks have and nothing known holds: a kernel that costs next to
+    nothing tells nothing either, and yet a network of which nobody measured one is not predicted at all."""
+    held = {regime(kernel) for counts in known for kernel in counts}
+    chosen: dict[int, None] = {}
+    for one in dict.fromkeys(regime(kernel) for counts in networks for kernel in counts):
+        able = [i for i, counts in enumerate(candidates) if any(regime(kernel) == one for kernel in counts)]
+        if one not in held and able:
+            chosen[min(able, key=lambda i: 0.0 if seconds is None else seconds[i])] = None
+    return list(chosen)

@@ -29,7 +29,7 @@ from akd_deploy.models.rebatch import rebatched
 from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
 from akd_deploy.pipeline.listing import Lister
 from akd_deploy.predictor.cold_weights import network_weights, weight_bytes
-from akd_deploy.predictor.features import dimensions, regime
+from akd_deploy.predictor.features import dimensions
 from akd_deploy.predictor.probe_choice import expected_s
 from akd_deploy.profiling.blocks import PATIENCE_S, Protocol
 from akd_deploy.profiling.channels_last import with_channels_last_ends
@@ -205,11 +205,6 @@ def plan_probes(
     seconds = [_measuring_s(counts) for counts in all_counts]
     certain = [i for i, name in enumerate(candidates) if name in required] if enough.most >= 2 * len(required) else []
     chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, enough, measured, seconds, certain)
-    known = [all_counts[choice.index] for choice in chosen] + [row.counts() for row in measured]
-    if covering := _covering(wanted, known, all_counts, seconds):
-        most = replace(enough, most=max(enough.most, len(certain) + len(covering)))
-        certain = [*covering, *certain]
-        chosen, expected, ended = chosen_among(list(candidates), all_counts, wanted, most, measured, seconds, certain)
     stretches = [windows[choice.index] for choice in chosen]
     stacks = _stacks(stretches, [all_counts[choice.index] for choice in chosen])
     own: Sequence[Any] = [window for window in stretches if window.name not in required]
@@ -279,22 +274,6 @@ def _without_reorders(window: Window, counts: Counter[Kernel], listed: Lister) -
         return None
     saved = counts - left
     return (wrapped, left) if saved and not left - counts else None
-
-
-def _covering(
-    wanted: Sequence[Counts], known: Sequence[Counts], candidates: Sequence[Counts], seconds: Sequence[float]
-) -> list[int]:
-    """The quickest candidates that hold what the networks have and nothing known holds: a kernel that costs next to
-    nothing tells nothing either, and yet a network of which nobody measured one is not predicted at all."""
-    held = {regime(kernel) for counts in known for kernel in counts}
-    missing = dict.fromkeys(regime(kernel) for counts in wanted for kernel in counts)
-    chosen: dict[int, None] = {}
-    for one in missing:
-        if one not in held:
-            able = [i for i, counts in enumerate(candidates) if any(regime(kernel) == one for kernel in counts)]
-            if able:
-                chosen[min(able, key=lambda i: seconds[i])] = None
-    return list(chosen)
 
 
 def _measuring_s(counts: Counts) -> float:
