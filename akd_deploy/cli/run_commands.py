@@ -58,6 +58,11 @@ def _plan(configuration: Any, directory: Path, until: str | None, jobs: int) -> 
     names = list(stages(configuration))
     if until is not None:
         names = names[: names.index(until) + 1]
+    return _would_do(configuration, directory, names)
+
+
+def _would_do(configuration: Any, directory: Path, names: list[str]) -> Outcome:
+    """What a dry run says."""
     data = {"run_dir": str(directory), "stages": names, "configuration": configuration.as_dict()}
     return Outcome(data, lambda console: console.print(f"would do in {directory}: {', '.join(names)}", markup=False))
 
@@ -156,9 +161,7 @@ def shrink(
     configuration, directory = _prepared(config, output, seed)
     if dry_run:
         check_configuration(configuration)
-        data = {"run_dir": str(directory), "stages": list(stages()), "configuration": configuration.as_dict()}
-        told = f"would do in {directory}: {', '.join(stages())}"
-        emit(Outcome(data, lambda console: console.print(told, markup=False)), as_json)
+        emit(_would_do(configuration, directory, list(stages())), as_json)
         return
     _one_thread()
     with progress_bars(as_json) as on_progress:

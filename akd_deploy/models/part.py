@@ -34,9 +34,9 @@ class Part(nn.Module):
         """Give every module fresh weights; one seed gives one set, and no global state is moved."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng: reset_parameters knows no generator argument
-            for module in self.network.modules():
-                if module is not self.network and hasattr(module, "reset_parameters"):
-                    module.reset_parameters()  # type: ignore[operator]
+            modules: list[Any] = [module for module in self.network.modules() if hasattr(module, "reset_parameters")]
+            for module in modules:
+                module.reset_parameters()
         return self
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import UsageError
-from akd_deploy.models.student import Student, activation_of, module_name, student_from_architecture
+from akd_deploy.models.student import Student, activation_of, module_name, student_from_architecture, without_weights
 from akd_deploy.search_space import Layer, SearchSpace
 from akd_deploy.search_space.operations import INPUT, Operation, operations
 
@@ -61,26 +61,16 @@ class SharedNetwork(nn.Module):
         return tensors[keyed[-1][1].name]
 
     def _step(self, key: str, step: Operation, x: Tensor, other: Tensor | None = None) -> Tensor:
-        if step.kind in ("conv", "linear"):
-            part = self.sliced(key, step)
-            if step.kind == "linear":
-                return F.linear(torch.flatten(x, 1), part["weight"], part["bias"])
-            bias = None if step.batch_norm else part["bias"]
-            padding = step.kernel_size // 2
-            x = F.conv2d(x, part["weight"], bias, step.stride, padding, groups=step.groups)
-            if step.batch_norm:
-                x = F.batch_norm(x, None, None, part["scale"], part["bias"], training=True)
-            return activation_of(step)(x)
-        if step.kind == "pool":
-            return F.avg_pool2d(x, 3, stride=step.stride, padding=1)
-        if step.kind == "max_pool":
-            return F.max_pool2d(x, 3, stride=step.stride, padding=1)
-        if step.kind == "global_pool":
-            return x.mean((2, 3), keepdim=True)
-        assert other is not None, step
-        if step.kind == "concat":
-            return torch.cat([x, other], dim=1)
-        return x + other if step.kind == "add" else x * other
+        if step.kind not in ("conv", "linear"):
+            return without_weights(step, x, other)
+        part = self.sliced(key, step)
+        if step.kind == "linear":
+            return F.linear(torch.flatten(x, 1), part["weight"], part["bias"])
+        bias = None if step.batch_norm else part["bias"]
+        x = F.conv2d(x, part["weight"], bias, step.stride, step.kernel_size // 2, groups=step.groups)
+        if step.batch_norm:
+            x = F.batch_norm(x, None, None, part["scale"], part["bias"], training=True)
+        return activation_of(step)(x)
 
     def sliced(self, key: str, step: Operation) -> dict[str, Tensor]:
         """The part of a shared tensor that an operation uses: "weight", "bias" (the norm's where there is one) and the

@@ -79,16 +79,7 @@ class Chain(nn.Module):
             return activation_of(step)(self.steps[module_name(step)](x))
         if step.kind == "linear":
             return self.steps[module_name(step)](torch.flatten(x, 1))
-        if step.kind == "pool":
-            return F.avg_pool2d(x, 3, stride=step.stride, padding=1)
-        if step.kind == "max_pool":
-            return F.max_pool2d(x, 3, stride=step.stride, padding=1)
-        if step.kind == "global_pool":
-            return x.mean((2, 3), keepdim=True)
-        assert other is not None, step
-        if step.kind == "concat":
-            return torch.cat([x, other], dim=1)
-        return x + other if step.kind == "add" else x * other
+        return without_weights(step, x, other)
 
 
 class Student(Chain):
@@ -98,6 +89,20 @@ class Student(Chain):
         super().__init__(operations(space.layers(architecture)))
         self.architecture = architecture
         self.input_shape = space.input_shape
+
+
+def without_weights(step: Operation, x: Tensor, other: Tensor | None = None) -> Tensor:
+    """What an operation that has no weights makes of its inputs."""
+    if step.kind == "pool":
+        return F.avg_pool2d(x, 3, stride=step.stride, padding=1)
+    if step.kind == "max_pool":
+        return F.max_pool2d(x, 3, stride=step.stride, padding=1)
+    if step.kind == "global_pool":
+        return x.mean((2, 3), keepdim=True)
+    assert other is not None, step
+    if step.kind == "concat":
+        return torch.cat([x, other], dim=1)
+    return x + other if step.kind == "add" else x * other
 
 
 def activation_of(step: Operation) -> Callable[[Tensor], Tensor]:

@@ -111,7 +111,7 @@ def chosen_among(
     missing = _covering(networks, known, candidates, seconds)
     if missing:
         certain = list(dict.fromkeys([*missing, *required]))
-        most = replace(enough, most=max(enough.most, len(first) + len(missing)))
+        most = replace(enough, most=max(enough.most, least + len(missing)))
         return chosen_among(names, candidates, networks, most, measured, seconds, certain, in_order)
     return choices, ExpectedError([names[i] for i in indices], before.of(indices)), ended
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,36 @@ PROFILING = "profiling begun"
 
 def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
     """Use the target's table where there is one that covers the space, else measure it here or measure more."""
+
+    def measure(directory: Path) -> float:
+        table = run.configuration.profile
+        plan = ProfilePlan(table.probes, table.networks, replace(PROFILE, blocks=table.blocks), run.configuration.seed)
+        return profile_target(
+            run.target,
+            run.space,
+            plan,
+            directory,
+            resume=True,
+            on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
+        )[1]
+
+    return used_or_measured(run, lambda: _share_in_domain(run), MIN_SHARE_IN_DOMAIN, measure)
+
+
+def used_or_measured(
+    run: Run, share_in_domain: Callable[[], float], least_share: float, measure: Callable[[Path], float]
+) -> dict[str, Any]:
+    """The target's table where enough of what the run predicts is in its range, else one that is measured here.
+
+    Args:
+        share_in_domain: of networks such as the run predicts.
+        measure: writes a table, or goes on with it, in the folder it is given; returns the seconds it took.
+    """
     # A table is on disk after its first block: one that this run began, and was stopped at, is not there yet.
     if run.journal.stage_result(PROFILING) is None:
         try:
-            latency, share = run.latency, _share_in_domain(run)
-            if share >= MIN_SHARE_IN_DOMAIN:
+            latency, share = run.latency, share_in_domain()
+            if share >= least_share:
                 return {"table": str(latency.directory), "seconds": 0.0, "measured_here": False, "in_domain": share}
         except MissingFileError:
             pass
@@ -44,18 +69,9 @@ def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
     engine = load_engine(run.target)
     engine.require(engine.why_not())
     directory = table_directory(run.tables, run.target, engine.fingerprint())
-    table = run.configuration.profile
     run.journal.record_stage(PROFILING, {"table": str(directory)})
-    plan = ProfilePlan(table.probes, table.networks, replace(PROFILE, blocks=table.blocks), run.configuration.seed)
-    _, seconds = profile_target(
-        run.target,
-        run.space,
-        plan,
-        directory,
-        resume=True,
-        on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
-    )
-    return {"table": str(directory), "seconds": seconds, "measured_here": True, "in_domain": _share_in_domain(run)}
+    seconds = measure(directory)
+    return {"table": str(directory), "seconds": seconds, "measured_here": True, "in_domain": share_in_domain()}
 
 
 def _share_in_domain(run: Run) -> float:

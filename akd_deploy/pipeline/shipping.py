@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 import akd_deploy
 from akd_deploy.certificate import Certificate, certify
@@ -144,12 +143,12 @@ def typed_variants(
     return models
 
 
-def export_student(student: nn.Module, target: Target, folder: Path) -> Path:
-    """Write `student.onnx` for the target's batch; a network that is no student of a space by torch's own exporter."""
+def export_student(student: Any, target: Target, folder: Path) -> Path:
+    """Write `student.onnx` for the target's batch; another network than a space's student by torch's own exporter."""
     path = folder / "student.onnx"
     if isinstance(student, Student):
         return onnx_from_student(student, path, target.batch)
-    return onnx_from_module(student, (target.batch, *student.input_shape), path)  # type: ignore[misc]
+    return onnx_from_module(student, (target.batch, *student.input_shape), path)
 
 
 def measure_together(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ import torch
 
 from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.settings import TrainingSettings
-from akd_deploy.engines import load_engine
-from akd_deploy.errors import InfeasibleBudgetError, MissingFileError, UncoveredOperatorError, UsageError
-from akd_deploy.latency_table import HEADER_NAME, read_table, table_directory
+from akd_deploy.errors import InfeasibleBudgetError, UncoveredOperatorError, UsageError
+from akd_deploy.latency_table import HEADER_NAME, read_table
 from akd_deploy.models.gated_network import GatedNetwork
 from akd_deploy.models.onnx_from_module import quick_onnx
 from akd_deploy.models.part import Part, load_part, mask_from_text, mask_text, save_part
@@ -48,10 +47,8 @@ from akd_deploy.units import format_seconds, parse_latency_budget
 
 GATE_TRAINING = TrainingSettings(steps=600, learning_rate=0.02)
 """Of the gated teacher, whose weights are good already."""
-EXAMPLE_SHARES = (0.6, 0.4, 0.25, 0.15)
-"""Of the teacher's operations, in the parts whose stretches are profiled."""
-LEAST_SHARE = 0.1
-"""Of the teacher's operations, in the parts that are measured whole."""
+EXAMPLE_SHARES = (0.6, 0.4, 0.2, 0.1)
+"""Of the way from the smallest part's operations to the teacher's, in the parts whose stretches are profiled."""
 TRIES, TIGHTER = 4, 0.95
 """A part whose certificate does not hold untrained is followed by one for so much less, so often at most."""
 ARMS = ("kd", "inherited", "ce", "hand_shrunk")
@@ -74,7 +71,11 @@ class ShrinkRun(Run):
 
     @cached_property
     def gated(self) -> GatedNetwork:
-        """The teacher with open gates, a copy; to be left as it is."""
+        """The teacher with open gates; to be left as it is."""
+        return self.gated_teacher()
+
+    def gated_teacher(self) -> GatedNetwork:
+        """A copy of the teacher with gates."""
         if len(self.bed.teachers) > 1 or self.bed.teacher.module is None:
             raise UsageError(
                 asked="a part of the teacher",
@@ -142,10 +143,6 @@ def _whole(run: ShrinkRun) -> np.ndarray:
     return np.ones(len(run.gated.units), bool)
 
 
-def _macs(run: ShrinkRun) -> Callable[[np.ndarray], float]:
-    return lambda mask: float(run.gated.macs(mask))
-
-
 def _examples(run: ShrinkRun) -> list[Path]:
     """The teacher and some of its parts, whose kernels are those that parts have."""
     rng, folder, paths = run.rng("examples"), run.directory / "candidates", []
@@ -156,7 +153,7 @@ def _examples(run: ShrinkRun) -> list[Path]:
         masks += [~is_branch, ~is_branch | (np.cumsum(is_branch) % 2 == 0)]
     for number, share in enumerate(EXAMPLE_SHARES):
         order = uniform_width(run.gated) if number % 2 else random_order(run.gated, rng)
-        masks.append(within_budget(run.gated, order, _macs(run), share * run.gated.macs()))
+        masks.append(_part_of_size(run, order, share))
     for number, mask in enumerate(masks):
         paths.append(run.written(mask, folder / f"example{number}.onnx"))
     return paths
@@ -165,45 +162,37 @@ def _examples(run: ShrinkRun) -> list[Path]:
 def profile(run: ShrinkRun, _results: Mapping[str, Any]) -> dict[str, Any]:
     """Use the target's table where it covers the teacher and its parts, else measure stretches of them."""
     paths = _examples(run)
-    if run.journal.stage_result(prepare.PROFILING) is None:
-        try:
-            share = _share_in_domain(run, paths)
-            if share == 1:
-                return {"table": str(run.latency.directory), "seconds": 0.0, "measured_here": False, "in_domain": share}
-        except MissingFileError:
-            pass
-        run.forget_latency()
-    engine = load_engine(run.target)
-    engine.require(engine.why_not())
-    directory = table_directory(run.tables, run.target, engine.fingerprint())
-    run.journal.record_stage(prepare.PROFILING, {"table": str(directory)})
-    table, seed = run.configuration.profile, run.configuration.seed
-    rows = read_table(directory).rows if (directory / HEADER_NAME).is_file() else ()
-    networks = given_networks(paths, run.target.batch)
-    planned = plan_probes(run.target, networks, Enough(table.probes), seed, _whole_parts(run), measured=rows)
-    plan = stretches_plan(table.probes, replace(STRETCHES, blocks=table.blocks), None, seed)
-    profiled = measure_subjects(
-        run.target,
-        planned.subjects,
-        plan,
-        directory,
-        resume=True,
-        on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
-    )
-    return {
-        "table": str(directory),
-        "seconds": profiled.seconds + planned.seconds,
-        "measured_here": True,
-        "in_domain": _share_in_domain(run, paths),
-    }
+
+    def measure(directory: Path) -> float:
+        table, seed = run.configuration.profile, run.configuration.seed
+        rows = read_table(directory).rows if (directory / HEADER_NAME).is_file() else ()
+        networks = given_networks(paths, run.target.batch)
+        planned = plan_probes(run.target, networks, Enough(table.probes), seed, _whole_parts(run), measured=rows)
+        profiled = measure_subjects(
+            run.target,
+            planned.subjects,
+            stretches_plan(table.probes, replace(STRETCHES, blocks=table.blocks), None, seed),
+            directory,
+            resume=True,
+            on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
+        )
+        return profiled.seconds + planned.seconds
+
+    return prepare.used_or_measured(run, lambda: _share_in_domain(run, paths), 1.0, measure)
+
+
+def _part_of_size(run: ShrinkRun, order: np.ndarray, share: float) -> np.ndarray:
+    """The part that this order gives at a share, 0 to 1, of the way from the smallest one's operations to all."""
+    smallest = within_budget(run.gated, order, lambda mask: float(mask.sum()), _layers(run))
+    least, most = run.gated.macs(smallest), run.gated.macs()
+    return within_budget(run.gated, order, lambda mask: float(run.gated.macs(mask)), least + share * (most - least))
 
 
 def _whole_parts(run: ShrinkRun) -> list[Path]:
     """Parts of any size, measured whole: what intervals are calibrated and scored on."""
     rng, paths = run.rng("whole parts"), []
     for number in range(run.configuration.profile.networks):
-        order = random_order(run.gated, rng)
-        mask = within_budget(run.gated, order, _macs(run), float(rng.uniform(LEAST_SHARE, 1)) * run.gated.macs())
+        mask = _part_of_size(run, random_order(run.gated, rng), float(rng.uniform()))
         paths.append(run.written(mask, run.directory / "candidates" / f"whole{number}.onnx"))
     return paths
 
@@ -248,16 +237,9 @@ def gates(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     shares = unit_costs(run.gated, run.bound_of)
     least_s, whole_s = results["budget"]["least_s"], results["budget"]["whole_s"]
     seconds = (whole_s - least_s) * shares / shares.sum()
-    table = run.configuration.shrink
-    training = settings_from(table.training, GATE_TRAINING)
-    gated = gated_copy(
-        run.bed.teacher.module,  # type: ignore[arg-type]
-        run.bed.teacher.input_shape,
-        group=table.group or granularity_of(run.target),
-        branches=table.branches,
-    )
+    training = settings_from(run.configuration.shrink.training, GATE_TRAINING)
     found = search_gates(
-        gated,
+        run.gated_teacher(),
         run.bed.teacher,
         run.bed.views,
         lambda mask: float(least_s + (seconds * mask).sum()),

@@ -17,6 +17,7 @@ from akd_deploy.pipeline.choose import front
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.typed import is_archive
 from akd_deploy.predictor.fitting import calibration_points
+from akd_deploy.recipes.paired_seeds import paired
 from akd_deploy.search_space.operations import operations
 
 MAX_ACCURACY_LOSS = 0.01
@@ -36,11 +37,11 @@ def _mean_spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
-    """Mean of a − b over paired seeds with Student's t interval."""
-    d = np.array(a) - np.array(b)
-    half = float(stdtrit(len(d) - 1, (1 + confidence) / 2) * d.std(ddof=1) / np.sqrt(len(d)))
-    return {"mean": float(d.mean()), "low": float(d.mean()) - half, "high": float(d.mean()) + half, "n": len(d)}
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """Mean of a − b over paired seeds with Student's 95 % interval; one of no width where all differences are equal."""
+    found = paired(a, b)
+    low, high = (found.mean, found.mean) if np.isnan(found.low) else (found.low, found.high)
+    return {"mean": found.mean, "low": low, "high": high, "n": found.n}
 
 
 def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:

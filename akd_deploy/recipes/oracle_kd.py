@@ -19,6 +19,7 @@ from akd_deploy.data import Split, ViewBank
 from akd_deploy.distill import TeacherBank, TrainingSettings, train
 from akd_deploy.errors import InfeasibleBudgetError
 from akd_deploy.models.shared_network import SampledNetwork, SharedNetwork
+from akd_deploy.search.reward import RewardShape
 from akd_deploy.search.shared_weights import Limit, SharedSearchResult, SharedSearchSettings, search_shared_weights
 from akd_deploy.search.strategies import load_strategy
 from akd_deploy.search_space import SearchSpace
@@ -41,9 +42,9 @@ def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
     return BYTES_PER_PARAMETER * sum(step.parameters for step in operations(space.layers(architecture)))
 
 
-def memory_limit(space: SearchSpace, most_bytes: float, **more: object) -> Limit:
-    """At most so many bytes of weights; `more` may have a `shape` to trade them off instead."""
-    return Limit("memory", lambda architecture: memory_bytes(space, architecture), most_bytes, **more)  # type: ignore[arg-type]
+def memory_limit(space: SearchSpace, most_bytes: float, shape: RewardShape | None = None) -> Limit:
+    """At most so many bytes of weights, or with a `shape` a reward that trades them off."""
+    return Limit("memory", lambda architecture: memory_bytes(space, architecture), most_bytes, shape)
 
 
 @dataclass(frozen=True, eq=False)

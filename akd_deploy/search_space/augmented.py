@@ -8,14 +8,14 @@ two are concatenated and brought back to the backbone's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from akd_deploy.architecture import Architecture
-from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment, Value
 from akd_deploy.search_space.mobile import ACTIVATIONS, rounded_channels
 from akd_deploy.search_space.mobile import OPERATORS as BACKBONES
+from akd_deploy.search_space.settings import Rules, are_all, are_options, checked_settings, is_count
 
 IDENTITY = "identity"
 ADDED: Mapping[str, tuple[str, int]] = {
@@ -45,29 +45,17 @@ _DEFAULTS: Mapping[str, Any] = {
 }
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list | tuple) and bool(value) and all(map(_is_count, value))
-
-
-_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+_RULES: Rules = {
     **{
-        key: ("a whole number ≥ 1", _is_count)
+        key: ("a whole number ≥ 1", is_count)
         for key in ("resolution", "in_channels", "classes", "stem_width", "stem_stride")
     },
-    **{key: ("a list of whole numbers ≥ 1", _are_counts) for key in ("widths", "strides", "depths")},
-    "kernel": ("an odd whole number", lambda v: _is_count(v) and v % 2 == 1),
+    **{key: ("a list of whole numbers ≥ 1", lambda v: are_all(v, is_count)) for key in ("widths", "strides", "depths")},
+    "kernel": ("an odd whole number", lambda v: is_count(v) and v % 2 == 1),
     "backbone": (f"one of {BACKBONES}", lambda v: v in BACKBONES),
-    "operators": (
-        f"different ones of {OPERATORS}",
-        lambda v: isinstance(v, list | tuple) and 0 < len(v) == len(set(v)) and all(o in OPERATORS for o in v),
-    ),
+    "operators": (f"different ones of {OPERATORS}", lambda v: are_options(v, lambda o: o in OPERATORS)),
     "activation": (f"one of {ACTIVATIONS}", lambda v: v in ACTIVATIONS),
 }
-"""Setting → what it must be, and the test."""
 
 
 class AugmentedSpace(SearchSpace):
@@ -81,25 +69,7 @@ class AugmentedSpace(SearchSpace):
     name = "augmented"
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
-        given = dict(settings or {})
-        for key in given:
-            if key not in _DEFAULTS:
-                raise UnknownNameError("setting", key, _DEFAULTS, where="space augmented")
-        self.settings = {**_DEFAULTS, **given}
-        for key, (expected, holds) in _RULES.items():
-            if not holds(self.settings[key]):
-                raise UsageError(
-                    asked=f"setting {key!r} of space augmented",
-                    found=repr(self.settings[key]),
-                    next=f"Write {expected}.",
-                )
-        for key in ("strides", "depths"):
-            if len(self.settings[key]) != len(self.settings["widths"]):
-                raise UsageError(
-                    asked=f"{len(self.settings['widths'])} entries in setting {key!r} of space augmented",
-                    found=str(len(self.settings[key])),
-                    next="Give widths, strides and depths the same length.",
-                )
+        self.settings = checked_settings(self.name, _DEFAULTS, settings, _RULES, ("strides", "depths"))
         self._backbone = self._backbone_layers()
         self.choices = {
             f"a{i}.{key}": options

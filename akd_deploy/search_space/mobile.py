@@ -7,12 +7,12 @@ space serves 12×12 digits and 224×224 photographs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from akd_deploy.architecture import Architecture
-from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment, Value
+from akd_deploy.search_space.settings import Rules, are_all, are_options, checked_settings, is_count, is_number
 
 OPERATORS = ("conv", "dw_separable", "mbconv3", "mbconv6")
 SKIPS = ("none", "identity", "pool")
@@ -52,56 +52,25 @@ MOBILENET_SETTINGS: Mapping[str, Any] = {
 """The seven blocks of MobileNetV2 with AKD's choices around them, for 224×224 images."""
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_number(value: object, least: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")
-
-
-def _are_options(value: object, is_option: Callable[[Any], bool]) -> bool:
-    """Whether it is a list of different options, at least one."""
-    return isinstance(value, list | tuple) and all(map(is_option, value)) and 0 < len(value) == len(set(value))
-
-
-_RULES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+_RULES: Rules = {
     **{
-        key: ("a whole number ≥ 1", _is_count)
+        key: ("a whole number ≥ 1", is_count)
         for key in ("resolution", "in_channels", "classes", "stem_width", "stem_stride")
     },
-    "widths": ("a list of numbers ≥ 1", lambda v: isinstance(v, list | tuple) and all(_is_number(n, 1) for n in v)),
-    "strides": ("a list of whole numbers ≥ 1", lambda v: isinstance(v, list | tuple) and all(map(_is_count, v))),
+    "widths": ("a list of numbers ≥ 1", lambda v: are_all(v, lambda n: is_number(n, 1))),
+    "strides": ("a list of whole numbers ≥ 1", lambda v: are_all(v, is_count)),
     "layers": (
         "a list of lists of different whole numbers ≥ 1",
-        lambda v: isinstance(v, list | tuple) and all(_are_options(options, _is_count) for options in v),
+        lambda v: are_all(v, lambda options: are_options(options, is_count)),
     ),
     # With an even window no padding gives ⌈size / stride⌉.
-    "kernels": ("different odd whole numbers", lambda v: _are_options(v, lambda k: _is_count(k) and k % 2 == 1)),
-    "se_ratios": ("different numbers ≥ 0", lambda v: _are_options(v, lambda r: _is_number(r, 0))),
-    "width_multipliers": ("different numbers > 0", lambda v: _are_options(v, lambda m: _is_number(m, 1e-9))),
-    "operators": (f"different ones of {OPERATORS}", lambda v: _are_options(v, lambda o: o in OPERATORS)),
-    "skips": (f"different ones of {SKIPS}", lambda v: _are_options(v, lambda s: s in SKIPS)),
+    "kernels": ("different odd whole numbers", lambda v: are_options(v, lambda k: is_count(k) and k % 2 == 1)),
+    "se_ratios": ("different numbers ≥ 0", lambda v: are_options(v, lambda r: is_number(r, 0))),
+    "width_multipliers": ("different numbers > 0", lambda v: are_options(v, lambda m: is_number(m, 1e-9))),
+    "operators": (f"different ones of {OPERATORS}", lambda v: are_options(v, lambda o: o in OPERATORS)),
+    "skips": (f"different ones of {SKIPS}", lambda v: are_options(v, lambda s: s in SKIPS)),
     "activation": (f"one of {ACTIVATIONS}", lambda v: v in ACTIVATIONS),
 }
-"""Setting → what it must be, and the test."""
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Raise UsageError at the first setting that is not what it must be."""
-    for key, (expected, holds) in _RULES.items():
-        if not holds(settings[key]):
-            raise UsageError(
-                asked=f"setting {key!r} of space mobile", found=repr(settings[key]), next=f"Write {expected}."
-            )
-    blocks = len(settings["widths"])
-    for key in ("strides", "layers"):
-        if len(settings[key]) != blocks or not blocks:
-            raise UsageError(
-                asked=f"{max(1, blocks)} entries in setting {key!r} of space mobile, one per width",
-                found=str(len(settings[key])),
-                next="Give widths, strides and layers the same length, at least 1.",
-            )
 
 
 def rounded_channels(channels: float) -> int:
@@ -118,12 +87,7 @@ class MobileSpace(SearchSpace):
     name = "mobile"
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
-        given = dict(settings or {})
-        for key in given:
-            if key not in _DEFAULTS:
-                raise UnknownNameError("setting", key, _DEFAULTS, where="space mobile")
-        self.settings = {**_DEFAULTS, **given}
-        _check(self.settings)
+        self.settings = checked_settings(self.name, _DEFAULTS, settings, _RULES, ("strides", "layers"))
         blocks = len(self.settings["widths"])
         choices: dict[str, tuple[Value, ...]] = {}
         for b in range(blocks):

@@ -25,7 +25,7 @@ from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import load_target
 from benchmarks.seed_systems.ledger import Ledger
-from benchmarks.seed_systems.students import dataset_of, train_student, train_teacher
+from benchmarks.seed_systems.students import dataset_of, teacher_job, train_student, train_teacher
 from benchmarks.seed_systems.tables import interval, points, row, section, underpowered
 
 TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
@@ -82,10 +82,7 @@ class Study:
 
     def _teacher_job(self, kind: str) -> dict[str, Any]:
         training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **MIXER_TRAINING}
-        return {
-            "folder": str(self.folder), "data": dict(self.scale.data), "kind": kind, "seed": 0, "member": 0,
-            "members": 1, "skew": 0.0, "training": training,
-        }  # fmt: skip
+        return teacher_job(self.folder, self.scale.data, kind, training)
 
     def student_job(
         self, architecture: Architecture, method: str, teacher: str, seed: int, training: Mapping[str, Any], **more: Any

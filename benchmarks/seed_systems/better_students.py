@@ -39,7 +39,15 @@ from akd_deploy.recipes.better_students import (
 from akd_deploy.recipes.paired_seeds import holm, paired
 from akd_deploy.target import load_target
 from benchmarks.seed_systems.ledger import Ledger
-from benchmarks.seed_systems.students import bank_of, dataset_of, load_teacher, scored, train_teacher, views_of
+from benchmarks.seed_systems.students import (
+    bank_of,
+    dataset_of,
+    load_teacher,
+    scored,
+    teacher_job,
+    train_teacher,
+    views_of,
+)
 from benchmarks.seed_systems.tables import interval, row, section, underpowered
 
 BUDGETS = (0.5, 0.3, 0.15)
@@ -76,10 +84,7 @@ class Study:
     ledger: Ledger
 
     def teacher_job(self) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder), "data": dict(self.scale.data), "kind": "resnet", "seed": 0, "member": 0,
-            "members": 1, "skew": 0.0, "training": dict(self.scale.teacher),
-        }  # fmt: skip
+        return teacher_job(self.folder, self.scale.data, "resnet", self.scale.teacher)
 
     def students(self, masks: Mapping[str, Sequence[np.ndarray]], what: str) -> dict[tuple[str, bool], np.ndarray]:
         """(name, inherits) → (seeds,) test accuracies, the mean over a name's masks."""

@@ -36,6 +36,7 @@ from benchmarks.seed_systems.students import (
     dataset_of,
     load_teacher,
     scored,
+    teacher_job,
     train_student,
     train_teacher,
     views_of,
@@ -79,10 +80,7 @@ class Study:
     ledger: Ledger
 
     def teacher_job(self, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return {
-            "folder": str(self.folder), "data": dict(data or self.scale.data), "kind": "convnet", "seed": 0,
-            "member": 0, "members": 1, "skew": 0.0, "training": dict(self.scale.teacher),
-        }  # fmt: skip
+        return teacher_job(self.folder, data or self.scale.data, "convnet", self.scale.teacher)
 
     def architecture(self, operator: str = "conv", width: float = 1.0) -> Architecture:
         dataset = dataset_of(self.scale.data)

@@ -38,6 +38,7 @@ from benchmarks.seed_systems.students import (
     bank_of,
     dataset_of,
     load_teacher,
+    teacher_job,
     train_student,
     train_teacher,
     views_of,
@@ -91,14 +92,11 @@ class Study:
 
     def teachers(self, regime: str, members: int | None = None) -> list[dict[str, Any]]:
         skew = REGIMES[regime][0]
-        total = self.scale.members
+        total, data, training = self.scale.members, self.data(regime), self.scale.teacher
         return [
-            {
-                "folder": str(self.folder), "data": self.data(regime), "kind": "convnet", "seed": 0, "member": member,
-                "members": total, "skew": skew, "training": dict(self.scale.teacher),
-            }
+            teacher_job(self.folder, data, "convnet", training, member, total, skew)
             for member in range(members or total)
-        ]  # fmt: skip
+        ]
 
     def space(self) -> AugmentedSpace:
         dataset = dataset_of(self.data("alike"))

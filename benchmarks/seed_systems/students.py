@@ -50,10 +50,26 @@ def views_of(settings: Mapping[str, Any]) -> ViewBank:
     return ViewBank(dataset.train, dataset.views, VIEW_SEED)
 
 
+def teacher_job(
+    folder: Path,
+    data: Mapping[str, Any],
+    kind: str,
+    training: Mapping[str, Any],
+    member: int = 0,
+    members: int = 1,
+    skew: float = 0.0,
+) -> dict[str, Any]:
+    """What `train_teacher` is told."""
+    return {
+        "folder": str(folder), "data": dict(data), "kind": kind, "seed": 0, "member": member, "members": members,
+        "skew": skew, "training": dict(training),
+    }  # fmt: skip
+
+
 def train_teacher(job: Mapping[str, Any]) -> dict[str, Any]:
     """Train one teacher and keep its weights in the job's `folder`.
 
-    The job names `data`, `kind` ("convnet", "mixer" or "resnet"), `seed`, `member`, `members`, `skew` and `training`.
+    `kind` is "convnet", "mixer" or "resnet".
     """
     path, dataset = teacher_path(job), dataset_of(job["data"])
     settings = TrainingSettings(**job["training"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,3 +106,27 @@ def test_the_error_that_comes_true_is_within_a_small_factor_of_the_expected_one(
         errors.append(predictor.predict(executed_by(network.layers)).latency_s / true - 1)
     actual = float(np.sqrt(np.mean(np.square(errors))))
     assert 0.5 < actual / chosen[-1].error < 2.5, (actual, chosen[-1].error)
+
+
+RARE = Kernel("Relu", ((1, 8, 2, 2),), ((1, 8, 2, 2),), "float32")
+"""It costs next to nothing, so that measuring it tells next to nothing."""
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_plan_holds_every_kind_of_kernel_that_its_candidates_do(in_order: bool) -> None:
+    candidates = [count + Counter({RARE: 1}) if i in (50, 55) else count for i, count in enumerate(COUNTS)]
+    wanted = [WANTED[0] + Counter({RARE: 1}), *WANTED[1:]]
+    seconds = [2.0 if i == 50 else 1.0 for i in range(len(candidates))]
+
+    def chosen(measured: list[TableRow], networks: list[Counter[Kernel]]) -> list[int]:
+        few = Enough(4, least_gain=None)
+        choices, _, _ = chosen_among(NAMES, candidates, networks, few, measured, seconds, in_order=in_order)
+        return [choice.index for choice in choices]
+
+    assert 55 in chosen([], wanted)
+    assert len(chosen([], wanted)) <= 5
+    assert not {50, 55} & set(chosen([], WANTED))
+    known = row_of(DEVICE, PROBES[0], 0.01, np.random.default_rng(0))
+    known = replace(known, kernels=(*known.kernels, (RARE, 1)))
+    assert RARE in known.counts()
+    assert 55 not in chosen([known], wanted)
