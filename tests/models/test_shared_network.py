@@ -89,6 +89,17 @@ def test_operators_and_windows_of_one_place_share_nothing() -> None:
     assert all(f"{key}_weight" in shared.weights for found in names for key in found)
 
 
+def test_depthwise_windows_of_different_operators_share_nothing() -> None:
+    space = SPACES["digits 12×12"]
+    choices = dict(space.sample(np.random.default_rng(0)).choices) | {"b1.kernel": 3, "b1.layers": 1}
+
+    def key(operator: str) -> str:
+        layers = space.layers(space.architecture({**choices, "b1.op": operator}))
+        return next(key for key, step in keyed_operations(layers) if step.name == "b1.0.depthwise")
+
+    assert len({key(operator) for operator in ("dw_separable", "mbconv3", "mbconv6")}) == 3
+
+
 def test_a_gradient_reaches_the_tensors_of_the_network_alone(shared: SharedNetwork) -> None:
     architecture = shared.space.sample(np.random.default_rng(2))
     shared(images(shared.space), architecture).square().sum().backward()

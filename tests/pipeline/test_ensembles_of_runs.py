@@ -1,0 +1,106 @@
+"""Runs with several teachers: what is trained, kept and told, and which student is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from akd_deploy.configuration import RunConfiguration, configuration_from_dict
+from akd_deploy.errors import UsageError
+from akd_deploy.models.student import student_from_architecture
+from akd_deploy.pipeline import choose
+from akd_deploy.pipeline.check import check_configuration
+from akd_deploy.pipeline.training import load_bed
+from akd_deploy.search_space import load_space
+
+SPACE = load_space("mobile", {"widths": [8], "strides": [1], "layers": [[1]], "stem_width": 4})
+SPACE_OF_DIGITS = load_space("mobile")
+DATA = {"settings": {"labelled": 20, "teacher_images": 60, "views": 2}}
+
+
+def configured(**teacher: Any) -> RunConfiguration:
+    fields = {
+        "target": "cpu_onnxruntime_fp32", "budget": "1ms", "data": DATA,
+        "teacher": {"training": {"steps": 2, "batch_size": 8}, **teacher},
+    }  # fmt: skip
+    return configuration_from_dict(fields, "here")
+
+
+def test_members_are_trained_once_teach_together_and_are_told_of(tmp_path: Path) -> None:
+    steps: list[int] = []
+    ensemble = configured(members=2, skew=0.5)
+    bed = load_bed(ensemble, SPACE_OF_DIGITS, tmp_path, lambda step, total, loss: steps.append(step))
+    assert len(bed.teachers) == bed.bank.teachers == 2
+    assert bed.teachers[0].provenance.sha256 != bed.teachers[1].provenance.sha256
+    assert bed.teacher.provenance.source.startswith("an ensemble of 2")
+    told = bed.ensemble()
+    assert told is not None
+    assert told["training_views"]["views"] == 2 * 20
+    assert told["test"]["views"] == len(bed.dataset.test)
+    assert len(told["test"]["members"]) == 2
+    again = load_bed(ensemble, SPACE_OF_DIGITS, tmp_path, lambda step, total, loss: steps.append(step))
+    assert steps == [1, 2, 1, 2]
+    assert [t.provenance.sha256 for t in again.teachers] == [t.provenance.sha256 for t in bed.teachers]
+
+
+def test_a_single_teacher_is_no_ensemble(tmp_path: Path) -> None:
+    bed = load_bed(configured(), SPACE_OF_DIGITS, tmp_path)
+    assert len(bed.teachers) == 1
+    assert bed.ensemble() is None
+
+
+@pytest.mark.parametrize(
+    ("teacher", "named"),
+    [
+        ({"skew": 0.5}, "members = 2 or more"),
+        ({"source": "onnx", "onnx": "t.onnx", "members": 2}, "several files of weights"),
+        ({"source": "factory", "factory": "a:b", "weights": []}, "no file"),
+        ({"members": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_ensembles_that_make_no_sense_are_refused(teacher: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError) as error:
+        configured(**teacher)
+    assert named in str(error.value)
+
+
+def test_a_method_of_one_teacher_is_refused_for_several_before_anything_is_done(tmp_path: Path) -> None:
+    files = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for file in files:
+        file.touch()
+    taught = configured(source="factory", factory="a:b", weights=[str(file) for file in files])
+    assert taught.teacher.teachers == 3
+    several = taught.model_copy(update={"distill": taught.distill.model_copy(update={"method": "dkd"})})
+    with pytest.raises(UsageError, match=r"3 teachers.*oracle"):
+        check_configuration(several)
+
+
+@pytest.mark.parametrize(
+    ("method", "arms"), [("oracle", ["kd", "ce", "oracle"]), ("kd", ["kd", "ce"]), ("ce", ["kd", "ce"])]
+)
+def test_the_winner_is_trained_by_the_runs_method_plain_kd_and_labels_and_the_methods_is_shipped(
+    tmp_path: Path, method: str, arms: list[str]
+) -> None:
+    architecture = SPACE.sample(np.random.default_rng(0))
+    trained: list[tuple[str, int]] = []
+
+    def train(arch: Any, seed: int, by: str, settings: object) -> Any:
+        trained.append((by, seed))
+        return student_from_architecture(arch, seed)
+
+    bed = SimpleNamespace(
+        method=method, long=None, train=train, test_scores=lambda student: {"accuracy": 0.5, "tuning_accuracy": 0.5}
+    )
+    run = SimpleNamespace(
+        bed=bed, configuration=SimpleNamespace(seed=0, distill=SimpleNamespace(seeds=2)), directory=tmp_path,
+        on_progress=lambda *told: None,
+    )  # fmt: skip
+    chosen = {"arch": architecture.as_dict()}
+    found = choose.distill(run, {"confirm": {"winner": chosen, "hand_shrunk": chosen}})  # type: ignore[arg-type]
+    assert list(found["scores"]) == [*arms, "hand_shrunk"]
+    assert trained == [(by, seed) for seed in (1000, 1001) for by in (*arms, method)]
+    assert found["chosen"]["student"].startswith(f"{method}-")
