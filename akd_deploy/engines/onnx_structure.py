@@ -1,7 +1,8 @@
 """Read the structure of a network in an ONNX file: everything but the values of its weights, which stay on the disk.
 
 A hundred megabytes of weights are jumped over in milliseconds. Tensors whose values are left out keep name, dims and
-element type. Small ones keep their values: shapes, axes, scales and bounds are among them.
+element type. Small ones keep their values: shapes, axes, scales and bounds are among them; so do masks of attention,
+on whose values latency depends.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo
 
+from akd_deploy.engines.denormals import added_masks
 from akd_deploy.engines.onnx_file import (
     check_network,
     corrupt_network,
@@ -84,12 +86,13 @@ class Structure:
     """A network without the values of its large tensors, as `read_onnx` gives it otherwise.
 
     `digest` is the SHA-256 of the file's structure, other ones for any other batch. `external` says how many bytes the
-    network expects of the weights files beside it.
+    network expects of the weights files beside it, `has_external_values` whether some of those bytes are in `model`.
     """
 
     model: onnx.ModelProto
     digest: str
     external: Mapping[str, int]
+    has_external_values: bool = False
 
 
 def read_structure(path: Path, batch: int, *, by_values: bool = False) -> Structure:
@@ -108,10 +111,14 @@ def read_structure(path: Path, batch: int, *, by_values: bool = False) -> Struct
     descriptor = os.open(path, os.O_RDONLY)
     hasher = hashlib.sha256(f"batch {batch}".encode())
     try:
-        file = WireFile(descriptor)
-        content = _Copy(file, hasher, by_values).message(0, file.size, onnx.ModelProto.DESCRIPTOR)
+        wire = WireFile(descriptor)
+        copy = _Copy(wire, hasher, by_values)
+        content = copy.message(0, wire.size, onnx.ModelProto.DESCRIPTOR)
         model = onnx.ModelProto.FromString(content)
-    except (WireError, DecodeError) as error:
+        masks = [mask for _, those in added_masks(model.graph) for mask in those]
+        for mask in masks:
+            copy.put_back(mask)
+    except (WireError, DecodeError, UnicodeDecodeError) as error:
         raise no_network(path, error) from error
     finally:
         os.close(descriptor)
@@ -122,12 +129,20 @@ def read_structure(path: Path, batch: int, *, by_values: bool = False) -> Struct
     except WireError as error:
         raise corrupt_network(path, str(error)) from error
     external = check_network(model, path, batch)
+    outside = [mask for mask in masks if mask.data_location == _TYPES.EXTERNAL and mask.data_type in _FLOATS]
+    for mask in outside:
+        info = ExternalDataInfo(mask)
+        with (path.parent / info.location).open("rb") as file:
+            file.seek(info.offset or 0)
+            mask.raw_data = file.read(_SIZES[mask.data_type] * math.prod(mask.dims))
+        mask.data_location = _TYPES.DEFAULT
+        hasher.update(mask.raw_data)
     if by_values and external:
         for tensor in tensors_of(model.graph):
             if tensor.data_location == _TYPES.EXTERNAL and tensor.data_type in _SIZES and tensor.data_type not in _BITS:
                 _load_telling(tensor, path.parent)
                 hasher.update(tensor.raw_data)
-    return Structure(model, hasher.hexdigest(), external)
+    return Structure(model, hasher.hexdigest(), external, by_values or bool(outside))
 
 
 class _Copy:
@@ -137,6 +152,15 @@ class _Copy:
         self._file = file
         self._hasher = hasher
         self._by_values = by_values
+        self._left_out: dict[str, tuple[int, int]] = {}
+
+    def put_back(self, tensor: onnx.TensorProto) -> None:
+        """Fill in the values of a tensor that were left out, if they were; they count in the digest."""
+        place = self._left_out.get(tensor.name)
+        if place is not None and not tensor.raw_data:
+            content = self._file.read(*place)
+            self._hasher.update(content)
+            tensor.CopyFrom(onnx.TensorProto.FromString(content))
 
     def message(self, start: int, end: int, kind: object, level: int = 0) -> bytes:
         """The message between two positions, large payloads of the tensors in it left out."""
@@ -178,6 +202,7 @@ class _Copy:
         if self._by_values and tensor.data_type in _FLOATS and len(payload) == 1 and self._tells(tensor, payload[0]):
             return self._file.read(start, end)
         self._check_left_out(tensor, payload)
+        self._left_out[tensor.name] = start, end
         if tensor.data_type in _SHAPE_MAKING:
             for field in payload:
                 self._hasher.update(self._file.read(field.value, field.end))

@@ -18,6 +18,7 @@ import onnx
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
 from akd_deploy.engines.base import BuiltEngine, Engine, Progress, random_feeds
 from akd_deploy.engines.declared_float32 import declared_float32
+from akd_deploy.engines.denormals import with_denormals
 from akd_deploy.engines.nvidia import gpu_fingerprint, why_no_gpu
 from akd_deploy.engines.onnx_file import copy_onnx, external_files, node_names, nodes_using, read_onnx
 from akd_deploy.engines.onnxruntime_kernels import MATRIX_OPS, ProfileEvent, kernels_from_profile, read_profile
@@ -251,7 +252,10 @@ class OnnxRuntimeEngine(Engine):
         shapes = {name: array.shape for name, array in feeds.items()}
         # Shape inference may have run twice (once for the outputs' shapes): one run's events are enough.
         runs = max(1, len(events) // max(1, len(optimised.graph.node)))
-        return kernels_from_profile(model.graph, optimised.graph, events[: len(events) // runs], shapes), events
+        kernels = kernels_from_profile(model.graph, optimised.graph, events[: len(events) // runs], shapes)
+        if self.option("denormal_as_zero") or self._provider != "cpu":
+            return kernels, events
+        return with_denormals(kernels, model.graph, path.parent), events
 
     def _build_error(self, model: onnx.ModelProto, path: Path, error: Exception) -> AkdError:
         message = " ".join(str(error).split())

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from akd_deploy.engines.denormals import DENORMAL_EXPONENTS, denormal_share, masks_before
 from akd_deploy.export.finding import Finding
 from akd_deploy.export.lint_graph import LintGraph, channels, float_values
 from akd_deploy.export.low_precision import LOW_PRECISIONS
@@ -16,8 +17,6 @@ TYPICAL_ACTIVATION = 10.0
 """An input this large on every channel is not unusual after ReLU; picked by eye."""
 SMALLEST_NORMAL = 2.0**-14
 """float16 keeps fewer and fewer bits of what is smaller, and none below 2⁻²⁵."""
-DENORMAL_EXPONENTS = (-104.0, -87.34)
-"""Where the exponential of a float32 is below its least normal number, 2⁻¹²⁶, and not yet 0."""
 
 
 def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
@@ -96,10 +95,10 @@ def denormal_mask(graph: LintGraph) -> Iterator[Finding]:
         return
     least, most = DENORMAL_EXPONENTS
     for node in graph.nodes:
-        mask = _added_before(graph, node) if node.op_type == "Softmax" else None
-        if mask is None:
-            continue
-        share = float(np.mean((mask > least) & (mask < most)))
+        names = []
+        if node.op_type == "Softmax":
+            names = masks_before(node, graph.maker, lambda name: graph.constant(name) is not None)
+        share = denormal_share([mask for name in names if (mask := graph.constant(name)) is not None])
         if share:
             message = (
                 f"{share:.0%} of the mask before it lie between {least:g} and {most:g}: their exponentials are "
@@ -107,25 +106,6 @@ def denormal_mask(graph: LintGraph) -> Iterator[Finding]:
             )
             fix = "Mask with −inf or −10000, or set `denormal_as_zero = true` among the target's engine_options."
             yield Finding("denormal-mask", "warning", node.name, message, fix)
-
-
-_RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
-
-
-def _added_before(graph: LintGraph, softmax: onnx.NodeProto) -> np.ndarray | None:
-    """The constants that were added to what a Softmax reads, together; None without any."""
-    name, masks = softmax.input[0], []
-    while (node := graph.maker.get(name)) is not None and node.op_type in ("Add", *_RESHAPING):
-        name = node.input[0]
-        if node.op_type != "Add":
-            continue
-        values = [graph.constant(read) for read in node.input]
-        masks += [value for value in values if value is not None]
-        name = node.input[0] if values[0] is None else node.input[1]
-    try:
-        return np.asarray(sum(masks[1:], masks[0])) if masks else None
-    except ValueError:  # reshaped in between: no two of them meet as they are
-        return np.concatenate([mask.ravel() for mask in masks])
 
 
 def precision_lie(graph: LintGraph) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ import onnx
 
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.engines.base import Engine
+from akd_deploy.engines.denormals import with_denormals
 from akd_deploy.kernel import ExecutedKernel
 
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"
@@ -69,9 +70,16 @@ def rules_of(engine: Engine, device: DeviceFingerprint) -> Rules:
         kernels_of = partial(openvino_cpu.kernels_of, precision=target.precision, isa=isa)
         return Rules(kernels_of, lambda model: openvino_cpu.doubtful(isa), onnxruntime_cpu.prepare, by_values=True)
     level, block = str(engine.option("graph_optimization")), onnxruntime_cpu.block_of(device)
+    kernels_of = partial(onnxruntime_cpu.kernels_of, level=level, nchwc_block=block)
     return Rules(
-        partial(onnxruntime_cpu.kernels_of, level=level, nchwc_block=block),
+        kernels_of if engine.option("denormal_as_zero") else partial(_with_denormals, kernels_of),
         onnxruntime_tested.doubtful,
         onnxruntime_cpu.prepare,
         by_values=False,
     )
+
+
+def _with_denormals(
+    kernels_of: Callable[[onnx.ModelProto], tuple[ExecutedKernel, ...]], model: onnx.ModelProto
+) -> tuple[ExecutedKernel, ...]:
+    return with_denormals(kernels_of(model), model.graph)

@@ -125,7 +125,10 @@ class KernelReader:
         if remember and is_lasting and before is not None and before == _stamp(path):
             self._known.keep(key, found)
             if max(before[-2:]) < time.time_ns() - _SETTLED_NS:
-                weights = {name: _stamp(path.parent / name) if by_values else None for name in structure.external}
+                weights = {
+                    name: _stamp(path.parent / name) if structure.has_external_values else None
+                    for name in structure.external
+                }
                 self._files.keep((path.absolute(), source), _Seen(before, structure.external, weights, key))
             if is_new:
                 self._store(key, found)

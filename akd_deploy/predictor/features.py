@@ -165,7 +165,7 @@ def _product(kernel: Kernel, output: Shape, elements: int) -> Dimensions:
 
 TERMS = (
     "launch", "macs", "padded_macs", "traffic_bytes", "outputs", "rows", "filling_macs", "filling_bytes",
-    "transcendental", "aliased_bytes",
+    "transcendental", "aliased_bytes", "denormals",
 )  # fmt: skip
 """Names of what `cost_terms` returns, in order."""
 FILLING = 0.7
@@ -256,7 +256,8 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
     of planes: full vectors of one row of each; with broadcasting: runs), each of which costs a loop; the filling terms
     are `padded_macs` and `traffic_bytes` to the power `FILLING`. `transcendental` are outputs times the exponentials
     and the like that are fused into the kernel, and `aliased_bytes` those that it moves with strides that meet in one
-    set of a cache. In one `setting`, none of them falls where a kernel's sizes grow.
+    set of a cache; `denormals` are the operations on numbers below the least normal one. In one `setting`, none of them
+    falls where a kernel's sizes grow.
     """
     size, counted = dimensions(kernel), float(macs(kernel))
     padded = counted * _padded(size.out) / size.out
@@ -272,7 +273,7 @@ def cost_terms(kernel: Kernel) -> tuple[float, ...]:
         rows = kernel.output_elements / size.run
     traffic = moved_bytes(kernel)
     linear = (1.0, counted, padded, traffic, float(kernel.output_elements), rows)
-    fused = (kernel.output_elements * _transcendental(kernel), traffic * _aliasing(kernel))
+    fused = (kernel.output_elements * _transcendental(kernel), traffic * _aliasing(kernel), _denormals(kernel))
     return (*linear, padded**FILLING, traffic**FILLING, *fused)
 
 
@@ -291,6 +292,16 @@ def _transcendental(kernel: Kernel) -> int:
         any(part in name for part in _TRANSCENDENTAL) and not any(part in name for part in _ARITHMETIC)
         for name in names
     )
+
+
+def _denormal_share(kernel: Kernel) -> float:
+    value = kernel.attribute("denormals")
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _denormals(kernel: Kernel) -> float:
+    """Multiply-accumulates, or outputs where there are none, with a number below the least normal one."""
+    return _denormal_share(kernel) * (macs(kernel) or kernel.output_elements)
 
 
 ALIASED_BYTES, LEAST_ALIASED_BYTES = 4096, 512
@@ -313,7 +324,7 @@ def _aliasing(kernel: Kernel) -> float:
 
 
 SIZES, GEOMETRY, SETTINGS = 0, 1, 2
-COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 9
+COORDINATE_GROUPS = (SIZES,) * 6 + (GEOMETRY,) * 4 + (SETTINGS,) * 10
 """What each of `coordinates` is: costs change with sizes, geometry and settings over distances of their own."""
 GROUP_NAMES = ("sizes", "geometry", "settings")
 RUN = 14
@@ -348,7 +359,12 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
         float(_along_rows(kernel) is False),
         0.5 * _transcendental(kernel),
         _aliasing(kernel),
+        log2(1 + DENORMAL_SLOWNESS * _denormal_share(kernel)),
     )
+
+
+DENORMAL_SLOWNESS = 90
+"""How much slower a processor is with such numbers, about: what makes a share of them a large one."""
 
 
 def order_sizes(coordinates: np.ndarray, terms: np.ndarray) -> np.ndarray:
@@ -370,8 +386,9 @@ def with_window_and_type(terms: np.ndarray, kernel: Kernel, other: Kernel) -> np
     """(terms,) of a kernel as if its window, its type and what is fused into it were another's of its regime, about."""
     window = dimensions(other).window / dimensions(kernel).window
     width = BYTES_PER_ELEMENT[other.dtype] / BYTES_PER_ELEMENT[kernel.dtype]
-    scaled = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING, 1, 1)
+    scaled = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING, 1, 1, 1)
     scaled[TERMS.index("transcendental")] = kernel.output_elements * _transcendental(other)
     scaled[TERMS.index("aliased_bytes")] = scaled[TERMS.index("traffic_bytes")] * _aliasing(other)
+    scaled[TERMS.index("denormals")] = _denormal_share(other) * (macs(kernel) or kernel.output_elements)
     result: np.ndarray = scaled
     return result

@@ -130,6 +130,22 @@ def quantized() -> onnx.ModelProto:
     return g.model(IMAGE, [g.quantized(g("MatMul", x, g.quantized_weight(16, 10)), scale=0.01)], opset=19)
 
 
+def masked_attention(mask: np.ndarray, windows: int = 4, tokens: int = 16, width: int = 8) -> onnx.ModelProto:
+    """Attention within windows, as Swin's: a bias and a mask (windows, tokens, tokens) added to the scores; the nodes
+    that work on masked weights are "softmax" and "sum"."""
+    g = Graph()
+    keys = g("Transpose", "x", perm=[0, 2, 1])
+    scores = g("Add", g("MatMul", "x", keys), g.weight(tokens, tokens))
+    scores = g("Reshape", scores, g.constant(np.array([1, windows, tokens, tokens])))
+    scores = g("Add", g.constant(mask.astype(np.float32)), scores)
+    scores = g("Reshape", scores, g.constant(np.array([windows, tokens, tokens])))
+    weights = g("Softmax", scores, axis=-1)
+    g.nodes[-1].name = "softmax"
+    mixed = g("MatMul", g("Identity", weights), "x")
+    g.nodes[-1].name = "sum"
+    return g.model({"x": [windows, tokens, width]}, [g("MatMul", mixed, g.weight(width, width))])
+
+
 def attention() -> onnx.ModelProto:
     g, width, heads = Graph(), 16, 2
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from engines.engine_graphs import GRAPHS, Graph
+from engines.engine_graphs import GRAPHS, Graph, masked_attention
 from onnx import TensorProto
 
 from akd_deploy.device import DeviceFingerprint, cpu_fingerprint
@@ -95,6 +95,44 @@ def test_rules_and_runtime_agree_on_the_engines_own_graphs(name, tmp_path):
     by_rules, by_runtime = (reader(target=target).read(path, source) for source in (AUTO, RUNTIME))
     assert by_runtime.kernels_from == RUNTIME
     assert counted(by_rules) == counted(by_runtime)
+
+
+def with_denormals(found) -> dict[str, object]:
+    return {e.kernel.op: e.kernel.attribute("denormals") for e in found.executed if e.kernel.attribute("denormals")}
+
+
+def masked_file(folder, value: float, *, external: bool = False):
+    mask = np.zeros((4, 16, 16))
+    mask[0, :, 8:] = value
+    path, model = folder / "masked.onnx", masked_attention(mask)
+    onnx.save_model(
+        model, path, save_as_external_data=external, location="weights.bin", size_threshold=1024
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_rules_and_runtime_tell_the_same_kernels_that_a_mask_makes_slow(external, tmp_path):
+    path = masked_file(tmp_path, -100.0, external=external)
+    rules, runtime = (reader().read(path, source) for source in (RULES, RUNTIME))
+    assert counted(rules) == counted(runtime)
+    assert with_denormals(rules) == {"Softmax": 0.12, "MatMul": 0.12}
+    flushing = replace(TARGET, engine_options={"denormal_as_zero": True})
+    assert not with_denormals(reader(target=flushing).read(path, RULES))
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_another_mask_is_another_file(external, tmp_path):
+    asked = reader(tmp_path / "memory")
+    assert with_denormals(asked.read(masked_file(tmp_path, -100.0, external=external)))
+    (tmp_path / "weights.bin").unlink(missing_ok=True)
+    assert not with_denormals(asked.read(masked_file(tmp_path, -1e4, external=external)))
+    if external:
+        values = (tmp_path / "weights.bin").read_bytes()
+        lower, higher = np.float32(-1e4).tobytes(), np.float32(-100.0).tobytes()
+        assert lower in values
+        (tmp_path / "weights.bin").write_bytes(values.replace(lower, higher))
+        assert with_denormals(asked.read(tmp_path / "masked.onnx"))
 
 
 def test_rules_are_asked_first_and_the_runtime_where_they_refuse(tmp_path, asked):

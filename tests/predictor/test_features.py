@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
-from akd_deploy.predictor.features import TERMS, coordinates, cost_terms, dimensions, macs, regime
+from akd_deploy.predictor.features import (
+    TERMS,
+    coordinates,
+    cost_terms,
+    dimensions,
+    macs,
+    regime,
+    with_window_and_type,
+)
 
 
 def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> Kernel:
@@ -271,3 +280,16 @@ def test_what_elements_are_picked_from_is_not_read_whole() -> None:
     first = Kernel("Slice", ((128, 512), (2,), (2,)), ((1, 1),))
     assert cost_terms(table)[TERMS.index("traffic_bytes")] == 4 * (2 * 16 * 128 + 16)
     assert cost_terms(first)[TERMS.index("traffic_bytes")] == 4 * (1 + 1 + 1 + 1)
+
+
+def test_operations_on_numbers_below_the_least_normal_one_are_counted() -> None:
+    shapes = ((3, 8, 8), (3, 8, 4)), ((3, 8, 4),)
+    product = Kernel("MatMul", *shapes, attributes=(("denormals", 0.25),))
+    softmax = Kernel("Softmax", ((3, 8, 8),), ((3, 8, 8),), attributes=(("axis", -1), ("denormals", 0.5)))
+    plain = Kernel("MatMul", *shapes)
+    at = TERMS.index("denormals")
+    assert [cost_terms(kernel)[at] for kernel in (product, softmax, plain)] == [0.25 * 3 * 8 * 8 * 4, 96.0, 0.0]
+    assert regime(product) == regime(plain)
+    assert coordinates(product) != coordinates(plain)
+    slower = with_window_and_type(np.array(cost_terms(plain)), plain, product)
+    assert slower[at] == cost_terms(product)[at]

@@ -14,7 +14,7 @@ from synthetic_device import SyntheticDevice, executed_by
 from akd_deploy.kernel import Kernel
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import kernel_cost_fit
-from akd_deploy.predictor.features import COORDINATE_GROUPS, coordinates, regime
+from akd_deploy.predictor.features import COORDINATE_GROUPS, coordinates, macs, regime
 from akd_deploy.predictor.kernel_cost import KernelCostModel, model_from_arrays
 from akd_deploy.predictor.kernel_cost_fit import (
     BASE_FLOOR,
@@ -195,3 +195,28 @@ def test_noise_of_a_median_of_blocks_shrinks_with_their_number() -> None:
     assert observation_of(Counter(), four).noise == pytest.approx(0.03 / np.sqrt(3))
     assert observation_of(Counter(), four).latency_s == 1.0
     assert observation_of(Counter(), Measurement("p", (1.0,), (0,)), 0.07).noise == 0.07
+
+
+def masked_product(tokens: int, width: int, share: float) -> Kernel:
+    """A product of attention's weights, that share of them denormal, with values."""
+    shapes = ((8, tokens, tokens), (8, tokens, width)), ((8, tokens, width),)
+    return Kernel("MatMul", *shapes, attributes=(("denormals", share),) if share else ())
+
+
+def masked_product_s(kernel: Kernel) -> float:
+    return 1e-6 + macs(kernel) * 1e-10 * (1 + 60 * float(kernel.attribute("denormals") or 0.0))
+
+
+def test_products_with_denormal_numbers_are_slower_by_what_others_of_them_were() -> None:
+    rng = np.random.default_rng(2)
+    sizes = [(int(t), int(w)) for t, w in zip(rng.integers(16, 96, 60), rng.integers(8, 64, 60), strict=True)]
+    shares = rng.choice([0.0, 0.0, 0.02, 0.06, 0.11, 0.25], 60).tolist()
+    kernels = [masked_product(*size, share) for size, share in zip(sizes, shares, strict=True)]
+    model = fit_kernel_costs([Observation({k: 1}, masked_product_s(k), 0.01) for k in kernels])
+    asked = [masked_product(t, w, share) for t, w in ((20, 60), (49, 32), (90, 12)) for share in (0.0, 0.04, 0.2)]
+    for kernel, cost in zip(asked, model.costs(asked), strict=True):
+        assert cost.in_domain
+        assert cost.mean_s == pytest.approx(masked_product_s(kernel), rel=0.25)
+    plain = [kernel for kernel in kernels if kernel.attribute("denormals") is None]
+    unaware = fit_kernel_costs([Observation({k: 1}, masked_product_s(k), 0.01) for k in plain])
+    assert [cost.in_domain for cost in unaware.costs(asked[:2])] == [True, False]

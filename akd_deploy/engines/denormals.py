@@ -1,0 +1,130 @@
+"""Numbers below the least normal one: what a masked softmax makes many of, and a CPU computes with slowly.
+
+A mask of −100 added to attention's scores leaves exponentials of 4e-44. Each of them takes a processor's slow way in
+the softmax and in every product that reads it, up to 90 times as long (Swin-T on x86), and no shape tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from akd_deploy.engines.onnx_file import node_names
+from akd_deploy.kernel import ExecutedKernel
+
+DENORMAL_EXPONENTS = (-104.0, -87.34)
+"""Between these the exponential of a float32 is denormal; below it is zero."""
+
+DENORMALS = "denormals"
+"""The attribute of a kernel that works on such numbers: their share among what it reads."""
+
+_RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+_PASSING = (*_RESHAPING, "Dropout", "Transpose")
+_PRODUCTS = ("MatMul", "Gemm", "Einsum")
+_SLOW = ("softmax", "matmul", "gemm", "attention", "einsum")
+"""Parts of the names of kernels that compute with what they read; others move it."""
+
+
+def masks_before(
+    softmax: onnx.NodeProto, maker: Mapping[str, onnx.NodeProto], is_constant: Callable[[str], bool]
+) -> list[str]:
+    """The names of the constants that were added to what a Softmax reads."""
+    name, masks = softmax.input[0], []
+    while (node := maker.get(name)) is not None and node.op_type in ("Add", *_RESHAPING) and node.input:
+        name = node.input[0]
+        if node.op_type == "Add":
+            masks += [read for read in node.input if is_constant(read)]
+            name = next((read for read in node.input if not is_constant(read)), "")
+    return masks
+
+
+def denormal_share(masks: Sequence[np.ndarray]) -> float:
+    """How many of a softmax's outputs are denormal, by what was added before it; 0 where nothing was."""
+    if not masks:
+        return 0.0
+    try:
+        mask = np.asarray(sum(masks[1:], masks[0]))
+    except ValueError:  # reshaped in between: no two of them meet as they are
+        mask = np.concatenate([one.ravel() for one in masks])
+    least, most = DENORMAL_EXPONENTS
+    return float(np.mean((mask > least) & (mask < most))) if mask.size else 0.0
+
+
+def added_masks(graph: onnx.GraphProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.TensorProto]]]:
+    """Each Softmax that constants are added before, with these."""
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax" and node.input and any(node.output)]
+    if not softmaxes:
+        return
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            constants |= {name: a.t for name in node.output for a in node.attribute if a.name == "value"}
+    maker = {name: node for node in graph.node for name in node.output if name not in constants}
+    for softmax in softmaxes:
+        masks = masks_before(softmax, maker, constants.__contains__)
+        if masks:
+            yield softmax, [constants[name] for name in masks]
+
+
+def denormal_shares(graph: onnx.GraphProto, folder: Path | None = None) -> dict[str, float]:
+    """Node name (as `node_names` gives it) → share of denormal numbers, of each Softmax that makes some and of the
+    products that read them.
+
+    Args:
+        folder: of the weights files; a mask whose values are nowhere counts as one without denormal numbers.
+    """
+    found: dict[str, float] = {}
+    names: dict[str, str] = {}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for softmax, masks in added_masks(graph):
+        known = [value for mask in masks if (value := _values(mask, folder)) is not None]
+        share = float(f"{denormal_share(known):.2g}")
+        if not share:
+            continue
+        if not names:
+            for node, name in zip(graph.node, node_names(graph), strict=True):
+                names |= dict.fromkeys(filter(None, node.output), name)
+                for read in node.input:
+                    readers.setdefault(read, []).append(node)
+        found |= {names[name]: share for name in softmax.output if name}
+        reached = list(softmax.output)
+        while reached:
+            for node in readers.get(reached.pop(), []):
+                if node.op_type in _PRODUCTS:
+                    found |= {names[name]: share for name in node.output if name}
+                elif node.op_type in _PASSING:
+                    reached += node.output
+    return found
+
+
+def with_denormals(
+    executed: Sequence[ExecutedKernel], graph: onnx.GraphProto, folder: Path | None = None
+) -> tuple[ExecutedKernel, ...]:
+    """The kernels of a network, those that compute with denormal numbers told by their attribute `DENORMALS`."""
+    shares = denormal_shares(graph, folder)
+    if not shares:
+        return tuple(executed)
+
+    def told(one: ExecutedKernel) -> ExecutedKernel:
+        share = max((shares.get(node, 0.0) for node in one.nodes), default=0.0)
+        if not share or not any(part in one.kernel.op.lower() for part in _SLOW):
+            return one
+        attributes = (*one.kernel.attributes, (DENORMALS, share))
+        return replace(one, kernel=replace(one.kernel, attributes=attributes))
+
+    return tuple(map(told, executed))
+
+
+def _values(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray | None:
+    is_external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    if is_external and folder is None:
+        return None
+    try:
+        return numpy_helper.to_array(tensor, str(folder or ""))
+    except (ValueError, TypeError):  # left out of a structure, or of a type that numpy does not know
+        return None
