@@ -116,12 +116,26 @@ class ProfileTable(_Table):
     blocks: int = Field(default=3, ge=1)
 
 
+class SharedTable(_Table):
+    """`[search.shared]`: `rounds` of training one network's weights on `trained` candidates in turn (a round's
+    `training`), after each of which the strategy is told about `judged` others; of the last `derived` the best are
+    trained by themselves. Candidates with more than `most_bytes` of weights are refused."""
+
+    rounds: int = Field(default=10, ge=1)
+    trained: int = Field(default=16, ge=1)
+    judged: int = Field(default=8, ge=1)
+    derived: int = Field(default=32, ge=1)
+    most_bytes: int | None = Field(default=None, ge=1)
+    training: TrainingTable = TrainingTable()
+
+
 HOW_SEARCHED = ("driver", "trial_limit_s", "portal_port")
 """Keys of `[search]` that say how it is done, not what: a run goes on under other ones."""
 
 
 class SearchTable(_Table):
-    """`[search]`: each strategy gets its own `trials` trainings.
+    """`[search]`: each strategy gets its own `trials` trainings; with `weights` "shared" of the candidates that it
+    found with weights that all share.
 
     `driver` "nni" has them made as trials of an NNI experiment on this machine, as many at a time as `--jobs` says;
     one that takes longer than `trial_limit_s` (an hour, where it is left out) is killed and counts as failed. The
@@ -135,6 +149,8 @@ class SearchTable(_Table):
     driver: Literal["in-process", "nni"] = "in-process"
     trial_limit_s: float | None = Field(default=None, gt=0)
     portal_port: int | None = Field(default=None, ge=1, le=65535)
+    weights: Literal["own", "shared"] = "own"
+    shared: SharedTable = SharedTable()
     training: TrainingTable = TrainingTable()
 
     @model_validator(mode="after")
@@ -142,6 +158,8 @@ class SearchTable(_Table):
         unused = [key for key in HOW_SEARCHED[1:] if self.driver != "nni" and getattr(self, key) is not None]
         if unused:
             raise ValueError(f'{" and ".join(unused)} would not be used: write driver = "nni"')
+        if self.weights != "shared" and self.shared != SharedTable():
+            raise ValueError('shared would not be used: write weights = "shared"')
         return self
 
     @field_validator("strategies")
@@ -161,12 +179,34 @@ class ShrinkTable(_Table):
     training: TrainingTable = TrainingTable()
 
 
+class ProcessTable(_Table):
+    """`[distill.process]`: pathways between the teacher's layers and the student's, and how their weights are found:
+    by so many `searches`, each a `training`, or in a `file` that an earlier search wrote."""
+
+    file: File = None
+    searches: int = Field(default=2, ge=1)
+    rule: str = "up"
+    transforms: list[str] = Field(default=["linear"], min_length=1)
+    distance: str = "hcl"
+    logits: bool = True
+    normalisation: str = "biased-softmax"
+    gradient: str = "exact"
+    training: TrainingTable = TrainingTable()
+
+
 class DistillTable(_Table):
     """`[distill]`: the method, and the long training of finalists."""
 
     method: str = "kd"
     seeds: int = Field(default=3, ge=2)
+    process: ProcessTable = ProcessTable()
     training: TrainingTable = TrainingTable()
+
+    @model_validator(mode="after")
+    def _used(self) -> DistillTable:
+        if self.method != "process" and self.process != ProcessTable():
+            raise ValueError('process would not be used: write method = "process"')
+        return self
 
 
 class ExportTable(_Table):

@@ -33,6 +33,9 @@ def test_a_model_of_ones_own_is_shrunk_to_a_verified_bundle(tmp_path: Path) -> N
     assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", "hand_shrunk"}
     assert winner["predicted_s"] <= winner["budget_s"]
     assert (tmp_path / "runs" / "shrunk" / "bundle" / "manifest.json").is_file()
+    page = (tmp_path / "runs" / "shrunk" / "report.html").read_text(encoding="utf-8")
+    assert "What is left of each layer" in page
+    assert "Same student, from the teacher&#39;s weights" in page
 
 
 def test_the_configuration_of_the_how_to_on_nni_is_one() -> None:

@@ -13,7 +13,7 @@ import pytest
 from documents import ROOT
 from pydantic import BaseModel
 
-from akd_deploy.configuration import RunConfiguration
+from akd_deploy.configuration import ProcessTable, RunConfiguration, SharedTable
 from akd_deploy.data.cifar import CifarSettings
 from akd_deploy.data.digits import DigitsSettings
 from akd_deploy.data.glyphs import GlyphsSettings
@@ -79,7 +79,9 @@ def test_every_key_is_there_with_its_default_and_no_other() -> None:
     expected = [
         of_model(RunConfiguration), of_model(models["data"]), *beds, of_model(models["teacher"]),
         of_model(models["space"]), *spaces,
-        *(of_model(models[name]) for name in ("profile", "search", "shrink", "distill")), training,
+        of_model(models["profile"]), of_model(models["search"]), of_model(SharedTable),
+        of_model(models["shrink"]), of_model(models["distill"]), training,
+        of_model(ProcessTable),
         *(of_model(models[name]) for name in ("export", "certificate")),
     ]  # fmt: skip
     assert [keys for _, keys in tables()] == expected

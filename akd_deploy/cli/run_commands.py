@@ -161,7 +161,7 @@ def shrink(
     configuration, directory = _prepared(config, output, seed)
     if dry_run:
         check_configuration(configuration)
-        emit(_would_do(configuration, directory, list(stages())), as_json)
+        emit(_would_do(configuration, directory, list(stages(configuration))), as_json)
         return
     _one_thread()
     with progress_bars(as_json) as on_progress:

@@ -76,15 +76,25 @@ METHODS: Mapping[str, Method] = {
 """Method name → its loss. "kd" of several teachers learns from the mean of their probabilities."""
 
 
+PROCESS = "process"
+"""The method that is no loss of logits: pathways between layers, whose weights change (`process_training`)."""
+
+
 def method_for(name: str, teachers: int) -> Method:
     """The method of that name, which so many teachers can teach by. "ce" ignores them.
 
     Raises:
         UnknownNameError: no such method.
-        UsageError: it needs a teacher and there is none, or takes fewer than there are.
+        UsageError: it needs a teacher and there is none, takes fewer than there are, or is no loss of logits.
     """
+    if name == PROCESS:
+        raise UsageError(
+            asked=f"method {name} here",
+            found="a training that compares logits alone",
+            next="Use it in [distill] of a `run`, or with `akd-deploy distill`.",
+        )
     if name not in METHODS:
-        raise UnknownNameError("distillation method", name, METHODS)
+        raise UnknownNameError("distillation method", name, (*METHODS, PROCESS))
     method = METHODS[name]
     if method.loss is not None and teachers == 0:
         raise UsageError(asked=f"method {name}", found="no teacher", next="Give a teacher, or use method ce.")

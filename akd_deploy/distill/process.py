@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,10 +122,13 @@ class Process:
             raise MismatchError(asked=f"weights that add up to {total:g}", found="all 0", next="Use another process.")
         return replace(self, weights=self.weights * (total / mean))
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {"pathways": list(self.pathways), "weights": self.weights.tolist()}
+
     def save(self, path: Path) -> None:
         """Write JSON, atomically."""
-        document = {"format": FORMAT, "pathways": list(self.pathways), "weights": self.weights.tolist()}
-        write_atomically(path, json.dumps(document).encode())
+        write_atomically(path, json.dumps({"format": FORMAT, **self.as_dict()}).encode())
 
 
 def constant_process(weights: Mapping[str, float]) -> Process:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from akd_deploy.configuration import RunConfiguration
 from akd_deploy.data import DATASETS
-from akd_deploy.distill.methods import method_for
+from akd_deploy.distill.methods import PROCESS, method_for
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.teachers import TEACHER_SETTINGS
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
+from akd_deploy.pipeline.by_process import check_process
 from akd_deploy.pipeline.training import settings_from
 from akd_deploy.search import reward_shape
 from akd_deploy.search.strategies import load_strategy
@@ -39,9 +40,12 @@ def check_configuration(configuration: RunConfiguration) -> None:
         raise UnknownNameError("dataset", configuration.data.name, DATASETS)
     load_space(configuration.space.name, configuration.space.settings)
     reward_shape(configuration.search.reward)
-    method_for(configuration.distill.method, configuration.teacher.teachers)
+    if configuration.distill.method == PROCESS:
+        check_process(configuration)
+    else:
+        method_for(configuration.distill.method, configuration.teacher.teachers)
     settings_from(configuration.teacher.training, TEACHER_SETTINGS)
-    for table in (configuration.search.training, configuration.distill.training):
+    for table in (configuration.search.training, configuration.search.shared.training, configuration.distill.training):
         settings_from(table, TrainingSettings())
     for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)

@@ -10,15 +10,20 @@ import numpy as np
 from torch import nn
 
 from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.distill.methods import PROCESS
+from akd_deploy.distill.process import load_process
 from akd_deploy.errors import CorruptFileError, MismatchError
-from akd_deploy.models.student import load_student, save_student
+from akd_deploy.models.student import load_student, save_student, student_from_architecture
 from akd_deploy.pipeline import shipping
+from akd_deploy.pipeline.by_process import PROCESS_NAME, found_process, teach_by_process
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
 from akd_deploy.pipeline.latency import write_model
+from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape, search
+from akd_deploy.search.strategies import StrategyFactory
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -57,14 +62,22 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         done += trial.state in ("done", "failed")
         run.on_progress(f"searching ({strategy})", done, table.trials)
 
+    from akd_deploy.search.strategies.given import given_candidates  # NNI's, which a run without a search need not have
+
+    asked: str | StrategyFactory = strategy
+    shared: dict[str, Any] = {}
+    if table.weights == "shared":
+        candidates, shared = candidates_by_shared_weights(run, strategy, budget_s, screen)
+        chosen = [dict(candidate.choices) for candidate in candidates]
+        asked = given_candidates(chosen, f"{strategy} with shared weights")
     trainings = in_experiment(run, strategy) if table.driver == "nni" else run.bed.score
-    result = search(
-        run.space, strategy, predict, trainings, settings, run.journal.of_search(strategy), on_trial, screen
-    )
+    result = search(run.space, asked, predict, trainings, settings, run.journal.of_search(strategy), on_trial, screen)
+    seconds = {**result.seconds, "shared weights": shared["seconds"]} if shared else dict(result.seconds)
     return {
         "trials": [_trial_row(trial) for trial in result.trials],
         "counts": result.counts,
-        "seconds": dict(result.seconds),
+        "seconds": seconds,
+        "shared": shared or None,
         "best_reward": _best_reward(result),
         "stopped": result.stopped,
     }
@@ -195,6 +208,27 @@ def finished(path: Path, load: Callable[[Path], N]) -> N:
         raise CorruptFileError(error.asked, error.found, f"Delete {path}: --resume trains it again.") from error
 
 
+def process(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The process that finalists are distilled by, searched on the winner or read from the user's file."""
+    winner = architecture_from_dict(results["confirm"]["winner"]["arch"])
+    return searched_for(run, lambda seed: student_from_architecture(winner, seed))
+
+
+def searched_for(run: Run, student_of: Callable[[int], nn.Module]) -> dict[str, Any]:
+    """The process of such students, kept in the run's folder."""
+    found, facts = found_process(run.configuration, run.bed, student_of, run.on_progress)
+    found.save(run.directory / PROCESS_NAME)
+    return {**facts, **found.as_dict()}
+
+
+def teach(run: Run, student: nn.Module, method: str, seed: int) -> None:
+    """Train a finalist in place by a method, a process among them."""
+    if method == PROCESS:
+        teach_by_process(run.configuration, run.bed, student, load_process(run.directory / PROCESS_NAME), seed)
+    else:
+        run.bed.teach(student, seed, method, run.bed.long)
+
+
 def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The long trainings, with seeds no search used: the winner by the run's method, by plain KD and on labels alone,
     and the hand-shrunk student by the run's method."""
@@ -211,7 +245,8 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             if path.is_file():
                 student = finished(path, load_student)
             else:
-                student = run.bed.train(architecture_from_dict(fields), seed, method, run.bed.long)
+                student = student_from_architecture(architecture_from_dict(fields), seed)
+                teach(run, student, method, seed)
                 save_student(student, path)
             scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
     # The shipped seed is chosen on the tuning split: the test split is only ever reported.

@@ -9,7 +9,9 @@ from typing import Any
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.configuration import RunConfiguration
-from akd_deploy.models.student import save_student
+from akd_deploy.distill.methods import PROCESS
+from akd_deploy.models.student import save_student, student_from_architecture
+from akd_deploy.pipeline.by_process import check_process, found_process, teach_by_process
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.search_space import space_of
 from akd_deploy.storage import make_folder
@@ -30,14 +32,23 @@ def distill_one(
         output.parent,
         lambda step, steps, loss: on_progress("training the teacher", step, steps),
     )
-    began = time.perf_counter()
-    student = bed.train(
-        architecture,
-        configuration.seed,
-        method or bed.method,
-        bed.long,
-        lambda step, steps, loss: on_progress("distilling", step, steps),
-    )
+    began, seed, method, facts = time.perf_counter(), configuration.seed, method or bed.method, {}
+
+    def on_step(step: int, steps: int, _loss: float) -> None:
+        on_progress("distilling", step, steps)
+
+    if method == PROCESS:
+        check_process(configuration)
+        process, searched = found_process(
+            configuration, bed, lambda seed: student_from_architecture(architecture, seed), on_progress
+        )
+        kept = output.with_suffix(".process.json")
+        process.save(kept)
+        facts = {"process": str(kept), **{f"process_{name}": value for name, value in searched.items()}}
+        student = student_from_architecture(architecture, seed)
+        teach_by_process(configuration, bed, student, process, seed, on_step)
+    else:
+        student = bed.train(architecture, seed, method, bed.long, on_step)
     seconds = time.perf_counter() - began
     save_student(student, output)
-    return {"student": str(output), "method": method or bed.method, "seconds": seconds, **bed.test_scores(student)}
+    return {"student": str(output), "method": method, "seconds": seconds, **facts, **bed.test_scores(student)}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from akd_deploy.configuration import RunConfiguration
+from akd_deploy.distill.methods import PROCESS
 from akd_deploy.pipeline import choose, deliver, prepare
 from akd_deploy.pipeline.context import Progress, Run
 from akd_deploy.pipeline.stages import Stage, do_stages
-from akd_deploy.pipeline.summary import summary
-from akd_deploy.report.report import write_report
-from akd_deploy.storage import write_text_atomically
+from akd_deploy.pipeline.summary import reported, summary
 
 
 def stages(configuration: RunConfiguration) -> dict[str, Stage]:
@@ -26,12 +24,14 @@ def stages(configuration: RunConfiguration) -> dict[str, Stage]:
     if not prepare.is_relative(configuration):
         # It needs no teacher, whose training may take hours that a budget nothing meets would waste.
         teacher_and_budget = dict(reversed(teacher_and_budget.items()))
+    by_process: dict[str, Stage] = {"process": choose.process} if configuration.distill.method == PROCESS else {}
     return {
         "profile": prepare.profile,
         **teacher_and_budget,
         **searches,
         "hand-shrunk": choose.hand_shrunk,
         "confirm": choose.confirm,
+        **by_process,
         "distill": choose.distill,
         "export": deliver.export,
         "measure": deliver.measure,
@@ -56,12 +56,7 @@ def run_pipeline(
         AkdError: any other error of the stages; what was finished stays finished.
     """
     run, results = do_stages(Run, configuration, directory, resume, on_progress, jobs, stages(configuration))
-    text = json.dumps(summary(run, results), indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_text_atomically(directory / "summary.json", text)
-    # What was written, so that a resumed run, and `report`, give the very same page.
-    outcome: dict[str, Any] = json.loads(text)
-    write_report(outcome, directory / "report.html")
-    return outcome
+    return reported(summary(run, results), directory)
 
 
 def run_until_search(

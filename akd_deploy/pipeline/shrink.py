@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from akd_deploy.configuration import RunConfiguration
+from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.errors import InfeasibleBudgetError, UncoveredOperatorError, UsageError
 from akd_deploy.latency_table import HEADER_NAME, read_table
@@ -20,12 +20,20 @@ from akd_deploy.models.gated_network import GatedNetwork
 from akd_deploy.models.onnx_from_module import quick_onnx
 from akd_deploy.models.part import Part, load_part, mask_from_text, mask_text, save_part
 from akd_deploy.pipeline import deliver, prepare, shipping
-from akd_deploy.pipeline.choose import finished
+from akd_deploy.pipeline.choose import finished, searched_for, teach
 from akd_deploy.pipeline.context import Progress, Run
 from akd_deploy.pipeline.expected_error import Enough
 from akd_deploy.pipeline.linting import granularity_of
 from akd_deploy.pipeline.probe_plan import STRETCHES, given_networks, plan_probes, stretches_plan
 from akd_deploy.pipeline.stages import Stage, do_stages
+from akd_deploy.pipeline.summary import (
+    accuracy_parts,
+    common_parts,
+    limits_of,
+    paired_difference,
+    reported,
+    winner_parts,
+)
 from akd_deploy.pipeline.training import SEED_OFFSET, Bed, load_bed, settings_from
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.predictor.predictor import Prediction
@@ -41,8 +49,6 @@ from akd_deploy.recipes.better_students import (
     unit_costs,
     within_budget,
 )
-from akd_deploy.recipes.paired_seeds import paired
-from akd_deploy.storage import write_text_atomically
 from akd_deploy.units import format_seconds, parse_latency_budget
 
 GATE_TRAINING = TrainingSettings(steps=600, learning_rate=0.02)
@@ -107,14 +113,16 @@ class ShrinkRun(Run):
         return float(self.bound_s(np.array(self.predicted(mask).upper_s)))
 
 
-def stages() -> dict[str, Stage]:
+def stages(configuration: RunConfiguration) -> dict[str, Stage]:
     """Name → stage, in order."""
+    by_process: dict[str, Stage] = {"process": process} if configuration.distill.method == PROCESS else {}
     return {
         "profile": profile,
         "teacher": prepare.teacher,
         "budget": budget,
         "gates": gates,
         "confirm": confirm,
+        **by_process,
         "distill": distill,
         "export": deliver.export,
         "measure": deliver.measure,
@@ -125,18 +133,15 @@ def stages() -> dict[str, Stage]:
 def shrink(
     configuration: RunConfiguration, directory: Path, *, resume: bool = False, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Shrink the run's teacher to its budget, distil, build, measure and pack; `summary.json` is written.
+    """Shrink the run's teacher to its budget, distil, build, measure and pack; write `summary.json` and `report.html`.
 
     Raises:
         UsageError: `directory` holds a run and `resume` is false, or the teacher is no network that can be gated.
         InfeasibleBudgetError: one unit in every layer is over the budget.
         AkdError: any other error of the stages; what was finished stays finished.
     """
-    run, results = do_stages(ShrinkRun, configuration, directory, resume, on_progress, 1, stages())
-    outcome = _summary(run, results)
-    text = json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_text_atomically(directory / "summary.json", text)
-    return outcome
+    run, results = do_stages(ShrinkRun, configuration, directory, resume, on_progress, 1, stages(configuration))
+    return reported(_summary(run, results), directory)
 
 
 def _whole(run: ShrinkRun) -> np.ndarray:
@@ -221,7 +226,7 @@ def budget(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
         )
     return {
         "budget_s": budget_s,
-        "of": run.configuration.budget,
+        "of": "teacher" if relative else None,
         "least_s": least_s,
         "whole_s": run.bound_of(_whole(run)),
     }
@@ -292,6 +297,12 @@ def _description(run: ShrinkRun, mask: np.ndarray) -> dict[str, Any]:
     return {"part_of": run.bed.teacher.provenance.source, "kept": kept_shares(run.gated, mask), "mask": mask_text(mask)}
 
 
+def process(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The process that students are distilled by, searched on the part from fresh weights or read from a file."""
+    mask = mask_from_text(results["confirm"]["mask"])
+    return searched_for(run, lambda seed: Part(run.gated, mask).reset(seed))
+
+
 def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """The long trainings of the part and of its rivals, with seeds that nothing was chosen by."""
     mask, width = (mask_from_text(results["confirm"][key]["mask"] if key == "hand_shrunk" else results["confirm"][key])
@@ -307,7 +318,7 @@ def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 part = Part(run.gated, width if arm == "hand_shrunk" else mask)
                 student = part if arm == "inherited" else part.reset(seed)
-                run.bed.teach(student, seed, "ce" if arm == "ce" else run.bed.method, run.bed.long)
+                teach(run, student, "ce" if arm == "ce" else run.bed.method, seed)
                 save_part(part, path)
             scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
     # The shipped one is chosen on the tuning split: the test split is only ever reported.
@@ -316,40 +327,29 @@ def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
-    mask = mask_from_text(results["confirm"]["mask"])
-    prediction, main = run.prediction(results), results["measure"]["measured"][run.target.name]
-    scores = {arm: [row["accuracy"] for row in rows] for arm, rows in results["distill"]["scores"].items()}
-    accuracy: dict[str, Any] = {
-        arm: {"mean": float(np.mean(v)), "spread": float(np.std(v, ddof=1)), "seeds": len(v)}
-        for arm, v in scores.items()
-    }
-    accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
+    mask, test_images = mask_from_text(results["confirm"]["mask"]), len(run.bed.dataset.test)
+    accuracy = accuracy_parts(results)
+    per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in results["distill"]["scores"].items()}
+    pairs = (("kd", "ce"), ("kd", "hand_shrunk"), ("inherited", "kd"))
+    paired = [{"a": a, "b": b, **paired_difference(per_seed[a], per_seed[b])} for a, b in pairs]
+    again = results["measure"]["measured"][run.target.name]["remeasured"]
     return {
-        "run_dir": str(run.directory),
-        "target": run.target.as_dict(),
+        **common_parts(run, results),
         "winner": {
+            **winner_parts(run, results, run.prediction(results)),
             "kept": kept_shares(run.gated, mask),
             "kept_whole": dict(run.gated.kept_whole),
+            "digest": results["confirm"]["mask"],
+            "parameters": sum(parameter.numel() for parameter in Part(run.gated, mask).parameters()),
             "macs": run.gated.macs(mask),
             "teacher_macs": run.gated.macs(),
             "arm": results["distill"]["chosen"]["arm"],
-            "budget_s": results["budget"]["budget_s"],
-            "predicted_s": prediction.latency_s,
-            "interval_s": list(prediction.interval_s),
-            "measured_s": main["latency_stats_s"],
-            "certificate": results["measure"]["certificate"],
             "accuracy": accuracy,
-            "bundle": str(run.directory / results["bundle"]["path"]),
         },
-        "paired": [
-            {"a": a, "b": b, **_numbers(paired(scores[a], scores[b]).as_dict())}
-            for a, b in (("kd", "ce"), ("kd", "hand_shrunk"), ("inherited", "kd"))
+        "accuracy": {**accuracy, "per_seed": per_seed, "paired": paired, "test_images": test_images},
+        "limits": [
+            *limits_of(len(per_seed["kd"]), test_images, run.configuration, again),
+            "Gates were searched once, with one seed; of the part from fresh weights and from the teacher's, the seed "
+            "that is best on the tuning split is shipped.",
         ],
-        "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
-        "seconds": sum(run.stages.values()),
     }
-
-
-def _numbers(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN."""
-    return {key: None if isinstance(value, float) and np.isnan(value) else value for key, value in fields.items()}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,11 @@ from akd_deploy.pipeline.choose import front
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.typed import is_archive
 from akd_deploy.predictor.fitting import calibration_points
+from akd_deploy.predictor.predictor import Prediction
 from akd_deploy.recipes.paired_seeds import paired
+from akd_deploy.report.report import write_report
 from akd_deploy.search_space.operations import operations
+from akd_deploy.storage import write_text_atomically
 
 MAX_ACCURACY_LOSS = 0.01
 """A faster variant that loses more than this share of the test images is not recommended."""
@@ -44,27 +49,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
     return {"mean": found.mean, "low": low, "high": high, "n": found.n}
 
 
-def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+def reported(outcome: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """Write a summary, and its report beside it; returned is what was written, so that a resumed run, and `report`,
+    give the very same page."""
+    text = json.dumps(outcome, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    write_text_atomically(directory / "summary.json", text)
+    written: dict[str, Any] = json.loads(text)
+    write_report(written, directory / "report.html")
+    return written
+
+
+def common_parts(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts that do not depend on how the student was found."""
     configuration, latency = run.configuration, run.latency
     predictor = latency.predictor
-    winner_architecture = architecture_from_dict(results["confirm"]["winner"]["arch"])
-    prediction = latency.predict_architecture(winner_architecture)
-    steps = operations(run.space.layers(winner_architecture))
-    scores = results["distill"]["scores"]
-    method = configuration.distill.method
-    per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in scores.items()}
-    accuracy: dict[str, Any] = {arm: _mean_spread(values) for arm, values in per_seed.items()}
-    accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
-    hand = results["confirm"]["hand_shrunk"]
-    accuracy["hand_shrunk"] |= {
-        "arch": architecture_from_dict(hand["arch"]).digest,
-        "latency_s": hand["measured_s"]["median"],
-        "within_budget": hand["certificate"]["ok"],
-    }
-    searches = {name.removeprefix("search-"): r for name, r in results.items() if name.startswith("search-")}
-    measured = results["measure"]["measured"]
-    main = measured[run.target.name]
-    test_images = len(run.bed.dataset.test)
     return {
         "name": configuration.name,
         "seed": configuration.seed,
@@ -98,11 +96,73 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             "scores": predictor.scores.__dict__,
             "points": calibration_points(predictor, latency.table),
         },
-        "feasible": results["budget"]["feasible"],
         "teacher": {
             key: results["teacher"][key]
             for key in ("source", "accuracy", "latency_s", "certifiable_s", "parameters", "ensemble")
         },
+        "process": results.get("process"),
+        "export": {
+            "parity": {k: v for k, v in results["export"]["parity"].items() if k != "per_output"},
+            "variants": _variants(run, results),
+            "engines": _engines(results),
+        },
+        "bundle": {key: results["bundle"][key] for key in ("path", "files", "sha256")},
+        "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
+        "seconds": sum(run.stages.values()),
+    }
+
+
+def winner_parts(run: Run, results: Mapping[str, Any], prediction: Prediction) -> dict[str, Any]:
+    """What is known of the shipped student, but for what it looks like."""
+    main = results["measure"]["measured"][run.target.name]
+    return {
+        "method": run.configuration.distill.method,
+        "budget_s": results["budget"]["budget_s"],
+        "predicted_s": prediction.latency_s,
+        "interval_s": list(prediction.interval_s),
+        "in_domain": prediction.in_domain,
+        "measured_s": main["latency_stats_s"],
+        "full_speed_s": main.get("full_speed_s"),
+        "sigma": main["sigma"],
+        "certificate": results["measure"]["certificate"],
+        "bundle": str(run.directory / results["bundle"]["path"]),
+        "blocks": main["blocks"],
+        "layers": [
+            {"name": layer.name, "kernel": layer.kernel.signature, "latency_s": layer.latency_s}
+            for layer in prediction.layers
+        ],
+        "overhead_s": prediction.overhead_s,
+    }
+
+
+def accuracy_parts(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Accuracy of every arm on the test images, mean and spread over seeds; the teacher's; the hand-shrunk network's
+    latency."""
+    scores = results["distill"]["scores"]
+    accuracy = {arm: _mean_spread([row["accuracy"] for row in rows]) for arm, rows in scores.items()}
+    accuracy["teacher"] = {"mean": results["teacher"]["accuracy"], "spread": None, "seeds": 1}
+    hand = results["confirm"]["hand_shrunk"]
+    accuracy["hand_shrunk"] |= {
+        "latency_s": hand["measured_s"]["median"],
+        "within_budget": hand["certificate"]["ok"],
+    }
+    return accuracy
+
+
+def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a run's summary, whose student a search found."""
+    configuration = run.configuration
+    winner_architecture = architecture_from_dict(results["confirm"]["winner"]["arch"])
+    steps = operations(run.space.layers(winner_architecture))
+    method = configuration.distill.method
+    per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in results["distill"]["scores"].items()}
+    accuracy, hand = accuracy_parts(results), results["confirm"]["hand_shrunk"]
+    accuracy["hand_shrunk"]["arch"] = architecture_from_dict(hand["arch"]).digest
+    searches = {name.removeprefix("search-"): r for name, r in results.items() if name.startswith("search-")}
+    main, test_images = results["measure"]["measured"][run.target.name], len(run.bed.dataset.test)
+    return {
+        **common_parts(run, results),
+        "feasible": results["budget"]["feasible"],
         "search": {
             "trials": [{**row, "arch": row["digest"]} for r in searches.values() for row in r["trials"]],
             "front": front(results),
@@ -115,33 +175,19 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
                     "failed": r["counts"]["failed"],
                     "best_reward": r["best_reward"],
                     "seconds": sum(r["seconds"].values()),
+                    "shared_weights": r["shared"],
                 }
                 for name, r in searches.items()
             ],
             "seconds": sum(run.stages[f"search-{name}"] for name in searches),
         },
         "winner": {
-            "method": method,
+            **winner_parts(run, results, run.prediction(results)),
             "arch": winner_architecture.as_dict(),
             "digest": winner_architecture.digest,
-            "budget_s": results["budget"]["budget_s"],
-            "predicted_s": prediction.latency_s,
-            "interval_s": list(prediction.interval_s),
-            "in_domain": prediction.in_domain,
-            "measured_s": main["latency_stats_s"],
-            "full_speed_s": main.get("full_speed_s"),
-            "sigma": main["sigma"],
-            "certificate": results["measure"]["certificate"],
             "accuracy": accuracy,
-            "bundle": str(run.directory / results["bundle"]["path"]),
-            "blocks": main["blocks"],
             "parameters": sum(step.parameters for step in steps),
             "macs": sum(step.macs for step in steps),
-            "layers": [
-                {"name": layer.name, "kernel": layer.kernel.signature, "latency_s": layer.latency_s}
-                for layer in prediction.layers
-            ],
-            "overhead_s": prediction.overhead_s,
         },
         "accuracy": {
             **accuracy,
@@ -153,16 +199,10 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             ],
             "test_images": test_images,
         },
-        "export": {
-            "parity": {k: v for k, v in results["export"]["parity"].items() if k != "per_output"},
-            "variants": _variants(run, results),
-            "engines": _engines(results),
-        },
-        "bundle": {key: results["bundle"][key] for key in ("path", "files", "sha256")},
-        "stages": [{"name": name, "seconds": seconds} for name, seconds in run.stages.items()],
-        "seconds": sum(run.stages.values()),
         "limits": [
-            *_limits(len(per_seed[method]), test_images, len(searches), configuration, main["remeasured"]),
+            *limits_of(len(per_seed[method]), test_images, configuration, main["remeasured"]),
+            f"Each of {len(searches)} strategies searched once, with one seed: that one of them found the best student "
+            "says nothing about strategies.",
             _about_hand_shrunk(results["hand-shrunk"]["bound_to_fit"], hand["certificate"]["ok"]),
         ],
     }
@@ -231,7 +271,7 @@ def _engines(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfiguration, again: int) -> list[str]:
+def limits_of(seeds: int, test_images: int, configuration: RunConfiguration, again: int) -> list[str]:
     """What these seeds can and cannot show, in sentences for the report."""
     return [
         f"{seeds} training seeds give each mean; with so few, a 95 % interval is about "
@@ -239,8 +279,6 @@ def _limits(seeds: int, test_images: int, searches: int, configuration: RunConfi
         "interval holds 0 is not shown.",
         f"Accuracy is measured on {test_images} images that no training, search or choice has seen; a difference "
         f"of one image is {1 / test_images:.2%}.",
-        f"Each of {searches} strategies searched once, with one seed: that one of them found the best student says "
-        "nothing about strategies.",
         "The winner was chosen with other seeds than those reported: its accuracy holds no luck of selection.",
         f"The certificate is about this machine and this engine, at p{configuration.certificate.percentile:g}, outside "
         f"disturbances: {again} of its blocks were disturbed and taken again.",

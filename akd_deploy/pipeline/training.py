@@ -21,6 +21,7 @@ from akd_deploy.data import Dataset, ViewBank, load_dataset
 from akd_deploy.distill.bank import TeacherBank, teacher_bank
 from akd_deploy.distill.ensemble import ensemble_statistics, train_member
 from akd_deploy.distill.evaluation import agreement, evaluate, evaluate_logits, logits_of
+from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
 from akd_deploy.distill.teachers import TEACHER_SETTINGS
 from akd_deploy.distill.trainer import train
@@ -62,7 +63,9 @@ class Bed:
     def score(self, architecture: Architecture, seed: int) -> Score:
         """Train one candidate briefly with the teacher; accuracy on the search's own validation split."""
         began = time.perf_counter()
-        student = self.train(architecture, seed, self.method, self.short)
+        # A process is of one pair of networks: while those are searched for, its plainest pathway stands for it.
+        method = "kd" if self.method == PROCESS else self.method
+        student = self.train(architecture, seed, method, self.short)
         return Score(evaluate(student, self.dataset.reward_val).accuracy, seconds=time.perf_counter() - began)
 
     def train(

@@ -83,20 +83,33 @@ def searched_process(
     training: TrainingSettings,
     search: ProcessSearchSettings,
     seeds: Sequence[int],
+    on_step: Callable[[int, int], None] = lambda search, step: None,
 ) -> tuple[Process, list[Process]]:
     """The mean of one search a seed, and each of them, all smoothed to `MOMENTS`.
 
     Args:
         student_of: seed → a fresh student.
         seeds: of the searches; weights, batches and held-out images follow each.
+        on_step: called as (searches done, steps of the next one done).
     """
-    found = []
+    found: list[Process] = []
     for seed in seeds:
         student = student_of(seed)
         learnt, held_out = held_out_views(dataset, views, seed)
         between = pathways_between(teacher, student, dataset.input_shape, pathways, seed)
         generator = torch.Generator().manual_seed(seed)
-        result = search_process(student, teacher, between, learnt, held_out, training, search, generator)
+        done = len(found)
+        result = search_process(
+            student,
+            teacher,
+            between,
+            learnt,
+            held_out,
+            training,
+            search,
+            generator,
+            on_step=lambda step, steps, loss, done=done: on_step(done, step),  # type: ignore[misc]
+        )
         found.append(result.process.smoothed(MOMENTS))
     return mean_process(found), found
 
@@ -110,6 +123,7 @@ def distill_by_process(
     pathways: PathwaySettings,
     training: TrainingSettings,
     seed: int,
+    on_step: Callable[[int, int, float], None] | None = None,
 ) -> TrainingResult:
     """Train a student on all of its images by a process of these pathways, with fresh connectors.
 
@@ -117,9 +131,8 @@ def distill_by_process(
     """
     between = pathways_between(teacher, student, dataset.input_shape, pathways, seed)
     generator = torch.Generator().manual_seed(seed)
-    return train_by_process(
-        student, teacher, between, carried_over(process, between.pathways), views, training, generator
-    )
+    by = carried_over(process, between.pathways)
+    return train_by_process(student, teacher, between, by, views, training, generator, on_step=on_step)
 
 
 def carried_over(process: Process, pathways: Sequence[Pathway]) -> Process:

@@ -33,6 +33,9 @@ CONTROLLER: Mapping[str, float] = {"skip_target": 0.4, "skip_weight": 0.8, "base
 """Settings of the controller as ENAS has them, but for its baseline, which forgets faster: a search of hundreds of
 candidates would otherwise end before it knows what is usual."""
 
+ROUND_SETTINGS = TrainingSettings(steps=100, learning_rate=0.05)
+"""Of one round of training shared weights; with less steps than candidates some would not be trained in it."""
+
 BETAS = (0.0, 1.0, 4.0, 16.0)
 """Of the soft oracle: from the mean of all teachers to about the surest one alone."""
 
@@ -57,7 +60,7 @@ class AddOnBed:
 
 
 def search_add_ons(
-    space: AugmentedSpace,
+    space: SearchSpace,
     bed: AddOnBed,
     method: str,
     training: TrainingSettings,

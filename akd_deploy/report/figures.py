@@ -26,6 +26,8 @@ from akd_deploy.report.drawing import (
     ticks_1_2_5,
     wants_log_axis,
 )
+from akd_deploy.report.kept_figure import kept_figure
+from akd_deploy.report.process_figure import process_figure
 from akd_deploy.report.quantities import latency, percent, rounded, time_unit
 from akd_deploy.report.student_figures import distribution_figure, kernels_figure
 from akd_deploy.report.summary import Fields
@@ -247,6 +249,8 @@ _FIGURES: Mapping[str, Callable[[Fields], Figure | None]] = {
     "feasible": _feasible,
     "rewards": _rewards,
     "front": _front,
+    "process": process_figure,
+    "kept": kept_figure,
     "kernels": kernels_figure,
     "distribution": distribution_figure,
 }

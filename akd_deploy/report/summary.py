@@ -29,6 +29,7 @@ PARTS: Mapping[str, type | tuple[type, ...]] = {
     "search": Mapping,
     "winner": Mapping,
     "accuracy": Mapping,
+    "process": Mapping,
     "export": Mapping,
     "bundle": Mapping,
     "stages": list,

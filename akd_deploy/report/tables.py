@@ -28,6 +28,7 @@ NETWORKS: Mapping[str, str] = {
     "hand_shrunk": "Hand-shrunk network, as the student",
 }
 """The closing table's rows in order; the student as other methods taught it follows under their names."""
+_OTHERS: Mapping[str, str] = {"inherited": "Same student, from the teacher's weights"}
 _ACCURACY_EXTRAS = ("per_seed", "paired", "test_images")
 
 
@@ -84,7 +85,7 @@ def accuracy_rows(summary: Fields) -> list[AccuracyRow]:
 
 
 def _label(name: str) -> str:
-    return NETWORKS.get(name, f"Student, distilled ({name})")
+    return {**NETWORKS, **_OTHERS}.get(name, f"Student, distilled ({name})")
 
 
 def _against_budget(name: str, scores: Fields, summary: Fields) -> str:

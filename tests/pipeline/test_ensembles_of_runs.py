@@ -11,7 +11,6 @@ import pytest
 
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.errors import UsageError
-from akd_deploy.models.student import student_from_architecture
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.training import load_bed
@@ -88,12 +87,11 @@ def test_the_winner_is_trained_by_the_runs_method_plain_kd_and_labels_and_the_me
     architecture = SPACE.sample(np.random.default_rng(0))
     trained: list[tuple[str, int]] = []
 
-    def train(arch: Any, seed: int, by: str, settings: object) -> Any:
+    def teach(student: Any, seed: int, by: str, settings: object) -> None:
         trained.append((by, seed))
-        return student_from_architecture(arch, seed)
 
     bed = SimpleNamespace(
-        method=method, long=None, train=train, test_scores=lambda student: {"accuracy": 0.5, "tuning_accuracy": 0.5}
+        method=method, long=None, teach=teach, test_scores=lambda student: {"accuracy": 0.5, "tuning_accuracy": 0.5}
     )
     run = SimpleNamespace(
         bed=bed, configuration=SimpleNamespace(seed=0, distill=SimpleNamespace(seeds=2)), directory=tmp_path,

@@ -97,3 +97,18 @@ def test_the_chosen_student_is_marked_on_the_front():
     assert traces["chosen"]["x"] == [pytest.approx(1e6 * chosen["latency_s"], rel=1e-4)]
     summary["winner"]["digest"] = "elsewhere"
     assert "chosen" not in {trace["name"] for trace in figures_of(summary)["front"].spec["data"]}
+
+
+def test_what_is_left_of_each_layer_of_a_shrunk_teacher_is_drawn_in_percent():
+    summary = example_summary()
+    assert "kept" not in figures_of(summary)
+    winner = {"kept": {"stem": 1.0, "block1 + skip": 0.25, "branch": 0.0}, "macs": 250, "teacher_macs": 1000}
+    figure = figures_of({**summary, "winner": {**summary["winner"], **winner, "kept_whole": {"the logits": 10}}})[
+        "kept"
+    ]
+    (bars,) = figure.spec["data"]
+    assert bars["x"] == [100.0, 25.0, 0.0]
+    assert bars["y"] == ["stem", "block1 + skip", "branch"]
+    assert "the least is branch, 0" in figure.alt
+    assert figure.caption.startswith("250 of the teacher's 1,000 multiply-adds. 1 of 3 groups")
+    assert figure.caption.endswith("Kept whole: 10 channels (the logits).")

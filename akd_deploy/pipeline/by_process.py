@@ -1,0 +1,121 @@
+"""A run's process of distillation: searched on the student that was chosen, or taken from a file, and trained by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from akd_deploy.configuration import ProcessTable, RunConfiguration
+from akd_deploy.distill.methods import PROCESS
+from akd_deploy.distill.pathways import DISTANCES, enumerate_pathways
+from akd_deploy.distill.process import Process, load_process
+from akd_deploy.distill.process_training import ProcessSearchSettings
+from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
+from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.pipeline.training import Bed, settings_from
+from akd_deploy.recipes.distpro import PathwaySettings, distill_by_process, searched_process
+
+PROCESS_NAME = "process.json"
+"""The file in a run's folder."""
+
+
+def check_process(configuration: RunConfiguration) -> None:
+    """Try what `[distill.process]` says without a network.
+
+    Raises:
+        UnknownNameError: a rule, transform, distance, normalisation or gradient that nobody knows.
+        UsageError: a teacher without layers that can be tapped, or several.
+        MissingFileError, CorruptFileError: the file of a process is not there, or none.
+    """
+    table, teacher = configuration.distill.process, configuration.teacher
+    if teacher.source == "onnx" or teacher.teachers > 1:
+        raise UsageError(
+            asked=f"method {PROCESS}",
+            found="an ONNX file as teacher" if teacher.source == "onnx" else f"{teacher.teachers} teachers",
+            next="Give one teacher as a torch network: trained here, or by a factory.",
+        )
+    enumerate_pathways(["a"], ["b"], table.rule, table.transforms, table.logits)
+    if table.distance not in DISTANCES:
+        raise UnknownNameError("distance of features", table.distance, DISTANCES)
+    _search_settings(table)
+    settings_from(table.training, PROXY_SETTINGS)
+    if table.file is not None:
+        load_process(table.file)
+
+
+def found_process(
+    configuration: RunConfiguration,
+    bed: Bed,
+    student_of: Callable[[int], nn.Module],
+    on_progress: Callable[[str, int, int], None],
+) -> tuple[Process, dict[str, Any]]:
+    """The process of `[distill.process]`, and where it is from: `file`, or the number of `searches`, their `steps` and
+    `seconds`.
+
+    Args:
+        student_of: seed → a fresh student of the kind whose process is searched for.
+    """
+    table = configuration.distill.process
+    if table.file is not None:
+        return load_process(table.file), {"file": str(table.file)}
+    training, began = settings_from(table.training, PROXY_SETTINGS), time.perf_counter()
+
+    def on_step(search: int, step: int) -> None:
+        on_progress("searching for a process", search * training.steps + step, table.searches * training.steps)
+
+    found, _ = searched_process(
+        student_of,
+        _teacher_of(bed),
+        bed.dataset,
+        bed.views,
+        _pathways(table, training),
+        training,
+        _search_settings(table),
+        [configuration.seed * 100 + i for i in range(table.searches)],
+        on_step,
+    )
+    facts = {"searches": table.searches, "steps": training.steps, "seconds": time.perf_counter() - began}
+    return found, facts
+
+
+def teach_by_process(
+    configuration: RunConfiguration,
+    bed: Bed,
+    student: nn.Module,
+    process: Process,
+    seed: int,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Train a student in place for the configuration's full length by a process, its own or another one's.
+
+    Raises:
+        MismatchError: the process is of another number of pathways.
+    """
+    distill_by_process(
+        student,
+        _teacher_of(bed),
+        bed.dataset,
+        bed.views,
+        process,
+        _pathways(configuration.distill.process, bed.long),
+        bed.long,
+        seed,
+        on_step,
+    )
+
+
+def _teacher_of(bed: Bed) -> nn.Module:
+    module = bed.teacher.module
+    assert module is not None  # `check_process` asks for one
+    return module
+
+
+def _pathways(table: ProcessTable, training: TrainingSettings) -> PathwaySettings:
+    return PathwaySettings(table.rule, tuple(table.transforms), table.distance, table.logits, training.temperature)
+
+
+def _search_settings(table: ProcessTable) -> ProcessSearchSettings:
+    return ProcessSearchSettings(normalisation=table.normalisation, gradient=table.gradient)

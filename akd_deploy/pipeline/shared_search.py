@@ -1,0 +1,88 @@
+"""A run's search with shared weights: its best candidates, which are then trained each by itself like any others."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+
+from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.configuration import SharedTable
+from akd_deploy.distill.methods import PROCESS
+from akd_deploy.errors import CorruptFileError
+from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.training import settings_from
+from akd_deploy.recipes.oracle_kd import ROUND_SETTINGS, AddOnBed, memory_limit, search_add_ons
+from akd_deploy.search import reward_shape
+from akd_deploy.search.driver import Predict
+from akd_deploy.search.shared_weights import Judged, Limit, SharedSearchSettings
+from akd_deploy.storage import write_text_atomically
+
+
+def candidates_by_shared_weights(
+    run: Run, strategy: str, budget_s: float, screen: Predict
+) -> tuple[list[Architecture], dict[str, Any]]:
+    """The last candidates of a search with shared weights, the best first, each network once; and what it cost.
+
+    They are kept in the run's folder: a resumed run takes them from there.
+
+    Args:
+        screen: predicts by table lookup; candidates whose bound is over the budget are refused unseen, or with
+            `constraint = "none"` the reward alone trades their latency off.
+
+    Raises:
+        InfeasibleBudgetError: nothing within the budget, and within `most_bytes`, was drawn.
+    """
+    path = run.directory / f"shared-{strategy}.json"
+    if path.is_file():
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return [architecture_from_dict(fields) for fields in kept["candidates"]], kept["facts"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise CorruptFileError(
+                asked=f"candidates in {path}", found=f"no whole file ({error})", next="Delete it: they are found again."
+            ) from error
+    table, bed, began = run.configuration.search, run.bed, time.perf_counter()
+    settings = _settings(table.shared)
+
+    def latency_s(architecture: Architecture) -> float:
+        return float(screen([architecture])[0][0])
+
+    def bound_s(architecture: Architecture) -> float:
+        return float(screen([architecture])[1][0])
+
+    limits = [Limit("latency", latency_s, budget_s, reward_shape(table.reward))]
+    if table.constraint == "upper":
+        limits.append(Limit("bound of the latency", bound_s, budget_s))
+    if table.shared.most_bytes is not None:
+        limits.append(memory_limit(run.space, table.shared.most_bytes))
+    found, _ = search_add_ons(
+        run.space,
+        AddOnBed(bed.views, bed.bank, bed.dataset.reward_val),
+        "kd" if bed.method == PROCESS else bed.method,
+        settings_from(table.shared.training, ROUND_SETTINGS),
+        limits,
+        settings,
+        run.configuration.seed,
+        strategy=strategy,
+        on_round=lambda done, total: run.on_progress(f"training shared weights ({strategy})", done, total),
+    )
+    best: dict[str, Judged] = {}
+    for one in sorted(found.judged[-settings.derived :], key=lambda one: -one.reward):
+        best.setdefault(run.space.network_digest(one.architecture), one)
+    facts = {
+        "judged": len(found.judged),
+        "refused": found.refused,
+        "mean_accuracy": float(np.mean([one.accuracy for one in found.judged[-settings.derived :]])),
+        "seconds": time.perf_counter() - began,
+    }
+    chosen = [one.architecture for one in best.values()]
+    kept = {"candidates": [architecture.as_dict() for architecture in chosen], "facts": facts}
+    write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
+    return chosen, facts
+
+
+def _settings(table: SharedTable) -> SharedSearchSettings:
+    return SharedSearchSettings(table.rounds, table.trained, table.judged, table.derived)

@@ -1,0 +1,110 @@
+"""Runs that search with shared weights: who is trained by itself afterwards, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from akd_deploy.architecture import Architecture
+from akd_deploy.configuration import RunConfiguration, configuration_from_dict
+from akd_deploy.errors import CorruptFileError, InfeasibleBudgetError, UsageError
+from akd_deploy.pipeline import shared_search
+from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
+from akd_deploy.pipeline.training import load_bed
+from akd_deploy.recipes.oracle_kd import memory_bytes
+from akd_deploy.search import Score, SearchSettings, search
+from akd_deploy.search.strategies.given import given_candidates
+from akd_deploy.search_space import load_space
+
+SETTINGS = {"resolution": 12, "widths": [8, 8], "depths": [1, 1], "strides": [1, 2]}
+SPACE = load_space("augmented", SETTINGS)
+
+
+def configured(**search: Any) -> RunConfiguration:
+    short = {"steps": 4, "batch_size": 8}
+    fields = {
+        "target": "cpu_onnxruntime_fp32", "budget": "1ms",
+        "data": {"settings": {"labelled": 20, "teacher_images": 60, "views": 2}},
+        "teacher": {"training": short}, "space": {"name": "augmented", "settings": SETTINGS},
+        "search": {
+            "strategies": ["akd-reinforce"], "weights": "shared",
+            "shared": {"rounds": 2, "trained": 2, "judged": 3, "derived": 6, "training": short, **search},
+        },
+    }  # fmt: skip
+    return configuration_from_dict(fields, "here")
+
+
+def predicted(architectures: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A nanosecond a byte."""
+    latency_s = np.array([memory_bytes(SPACE, one) for one in architectures]) * 1e-9
+    return latency_s, latency_s * 1.1
+
+
+BIGGEST, SMALLEST = (
+    pick(memory_bytes(SPACE, SPACE.sample(np.random.default_rng(seed))) for seed in range(200)) for pick in (max, min)
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    configuration = configured()
+    bed = load_bed(configuration, SPACE, tmp_path)
+    told: list[Any] = []
+    return SimpleNamespace(
+        space=SPACE, bed=bed, configuration=configuration, directory=tmp_path, told=told,
+        on_progress=lambda *what: told.append(what),
+    )  # fmt: skip
+
+
+def test_the_last_candidates_within_the_budget_come_best_first_and_once_each(run: Any) -> None:
+    budget_s = 1.1e-9 * (BIGGEST + SMALLEST) / 2
+    candidates, facts = candidates_by_shared_weights(run, "akd-reinforce", budget_s, predicted)
+    digests = [SPACE.network_digest(one) for one in candidates]
+    assert 1 <= len(digests) == len(set(digests)) <= 6
+    assert (predicted(candidates)[1] <= budget_s).all()
+    assert facts["judged"] == 2 * 3 + 6
+    assert facts["refused"] > 0
+    assert run.told == [("training shared weights (akd-reinforce)", i, 2) for i in (1, 2)]
+
+
+def test_what_was_found_is_not_searched_for_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    monkeypatch.setattr(shared_search, "search_add_ons", None)
+    assert candidates_by_shared_weights(run, "random", 1.0, predicted) == first
+    (run.directory / "shared-random.json").write_text("{}")
+    with pytest.raises(CorruptFileError, match="Delete it"):
+        candidates_by_shared_weights(run, "random", 1.0, predicted)
+
+
+def test_candidates_of_more_bytes_than_allowed_are_refused(run: Any) -> None:
+    most = (2 * SMALLEST + BIGGEST) // 3
+    run.configuration = configured(most_bytes=most)
+    candidates, _ = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    assert all(memory_bytes(SPACE, one) <= most for one in candidates)
+    run.configuration = configured(most_bytes=1)
+    with pytest.raises(InfeasibleBudgetError, match="memory 1"):
+        candidates_by_shared_weights(run, "evolution", 1.0, predicted)
+
+
+def test_given_candidates_are_trained_in_their_order_until_there_is_none_left() -> None:
+    chosen = list({one.digest: one for one in map(SPACE.sample, map(np.random.default_rng, range(4)))}.values())
+    strategy = given_candidates([dict(one.choices) for one in chosen], "mine")
+    trained: list[Architecture] = []
+
+    def score(architecture: Architecture, seed: int) -> Score:
+        trained.append(architecture)
+        return Score(0.5)
+
+    found = search(SPACE, strategy, predicted, score, SearchSettings(trials=10, budget_s=1.0))
+    assert trained == chosen
+    assert found.stopped == "exhausted"
+    assert {trial.strategy for trial in found.trials} == {"mine"}
+
+
+def test_settings_of_shared_weights_without_them_are_refused() -> None:
+    with pytest.raises(UsageError, match='weights = "shared"'):
+        configuration_from_dict({"target": "t", "budget": "1ms", "search": {"shared": {"rounds": 3}}}, "here")
