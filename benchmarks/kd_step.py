@@ -16,7 +16,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,15 +79,37 @@ def step_seconds(
     return float(np.median(np.diff(stamps)[DROPPED - 1 :]))
 
 
-def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
-    """Seconds per step of every method, and its ratio to cross-entropy."""
+def bed_of(case: Case) -> tuple[ViewBank, Teacher]:
+    """Random images to learn from, and a teacher with random weights."""
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((case.images, case.channels, case.side, case.side), dtype=np.float32)
     split = Split(pixels, rng.integers(0, case.classes, case.images), np.arange(case.images))
     views = ViewBank(split, ViewSettings(views=case.views, shift=1), seed=0)
     wide = ConvNetSettings(case.channels, case.classes, tuple(3 * w for w in case.widths), depth=2)
     network = convnet(wide, torch.Generator().manual_seed(0))
-    teacher = teacher_from_module(network, (case.channels, case.side, case.side), case.classes, "benchmark")
+    shape = (case.channels, case.side, case.side)
+    return views, teacher_from_module(network, shape, case.classes, "benchmark")
+
+
+def in_turns(seconds_of: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, np.ndarray]:
+    """Subject → (rounds,) seconds that it took in each; the order turns around, and a first round warms up.
+
+    Args:
+        seconds_of: subject → seed → seconds.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in seconds_of}
+    for turn in range(-1, rounds):
+        order = list(seconds_of) if turn % 2 else list(reversed(seconds_of))
+        for name in order:
+            taken = seconds_of[name](max(turn, 0))
+            if turn >= 0:
+                seconds[name].append(taken)
+    return {name: np.array(taken) for name, taken in seconds.items()}
+
+
+def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
+    """Seconds per step of every method, and its ratio to cross-entropy."""
+    views, teacher = bed_of(case)
     bank = teacher_bank([teacher], views)
     subjects: dict[str, tuple[str, TeacherBank | list[Teacher] | None]] = {
         "ce": ("ce", None),
@@ -95,17 +119,15 @@ def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
         "oracle": ("oracle", bank),
         "kd_live": ("kd", [teacher]),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    for turn in range(-1, rounds):  # the first turn warms up
-        order = list(subjects) if turn % 2 else list(reversed(subjects))
-        for name in order:
-            method, taught = subjects[name]
-            taken = step_seconds(case, views, method, taught, steps, seed=max(turn, 0))
-            if turn >= 0:
-                seconds[name].append(taken)
-    ce = np.array(seconds["ce"])
+    seconds = in_turns(
+        {
+            name: partial(step_seconds, case, views, method, taught, steps)
+            for name, (method, taught) in subjects.items()
+        },
+        rounds,
+    )
     ratios = {
-        name: asdict(ratio_interval(ce, np.array(taken), paired=True))
+        name: asdict(ratio_interval(seconds["ce"], taken, paired=True))
         for name, taken in seconds.items()
         if name != "ce"
     }
