@@ -72,10 +72,14 @@ def network_windows(family: str, network: onnx.ModelProto, count: int, rng: np.r
 
 @dataclass(frozen=True)
 class _Graph:
-    """A network taken apart: nodes in order, the shape and type of every tensor, constants by name."""
+    """A network taken apart: nodes in order, the shape and type of every tensor, constants by name.
+
+    `folded` are the nodes that compute with constants alone, by the tensors they put out: engines run them beforehand.
+    """
 
     model: onnx.ModelProto
     nodes: tuple[onnx.NodeProto, ...]
+    folded: dict[str, int]
     tensors: dict[str, onnx.ValueInfoProto]
     constants: dict[str, onnx.TensorProto]
     uses: dict[str, list[int]]
@@ -101,10 +105,15 @@ def _take_apart(model: onnx.ModelProto) -> _Graph:
     for index, node in enumerate(nodes):
         for name in node.input:
             uses.setdefault(name, []).append(index)
+    folded: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        known = all(not name or name in constants or name in folded for name in node.input)
+        if known and node.input and not node.op_type.startswith("Random"):
+            folded |= dict.fromkeys(filter(None, node.output), index)
     tensors = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     outputs = frozenset(info.name for info in graph.output)
     inputs = frozenset(info.name for info in graph.input)
-    return _Graph(inferred, tuple(nodes), tensors, constants, uses, inputs, outputs)
+    return _Graph(inferred, tuple(nodes), folded, tensors, constants, uses, inputs, outputs)
 
 
 def _is_measurable(info: onnx.ValueInfoProto | None, is_given: bool = False) -> bool:
@@ -119,7 +128,14 @@ def _is_measurable(info: onnx.ValueInfoProto | None, is_given: bool = False) -> 
 
 def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
     """Nodes start to stop − 1 as a model of their own; None where its inputs or outputs cannot be fed or read."""
-    nodes = graph.nodes[start:stop]
+    chosen = set(range(start, stop))
+    wanted = [name for i in chosen for name in graph.nodes[i].input]
+    while wanted:
+        maker = graph.folded.get(wanted.pop())
+        if maker is not None and maker not in chosen:
+            chosen.add(maker)  # what it makes is a constant in the network, too
+            wanted += graph.nodes[maker].input
+    nodes = [graph.nodes[i] for i in sorted(chosen)]
     if any(attribute.HasField("g") or attribute.graphs for node in nodes for attribute in node.attribute):
         return None
     produced = {name for node in nodes for name in node.output if name}
@@ -128,7 +144,8 @@ def _window(graph: _Graph, start: int, stop: int) -> onnx.ModelProto | None:
     outputs = [
         name
         for name in dict.fromkeys(name for node in nodes for name in node.output if name)
-        if name in graph.outputs or any(not start <= user < stop for user in graph.uses.get(name, []))
+        if name in graph.outputs
+        or (name not in graph.folded and any(user not in chosen for user in graph.uses.get(name, [])))
     ]
     if not inputs or not outputs or len(inputs) > MAX_INPUTS:
         return None

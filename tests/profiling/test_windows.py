@@ -158,3 +158,25 @@ def test_tokens_that_a_caller_gives_are_fed_and_positions_that_the_network_compu
     ]
     assert ["Gather"] in found  # the first one
     assert not any(operators[0] == "Gather" and "Relu" in operators and len(operators) == 2 for operators in found)
+
+
+def test_what_is_made_of_constants_alone_comes_along_and_is_let_out_by_no_window() -> None:
+    table = onnx.numpy_helper.from_array(np.arange(24, dtype=np.float32).reshape(3, 4, 2), "table")
+    rows = onnx.numpy_helper.from_array(np.array([2, 0], np.int64), "rows")
+    nodes = [
+        helper.make_node("Gather", ["table", "rows"], ["positions"]),
+        helper.make_node("Neg", ["positions"], ["folded"]),
+        helper.make_node("MatMul", ["x", "folded"], ["y"]),
+        helper.make_node("Add", ["y", "folded"], ["z"]),
+        helper.make_node("Abs", ["z"], ["out"]),
+    ]
+    x, out = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [2, 4, 4]), ("out", [2, 4, 2])))
+    graph = helper.make_graph(nodes, "g", [x], [out], [table, rows])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    windows = model_windows(model, 20, np.random.default_rng(0))
+    operators = [[node.op_type for node in window.graph.node] for window in windows]
+    assert ["Gather", "Neg", "MatMul"] in operators
+    assert ["Gather", "Neg", "Add"] in operators
+    for window in windows:
+        assert {value.name for value in window.graph.input} <= {"x", "y", "z"}
+        assert "folded" not in {value.name for value in window.graph.output}
