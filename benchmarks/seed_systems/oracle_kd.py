@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.distill import TrainingSettings, ensemble_statistics
 from akd_deploy.paired_accuracy import paired_accuracy_loss
 from akd_deploy.recipes.oracle_kd import (
+    BETAS,
     AddOnBed,
     choose_beta,
     memory_bytes,
@@ -128,17 +129,19 @@ class Study:
     def beta(self, regime: str, architecture: Architecture) -> tuple[float, dict[float, float]]:
         """Chosen on the tuning split, with seeds that nothing reported uses."""
 
-        def score(settings: TrainingSettings, seed: int) -> float:
-            given = {
-                key: value for key, value in asdict(settings).items() if key in (*self.scale.student, "oracle_beta")
-            }
-            job = {
+        def job(beta: float, seed: int) -> dict[str, Any]:
+            return {
                 "data": self.data(regime), "teachers": self.teachers(regime), "arch": architecture.as_dict(),
-                "method": "soft-oracle", "seed": seed, "training": given,
+                "method": "soft-oracle", "seed": seed, "training": {**self.scale.student, "oracle_beta": beta},
             }  # fmt: skip
-            return float(self.ledger.results(train_student, [job], f"β in {regime}")[0]["tuning"])
+
+        def score(settings: TrainingSettings, seed: int) -> float:
+            jobs = [job(settings.oracle_beta, seed)]
+            return float(self.ledger.results(train_student, jobs, f"β in {regime}")[0]["tuning"])
 
         seeds = range(CHOOSING, CHOOSING + self.scale.choosing_seeds)
+        # All at once beforehand: one after the other would leave processes idle.
+        self.ledger.results(train_student, [job(beta, seed) for beta in BETAS for seed in seeds], f"β in {regime}")
         return choose_beta(score, TrainingSettings(**self.scale.student), seeds)
 
 
