@@ -320,6 +320,10 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
 def report(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path("report.html"),
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Another run of the same space: do both prefer the same students?"),
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -328,7 +332,21 @@ def report(
     from akd_deploy.report.summary import read_summary
 
     summary = read_summary(run_dir)
+    data: dict[str, Any] = {"report": str(output)}
+    if compare_with is not None:
+        from akd_deploy.pipeline.preferences import compare_preferences
+
+        data["preferences"] = summary["preferences"] = compare_preferences(summary, read_summary(compare_with))
     if not dry_run:
         write_report(summary, output)
-    verb = "would write" if dry_run else "wrote"
-    emit(Outcome({"report": str(output)}, lambda console: console.print(f"{verb} {output}")), as_json)
+
+    def show(console: Console) -> None:
+        console.print(f"{'would write' if dry_run else 'wrote'} {output}")
+        if "preferences" in data:
+            found = data["preferences"]
+            console.print(
+                f"the better students' choices differ by {found['distance']:.3f} (Jensen–Shannon, mean over choices); "
+                f"sets mixed at random by {found['null']:.3f}, p {found['p']:.3f}"
+            )
+
+    emit(Outcome(data, show), as_json)

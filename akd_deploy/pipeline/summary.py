@@ -164,7 +164,12 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **common_parts(run, results),
         "feasible": results["budget"]["feasible"],
         "search": {
-            "trials": [{**row, "arch": row["digest"]} for r in searches.values() for row in r["trials"]],
+            "choices": {name: list(options) for name, options in run.space.choices.items()},
+            "trials": [
+                {**row, "arch": row["digest"], "tokens": run.space.tokens(architecture_from_dict(row["arch"])).tolist()}
+                for r in searches.values()
+                for row in r["trials"]
+            ],
             "front": front(results),
             "strategies": [
                 {

@@ -27,6 +27,7 @@ from akd_deploy.report.drawing import (
     wants_log_axis,
 )
 from akd_deploy.report.kept_figure import kept_figure
+from akd_deploy.report.preferences_figure import preferences_figure
 from akd_deploy.report.process_figure import process_figure
 from akd_deploy.report.quantities import latency, percent, rounded, time_unit
 from akd_deploy.report.student_figures import distribution_figure, kernels_figure
@@ -249,6 +250,7 @@ _FIGURES: Mapping[str, Callable[[Fields], Figure | None]] = {
     "feasible": _feasible,
     "rewards": _rewards,
     "front": _front,
+    "preferences": preferences_figure,
     "process": process_figure,
     "kept": kept_figure,
     "kernels": kernels_figure,

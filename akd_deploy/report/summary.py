@@ -27,6 +27,7 @@ PARTS: Mapping[str, type | tuple[type, ...]] = {
     "feasible": Mapping,
     "teacher": Mapping,
     "search": Mapping,
+    "preferences": Mapping,
     "winner": Mapping,
     "accuracy": Mapping,
     "process": Mapping,
