@@ -18,7 +18,8 @@ from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor import cache
 from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
-from akd_deploy.predictor.fitting import calibration_points, fit_predictor
+from akd_deploy.predictor.conformal import CalibrationPoint
+from akd_deploy.predictor.fitting import _probe_width, calibration_points, fit_predictor
 from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.predictor.tails import tail_factors
@@ -242,13 +243,19 @@ def test_without_networks_held_out_probes_calibrate_and_it_says_so() -> None:
     assert 40 < fitted.scores.items <= 60
 
 
-def test_held_out_families_are_points_of_their_own_where_probes_are_of_published_networks() -> None:
+def test_of_published_networks_whole_families_are_held_out_and_count_alike() -> None:
     table = table_of(DEVICE, SPACE, probes=60, networks=0, seed=8)
     rows = tuple(replace(row, family=f"family{i % 12}") for i, row in enumerate(table.rows))
     fitted = fit_predictor(LatencyTable(table.header, rows))
     assert fitted.calibrated_on == "held-out probes"
-    assert fitted.scores.items == 12
+    assert 40 < fitted.scores.items <= 60
     assert fitted.scores.mape < 0.1
+    # One family of many stretches that are predicted well says no more than one of a single stretch.
+    many = [CalibrationPoint("many", 1.0, 0.1, 1.01)] * 190
+    single = [CalibrationPoint(f"single {i}", 1.0, 0.1, 1.2) for i in range(10)]
+    by_family, pooled = (_probe_width([*many, *single], 0.9, by_family=alike) for alike in (True, False))
+    assert by_family == pytest.approx(0.2 / 0.105)
+    assert pooled == pytest.approx(0.01 / 0.105)
 
 
 @pytest.mark.parametrize(("networks", "calibrated_on"), [(12, "networks"), (5, "held-out probes")])
