@@ -25,6 +25,9 @@ DENORMALS = "denormals"
 
 _RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
 _PASSING = (*_RESHAPING, "Dropout", "Transpose")
+_REPEATING = (*_PASSING, "Expand", "Tile")
+_MOST_TERMS = 8
+"""So many sums within sums are looked into."""
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
 _SLOW = ("softmax", "matmul", "gemm", "attention", "einsum")
 """Parts of the names of kernels that compute with what they read; others move it."""
@@ -33,18 +36,42 @@ _SLOW = ("softmax", "matmul", "gemm", "attention", "einsum")
 def masks_before(
     softmax: onnx.NodeProto, maker: Mapping[str, onnx.NodeProto], is_constant: Callable[[str], bool]
 ) -> list[str]:
-    """The names of the constants that were added to what a Softmax reads."""
+    """The names of the constants that were added to what a Softmax reads, directly or among themselves beforehand."""
     name, masks = softmax.input[0], []
     while (node := maker.get(name)) is not None and node.op_type in ("Add", *_RESHAPING) and node.input:
-        name = node.input[0]
-        if node.op_type == "Add":
-            masks += [read for read in node.input if is_constant(read)]
-            name = next((read for read in node.input if not is_constant(read)), "")
+        if node.op_type != "Add":
+            name = node.input[0]
+            continue
+        name = ""
+        for read in node.input:
+            terms = _terms(read, maker, is_constant)
+            if terms is None:
+                name = read
+            else:
+                masks += terms
     return masks
 
 
+def _terms(name: str, maker: Mapping[str, onnx.NodeProto], is_constant: Callable[[str], bool]) -> list[str] | None:
+    """The constants whose sum, repeated and reshaped, a tensor is; None where it is anything else."""
+    terms: list[str] = []
+    asked = [name]
+    while asked:
+        read = asked.pop()
+        node = maker.get(read)
+        if is_constant(read):
+            terms.append(read)
+        elif node is not None and node.op_type == "Add" and len(asked) < _MOST_TERMS:
+            asked += node.input
+        elif node is not None and node.op_type in _REPEATING and node.input:
+            asked.append(node.input[0])
+        else:
+            return None
+    return terms
+
+
 def denormal_share(masks: Sequence[np.ndarray]) -> float:
-    """How many of a softmax's outputs are denormal, by what was added before it; 0 where nothing was."""
+    """The share of a softmax's outputs that are denormal, by what was added before it; 0 where nothing was."""
     if not masks:
         return 0.0
     try:

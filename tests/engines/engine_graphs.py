@@ -130,12 +130,23 @@ def quantized() -> onnx.ModelProto:
     return g.model(IMAGE, [g.quantized(g("MatMul", x, g.quantized_weight(16, 10)), scale=0.01)], opset=19)
 
 
-def masked_attention(mask: np.ndarray, windows: int = 4, tokens: int = 16, width: int = 8) -> onnx.ModelProto:
+def masked_attention(
+    mask: np.ndarray, windows: int = 4, tokens: int = 16, width: int = 8, *, images: int = 0
+) -> onnx.ModelProto:
     """Attention within windows, as Swin's: a bias and a mask (windows, tokens, tokens) added to the scores; the nodes
-    that work on masked weights are "softmax" and "sum"."""
+    that work on masked weights are "softmax" and "sum". With `images` both are added up and repeated for each first, as
+    torch's own exporter has it."""
     g = Graph()
     keys = g("Transpose", "x", perm=[0, 2, 1])
-    scores = g("Add", g("MatMul", "x", keys), g.weight(tokens, tokens))
+    scores, bias = g("MatMul", "x", keys), g.weight(tokens, tokens)
+    if images:
+        both = g("Tile", g("Add", bias, g.constant(mask.astype(np.float32))), g.constant(np.array([images, 1, 1])))
+        weights = g("Softmax", g("Add", scores, both), axis=-1)
+        g.nodes[-1].name = "softmax"
+        mixed = g("MatMul", weights, "x")
+        g.nodes[-1].name = "sum"
+        return g.model({"x": [images * windows, tokens, width]}, [g("MatMul", mixed, g.weight(width, width))])
+    scores = g("Add", scores, bias)
     scores = g("Reshape", scores, g.constant(np.array([1, windows, tokens, tokens])))
     scores = g("Add", g.constant(mask.astype(np.float32)), scores)
     scores = g("Reshape", scores, g.constant(np.array([windows, tokens, tokens])))

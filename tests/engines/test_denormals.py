@@ -39,6 +39,14 @@ def test_the_softmax_and_the_sum_behind_it_work_on_them_and_nothing_else():
     assert denormal_shares(masked_attention(mask_of(-1e4)).graph) == {}
 
 
+def test_masks_that_are_added_up_and_repeated_before_count_too():
+    assert denormal_shares(masked_attention(mask_of(-100.0), images=2).graph) == {"softmax": 0.12, "sum": 0.12}
+    assert denormal_shares(masked_attention(mask_of(-1e4), images=2).graph) == {}
+    g = Graph()
+    scores = g("Add", "x", g("Tile", g("Add", "y", g.constant(np.float32([[0, -100]]))), g.constant(np.array([1, 1]))))
+    assert denormal_shares(g.model({"x": [3, 2], "y": [3, 2]}, [g("Softmax", scores, axis=-1)]).graph) == {}
+
+
 def test_a_mask_in_a_constant_node_counts_and_one_whose_values_are_missing_does_not():
     g = Graph()
     g.nodes.append(

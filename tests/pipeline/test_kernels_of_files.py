@@ -101,19 +101,20 @@ def with_denormals(found) -> dict[str, object]:
     return {e.kernel.op: e.kernel.attribute("denormals") for e in found.executed if e.kernel.attribute("denormals")}
 
 
-def masked_file(folder, value: float, *, external: bool = False):
+def masked_file(folder, value: float, *, external: bool = False, images: int = 0):
     mask = np.zeros((4, 16, 16))
     mask[0, :, 8:] = value
-    path, model = folder / "masked.onnx", masked_attention(mask)
+    path, model = folder / "masked.onnx", masked_attention(mask, images=images)
     onnx.save_model(
         model, path, save_as_external_data=external, location="weights.bin", size_threshold=1024
     )  # fmt: skip
     return path
 
 
+@pytest.mark.parametrize("images", [0, 2])
 @pytest.mark.parametrize("external", [False, True])
-def test_rules_and_runtime_tell_the_same_kernels_that_a_mask_makes_slow(external, tmp_path):
-    path = masked_file(tmp_path, -100.0, external=external)
+def test_rules_and_runtime_tell_the_same_kernels_that_a_mask_makes_slow(external, images, tmp_path):
+    path = masked_file(tmp_path, -100.0, external=external, images=images)
     rules, runtime = (reader().read(path, source) for source in (RULES, RUNTIME))
     assert counted(rules) == counted(runtime)
     assert with_denormals(rules) == {"Softmax": 0.12, "MatMul": 0.12}
