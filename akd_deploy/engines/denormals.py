@@ -23,9 +23,10 @@ DENORMAL_EXPONENTS = (-104.0, -87.34)
 DENORMALS = "denormals"
 """The attribute of a kernel that works on such numbers: their share among what it reads."""
 
-_RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
-_PASSING = (*_RESHAPING, "Dropout", "Transpose")
-_REPEATING = (*_PASSING, "Expand", "Tile")
+RESHAPING = ("Reshape", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+PASSING = (*RESHAPING, "Dropout", "Transpose")
+"""Operators that only move what they are given."""
+_REPEATING = (*PASSING, "Expand", "Tile")
 _MOST_TERMS = 8
 """So many sums within sums are looked into."""
 _PRODUCTS = ("MatMul", "Gemm", "Einsum")
@@ -38,7 +39,7 @@ def masks_before(
 ) -> list[str]:
     """The names of the constants that were added to what a Softmax reads, directly or among themselves beforehand."""
     name, masks = softmax.input[0], []
-    while (node := maker.get(name)) is not None and node.op_type in ("Add", *_RESHAPING) and node.input:
+    while (node := maker.get(name)) is not None and node.op_type in ("Add", *RESHAPING) and node.input:
         if node.op_type != "Add":
             name = node.input[0]
             continue
@@ -75,9 +76,12 @@ def denormal_share(masks: Sequence[np.ndarray]) -> float:
     if not masks:
         return 0.0
     try:
-        mask = np.asarray(sum(masks[1:], masks[0]))
-    except ValueError:  # reshaped in between: no two of them meet as they are
-        mask = np.concatenate([one.ravel() for one in masks])
+        return _share(np.asarray(sum(masks[1:], masks[0])))
+    except ValueError:  # moved about in between: no two of them meet as they are, and biases beside a mask are small
+        return max(map(_share, masks))
+
+
+def _share(mask: np.ndarray) -> float:
     least, most = DENORMAL_EXPONENTS
     return float(np.mean((mask > least) & (mask < most))) if mask.size else 0.0
 
@@ -124,7 +128,7 @@ def denormal_shares(graph: onnx.GraphProto, folder: Path | None = None) -> dict[
             for node in readers.get(reached.pop(), []):
                 if node.op_type in _PRODUCTS:
                     found |= {names[name]: share for name in node.output if name}
-                elif node.op_type in _PASSING:
+                elif node.op_type in PASSING:
                     reached += node.output
     return found
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from akd_deploy.engines.denormals import DENORMALS
+from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import PROBE, TableRow
 from akd_deploy.predictor.features import regime
 from akd_deploy.predictor.probe_choice import Beliefs, Choice, Counts, Outlook, beliefs, choose
@@ -120,11 +122,17 @@ def _covering(
     networks: Sequence[Counts], known: Sequence[Counts], candidates: Sequence[Counts], seconds: Sequence[float] | None
 ) -> list[int]:
     """The quickest candidates that hold what the networks have and nothing known holds: a kernel that costs next to
-    nothing tells nothing either, and yet a network of which nobody measured one is not predicted at all."""
-    held = {regime(kernel) for counts in known for kernel in counts}
+    nothing tells nothing either, and yet a network of which nobody measured one is not predicted at all. And what
+    denormal numbers cost nobody knows beforehand."""
+    held = {_kind(kernel) for counts in known for kernel in counts}
     chosen: dict[int, None] = {}
-    for one in dict.fromkeys(regime(kernel) for counts in networks for kernel in counts):
-        able = [i for i, counts in enumerate(candidates) if any(regime(kernel) == one for kernel in counts)]
+    for one in dict.fromkeys(_kind(kernel) for counts in networks for kernel in counts):
+        able = [i for i, counts in enumerate(candidates) if any(_kind(kernel) == one for kernel in counts)]
         if one not in held and able:
             chosen[min(able, key=lambda i: 0.0 if seconds is None else seconds[i])] = None
     return list(chosen)
+
+
+def _kind(kernel: Kernel) -> str | Kernel:
+    """What must have been measured for a kernel to be predicted: one of its regime, or itself where masks slow it."""
+    return regime(kernel) if kernel.attribute(DENORMALS) is None else kernel

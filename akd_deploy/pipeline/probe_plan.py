@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from akd_deploy.engines.denormals import DENORMALS
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.errors import AkdError, UsageError
 from akd_deploy.kernel import Kernel
@@ -36,7 +38,7 @@ from akd_deploy.profiling.channels_last import with_channels_last_ends
 from akd_deploy.profiling.profile import ProfilePlan
 from akd_deploy.profiling.stacks import Stack
 from akd_deploy.profiling.subjects import Subjects, WholeNetwork, evenly, written_by_itself
-from akd_deploy.profiling.windows import Window, drawn_windows
+from akd_deploy.profiling.windows import Window, drawn_windows, masked_windows
 from akd_deploy.target import Target
 
 STRETCHES = Protocol(
@@ -245,10 +247,14 @@ def _candidates(
     family: str, network: onnx.ModelProto, kernels: Counter[Kernel], listed: Lister, rng: np.random.Generator
 ) -> Iterator[tuple[Window, Counter[Kernel]]]:
     """Stretches of a network with their kernels, `CANDIDATES` of them at least and then until its costly kernels are
-    in one."""
+    in one; those that masks slow down come beside them."""
     cost_s = {kernel: count * expected_s(kernel) for kernel, count in kernels.items()}
     least_s = COSTLY * sum(cost_s.values())
     missing = {kernel for kernel, seconds in cost_s.items() if seconds > least_s}
+    if any(kernel.attribute(DENORMALS) is not None for kernel in kernels):
+        for window in masked_windows(family, network):
+            with suppress(AkdError):
+                yield window, listed(window.model)
     for number, window in enumerate(islice(drawn_windows(family, network, rng), MOST_CANDIDATES)):
         if number >= CANDIDATES and not missing:
             return

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from akd_deploy.engines.onnx_file import read_onnx
+from akd_deploy.engines.denormals import PASSING, RESHAPING, denormal_shares
+from akd_deploy.engines.onnx_file import node_names, read_onnx
 from akd_deploy.latency_table import PROBE
 from akd_deploy.models.onnx_skeleton import filled, skeleton
 
@@ -238,6 +239,37 @@ def drawn_windows(family: str, network: onnx.ModelProto, rng: np.random.Generato
                 seen.add(stretch)
                 if model is not None:
                     yield Window(family, _renamed(model))
+
+
+def masked_windows(family: str, network: onnx.ModelProto) -> list[Window]:
+    """From where a mask is added to a softmax's input to the last product that reads its output, of each softmax whose
+    mask makes denormal numbers: stretches drawn at random seldom hold it all."""
+    graph = _take_apart(network)
+    named = zip(network.graph.node, node_names(network.graph), strict=True)
+    shares = denormal_shares(network.graph)
+    slow = {name for node, label in named if label in shares for name in node.output if name}
+    maker = {name: i for i, node in enumerate(graph.nodes) for name in node.output if name}
+    windows: dict[str, Window] = {}
+    for i, node in enumerate(graph.nodes):
+        if node.op_type != "Softmax" or not slow & set(node.output):
+            continue
+        start, name = i, node.input[0]
+        while (before := maker.get(name)) is not None and graph.nodes[before].op_type in ("Add", *RESHAPING):
+            start = min(start, before)
+            computed = [n for n in graph.nodes[before].input if n not in graph.constants and n not in graph.folded]
+            name = computed[0] if computed else ""
+        reached, stop = list(node.output), i + 1
+        while reached:
+            for user in graph.uses.get(reached.pop(), []):
+                if slow & set(graph.nodes[user].output):
+                    stop = max(stop, user + 1)
+                elif graph.nodes[user].op_type in PASSING:
+                    reached += graph.nodes[user].output
+        model = _window(graph, start, stop)
+        if model is not None:
+            window = Window(family, _renamed(model))
+            windows.setdefault(window.name, window)
+    return list(windows.values())
 
 
 def _candidates(nodes: Sequence[onnx.NodeProto], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:

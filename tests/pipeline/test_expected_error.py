@@ -130,3 +130,18 @@ def test_a_plan_holds_every_kind_of_kernel_that_its_candidates_do(in_order: bool
     known = replace(known, kernels=(*known.kernels, (RARE, 1)))
     assert RARE in known.counts()
     assert 55 not in chosen([known], wanted)
+
+
+def test_every_kernel_that_a_mask_slows_down_is_in_a_plan() -> None:
+    def product(tokens: int, *attributes: tuple[str, float]) -> Kernel:
+        return Kernel("MatMul", ((8, tokens, tokens), (8, tokens, 32)), ((8, tokens, 32),), attributes=attributes)
+
+    plain = [product(tokens) for tokens in range(8, 80, 2)]
+    masked = [product(tokens, ("denormals", 0.25)) for tokens in (8, 10)]
+    candidates = [Counter({kernel: 1}) for kernel in (*plain, *masked)]
+    networks = [Counter({plain[-1]: 4, masked[0]: 1, masked[1]: 1})]
+    chosen, _, _ = chosen_among([str(i) for i in range(len(candidates))], candidates, networks, Enough(4))
+    assert {choice.index for choice in chosen} >= {len(plain), len(plain) + 1}
+    without = [Counter({plain[-1]: 4})]
+    chosen, _, _ = chosen_among([str(i) for i in range(len(candidates))], candidates, without, Enough(4))
+    assert not {choice.index for choice in chosen} & {len(plain), len(plain) + 1}

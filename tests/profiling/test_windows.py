@@ -5,14 +5,23 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from engines.engine_graphs import masked_attention
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
+from akd_deploy.engines.denormals import denormal_shares
 from akd_deploy.errors import MissingFileError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.models.onnx_skeleton import skeleton
 from akd_deploy.profiling.profile import ProfilePlan, profile_models
-from akd_deploy.profiling.windows import FUSED_INTO_PRODUCER, MAX_NODES, drawn_windows, file_windows, model_windows
+from akd_deploy.profiling.windows import (
+    FUSED_INTO_PRODUCER,
+    MAX_NODES,
+    drawn_windows,
+    file_windows,
+    masked_windows,
+    model_windows,
+)
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target
 
@@ -180,3 +189,16 @@ def test_what_is_made_of_constants_alone_comes_along_and_is_let_out_by_no_window
     for window in windows:
         assert {value.name for value in window.graph.input} <= {"x", "y", "z"}
         assert "folded" not in {value.name for value in window.graph.output}
+
+
+@pytest.mark.parametrize("images", [0, 2])
+def test_what_a_mask_slows_down_has_a_window_from_the_mask_to_the_product(images: int) -> None:
+    mask = np.zeros((4, 16, 16))
+    mask[0, :, 8:] = -100
+    (window,) = masked_windows("swin", skeleton(masked_attention(mask, images=images)))
+    operators = [node.op_type for node in window.model.graph.node]
+    assert operators[0] == "Add"
+    assert operators[-1] == "MatMul"
+    assert operators.count("MatMul") == operators.count("Softmax") == 1
+    assert sorted(denormal_shares(window.model.graph).values()) == [0.12, 0.12]
+    assert masked_windows("swin", skeleton(masked_attention(np.zeros((4, 16, 16)), images=images))) == []
