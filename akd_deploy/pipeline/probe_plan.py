@@ -31,7 +31,7 @@ from akd_deploy.models.rebatch import rebatched
 from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
 from akd_deploy.pipeline.listing import Lister
 from akd_deploy.predictor.cold_weights import network_weights, weight_bytes
-from akd_deploy.predictor.features import dimensions
+from akd_deploy.predictor.features import dimensions, regime
 from akd_deploy.predictor.probe_choice import expected_s
 from akd_deploy.profiling.blocks import PATIENCE_S, Protocol
 from akd_deploy.profiling.channels_last import with_channels_last_ends
@@ -180,6 +180,7 @@ def plan_probes(
     wanted: list[Counter[Kernel]] = []
     unlisted: dict[str, str] = {}
     required: dict[str, None] = {}
+    held: set[str] = set()
     for name, model in (operators or {}).items():
         try:
             window = Window(OPERATORS, model)
@@ -194,7 +195,7 @@ def plan_probes(
             wanted.append(kernels)
         except AkdError as error:
             unlisted[name] = error.found
-        for window, counts in _candidates(FAMILY_OF.get(name, name), model, kernels, listed, rng):
+        for window, counts in _candidates(FAMILY_OF.get(name, name), model, kernels, listed, rng, held):
             candidates.setdefault(window.name, (window, counts))
         on_listed(done + 1, len(networks))
     if not candidates:
@@ -244,26 +245,43 @@ def plan_general(
 
 
 def _candidates(
-    family: str, network: onnx.ModelProto, kernels: Counter[Kernel], listed: Lister, rng: np.random.Generator
+    family: str,
+    network: onnx.ModelProto,
+    kernels: Counter[Kernel],
+    listed: Lister,
+    rng: np.random.Generator,
+    held: set[str],
 ) -> Iterator[tuple[Window, Counter[Kernel]]]:
     """Stretches of a network with their kernels, `CANDIDATES` of them at least and then until its costly kernels are
-    in one; those that masks slow down come beside them."""
+    in one, and one of every regime that is not in `held` yet; those that masks slow down come beside them."""
     cost_s = {kernel: count * expected_s(kernel) for kernel, count in kernels.items()}
     least_s = COSTLY * sum(cost_s.values())
-    missing = {kernel for kernel, seconds in cost_s.items() if seconds > least_s}
+    missing: set[Kernel | str] = {kernel for kernel, seconds in cost_s.items() if seconds > least_s}
+    missing |= set(map(regime, kernels)) - held
     if any(kernel.attribute(DENORMALS) is not None for kernel in kernels):
         for window in masked_windows(family, network):
             with suppress(AkdError):
                 yield window, listed(window.model)
-    for number, window in enumerate(islice(drawn_windows(family, network, rng), MOST_CANDIDATES)):
+    tried: set[str] = set()
+    every_node = MOST_CANDIDATES + 2 * len(network.graph.node)
+    for number, window in enumerate(islice(drawn_windows(family, network, rng), every_node)):
+        operators = {node.op_type for node in window.model.graph.node}
         if number >= CANDIDATES and not missing:
             return
+        if number >= MOST_CANDIDATES:
+            # What is left is of operators that are rare in the network.
+            if operators <= tried:
+                continue
+            tried |= operators
         try:
             counts = listed(window.model)
         except AkdError:
             continue  # a stretch that the engine does not take on its own
-        if number < CANDIDATES or missing & set(counts):
-            missing -= set(counts)
+        told = {*counts, *map(regime, counts)}
+        if number < CANDIDATES or missing & told:
+            missing -= told
+            held.update(map(regime, counts))
+            tried |= operators
             yield window, counts
             if (without := _without_reorders(window, counts, listed)) is not None:
                 yield without

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from engines.engine_graphs import Graph
 
 from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, STACK
@@ -118,3 +119,15 @@ def test_a_target_of_another_batch_gets_networks_of_it_and_is_told_which_have_no
 def test_networks_carried_as_onnx_are_none_for_torch() -> None:
     with pytest.raises(UsageError, match="engine torch"):
         carried_networks(Target("t", "cpu", "torch", "fp32"))
+
+
+def test_an_operator_that_is_rare_in_a_network_is_in_a_plan_of_it(tmp_path: Path) -> None:
+    graph = Graph()
+    x = "x"
+    for _ in range(400):
+        x = graph("Mul", graph("Sin", x), "x")
+    path = tmp_path / "rare.onnx"
+    onnx.save(graph.model({"x": [1, 64]}, [graph("ReduceMean", x, axes=[-1])]), path)
+    planned = plan_probes(TARGET, given_networks([path], 1), Enough(30), seed=0)
+    operators = [{n.op_type for n in subject.model.graph.node} for subject in planned.subjects.subjects]
+    assert any("ReduceMean" in one for one in operators)
