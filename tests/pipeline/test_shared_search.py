@@ -17,6 +17,7 @@ from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.recipes.oracle_kd import memory_bytes
 from akd_deploy.search import Score, SearchSettings, search
+from akd_deploy.search.shared_weights import Judged, SharedSearchResult
 from akd_deploy.search.strategies.given import given_candidates
 from akd_deploy.search_space import load_space
 
@@ -69,6 +70,20 @@ def test_the_last_candidates_within_the_budget_come_best_first_and_once_each(run
     assert facts["judged"] == 2 * 3 + 6
     assert facts["refused"] > 0
     assert run.told == [("training shared weights (akd-reinforce)", i, 2) for i in (1, 2)]
+
+
+def test_of_the_last_candidates_the_one_with_the_greatest_reward_comes_first(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampled = {SPACE.network_digest(one): one for one in (SPACE.sample(np.random.default_rng(i)) for i in range(40))}
+    some = list(sampled.values())[:9]
+    rewards = [9.0, 9.0, 9.0, 0.2, 0.6, 0.4, 0.1, 0.5, 0.3]  # the first three are not of the last six
+    judged = tuple(Judged(one, reward, reward, {}) for one, reward in zip(some, rewards, strict=True))
+    result = SharedSearchResult(judged, judged[4], 0)
+    monkeypatch.setattr(shared_search, "search_add_ons", lambda *more, **settings: (result, None))
+    candidates, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    assert candidates == [some[i] for i in (4, 7, 5, 8, 3, 6)]
+    assert facts["mean_accuracy"] == pytest.approx(0.35)
 
 
 def test_what_was_found_is_not_searched_for_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
