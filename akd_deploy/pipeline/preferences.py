@@ -40,7 +40,7 @@ def compare_preferences(one: Fields, other: Fields, seed: int = 0) -> dict[str, 
             found=f"other choices in {one['run_dir']} than in {other['run_dir']}",
             next="Compare runs whose [space] is the same.",
         )
-    names, options = list(choices[0]), list(choices[0].values())
+    names, options = zip(*choices[0], strict=True)
     best = [_best(summary) for summary in (one, other)]
     sizes = [len(known) for known in options]
     shift = architecture_shift(best[0], best[1], sizes, np.random.default_rng(seed), DRAWS)
@@ -82,7 +82,8 @@ def compare_preferences(one: Fields, other: Fields, seed: int = 0) -> dict[str, 
     }
 
 
-def _choices_of(summary: Fields) -> Mapping[str, list[Any]]:
+def _choices_of(summary: Fields) -> list[tuple[str, list[Any]]]:
+    """Name and options of each choice, in the order of the trials' tokens."""
     choices = (summary.get("search") or {}).get("choices")
     if not choices:
         raise UsageError(
@@ -90,8 +91,7 @@ def _choices_of(summary: Fields) -> Mapping[str, list[Any]]:
             found="nothing in its summary",
             next="Give runs with a search, of this version of akd-deploy.",
         )
-    found: Mapping[str, list[Any]] = choices
-    return found
+    return [(name, options) for name, options in choices]
 
 
 def _best(summary: Fields) -> np.ndarray:

@@ -164,7 +164,8 @@ def summary(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
         **common_parts(run, results),
         "feasible": results["budget"]["feasible"],
         "search": {
-            "choices": {name: list(options) for name, options in run.space.choices.items()},
+            # A list, as tokens are in this order, which a JSON object's keys need not keep.
+            "choices": [[name, list(options)] for name, options in run.space.choices.items()],
             "trials": [
                 {**row, "arch": row["digest"], "tokens": run.space.tokens(architecture_from_dict(row["arch"])).tolist()}
                 for r in searches.values()

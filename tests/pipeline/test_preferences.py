@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,13 @@ def run(name: str, tokens: list[list[int]], *, choices: Any = CHOICES) -> dict[s
         {"network": f"{i}", "state": "done", "reward": 1.0 - 0.01 * i, "tokens": row} for i, row in enumerate(tokens)
     ]
     trials.append({"network": "x", "state": "infeasible", "reward": None, "tokens": [0, 0, 0]})
-    return {
+    summary = {
         "name": name, "run_dir": f"runs/{name}", "winner": {"method": name}, "teacher": {"source": "t"},
-        "search": {"choices": choices, "trials": trials},
+        "search": {"choices": [[choice, options] for choice, options in choices.items()], "trials": trials},
     }  # fmt: skip
+    # As `summary.json` has it, whose keys are sorted.
+    read: dict[str, Any] = json.loads(json.dumps(summary, sort_keys=True))
+    return read
 
 
 def random_rows(seed: int, count: int) -> list[list[int]]:
