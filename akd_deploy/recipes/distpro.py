@@ -98,7 +98,10 @@ def searched_process(
         learnt, held_out = held_out_views(dataset, views, seed)
         between = pathways_between(teacher, student, dataset.input_shape, pathways, seed)
         generator = torch.Generator().manual_seed(seed)
-        done = len(found)
+
+        def after_step(step: int, _steps: int, _loss: float, done: int = len(found)) -> None:
+            on_step(done, step)
+
         result = search_process(
             student,
             teacher,
@@ -108,7 +111,7 @@ def searched_process(
             training,
             search,
             generator,
-            on_step=lambda step, steps, loss, done=done: on_step(done, step),  # type: ignore[misc]
+            on_step=after_step,
         )
         found.append(result.process.smoothed(MOMENTS))
     return mean_process(found), found
