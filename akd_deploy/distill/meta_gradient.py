@@ -6,8 +6,10 @@ in ω, exactly
     ∂L_val(w') / ∂ω_i = −η ⟨∇_w D_i(w), v⟩   with   v = ∇L_val(w'):
 
 how far the step that pathway i asks for goes the way the held-out images do. All products together are one derivative
-of (D_1 … D_P) along v, which forward mode computes without a backward pass. DistPro (Deng et al. 2022,
-arXiv:2204.05547) and DARTS (Liu et al. 2019, arXiv:1806.09055, equation 8) take a difference instead.
+of (D_1 … D_P) along v, which forward mode computes without a backward pass. It need not pass through the connectors:
+D_i sees the student at one place x_i only, the backward pass of L_train has ω_i ∂D_i/∂x_i there anyway, and what is
+left is the derivative of x_i along v. DistPro (Deng et al. 2022, arXiv:2204.05547) and DARTS (Liu et al. 2019,
+arXiv:1806.09055, equation 8) take a difference instead.
 """
 
 from __future__ import annotations
@@ -40,9 +42,25 @@ class Taught(nn.Module):
         self.student = student
         self.pathways = pathways
 
+    def inputs(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The student's logits, and what each pathway compares of it."""
+        logits, features = tapped(self.student, images, self.pathways.student_points)
+        return logits, self.pathways.inputs(logits, features)
+
     def forward(self, images: Tensor, taught: tuple[Tensor, Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         logits, features = tapped(self.student, images, self.pathways.student_points)
         return logits, self.pathways(logits, features, taught)
+
+
+class _Inputs(nn.Module):
+    """Images → what each pathway compares of the student."""
+
+    def __init__(self, network: Taught) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.network.inputs(images)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +124,28 @@ def _distances(network: Taught, batch: TaughtBatch) -> Callable[[Weights], Tenso
     return of
 
 
+LEAST_WEIGHT = 1e-6
+"""Of a pathway, from which its part of a backward pass tells what it would be at weight 1."""
+
+
+def sensitivities(
+    pathways: Pathways, inputs: Sequence[Tensor], taught: tuple[Tensor, Sequence[Tensor]], omega: Tensor
+) -> list[Tensor]:
+    """∂D_i/∂x_i at each pathway's input, after a backward pass of Σ_i ω_i D_i to which the inputs retained their grad.
+
+    A pathway of (nearly) no weight left nothing there; its distance is computed and differentiated again.
+    """
+    found = []
+    for i, (compared, weight) in enumerate(zip(inputs, omega.tolist(), strict=True)):
+        if compared.grad is not None and abs(weight) >= LEAST_WEIGHT:
+            found.append(compared.grad / weight)
+        else:
+            leaf = compared.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(pathways.distance(i, leaf, taught), leaf)
+            found.append(gradient)
+    return found
+
+
 def _held_out_gradient(network: Taught, weights: Weights, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """∇L_val at some weights."""
     leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
@@ -130,6 +170,7 @@ def meta_gradient(
     gradients: Weights,
     step: Step,
     kind: str = "exact",
+    compared: tuple[Sequence[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """(pathways,) ∂L_val(w') / ∂ω.
 
@@ -139,6 +180,8 @@ def meta_gradient(
         gradients: ∇L_train(w) of the student's weights, by name.
         step: the optimiser's rule.
         kind: one of `GRADIENTS`.
+        compared: what each pathway compared in the pass that gave `gradients`, its grad retained, and ω; without it
+            forward mode goes through the connectors too. Of no use to the finite difference.
 
     Raises:
         UnknownNameError: no such kind.
@@ -151,6 +194,9 @@ def meta_gradient(
         v = _held_out_gradient(network, ahead, *held_out)
         distances = _distances(network, batch)
         if kind in ("exact", "current"):
+            if compared is not None:
+                told = sensitivities(network.pathways, compared[0], batch.taught, compared[1])
+                return -step.rate * _products(network, batch.images, told, weights, v)
             return -step.rate * _derivative_along(distances, weights, v)
         radius = RADIUS / (float(torch.stack([g.square().sum() for g in v.values()]).sum().sqrt()) + 1e-12)
         up, down = ({name: w + sign * radius * v[name] for name, w in weights.items()} for sign in (1, -1))
@@ -174,6 +220,18 @@ def _derivative_along(distances: Callable[[Weights], Tensor], weights: Weights, 
         along = forward_ad.unpack_dual(distances(dual)).tangent
     # Where no distance depends on the weights there is no tangent at all.
     return torch.zeros(()) if along is None else along.detach()
+
+
+def _products(network: Taught, images: Tensor, told: Sequence[Tensor], weights: Weights, v: Weights) -> Tensor:
+    """(pathways,) ⟨∂D_i/∂x_i, derivative of x_i along v⟩."""
+    found = []
+    with _forward_mode():
+        dual = {f"network.student.{name}": forward_ad.make_dual(w, v[name]) for name, w in weights.items()}
+        inputs = functional_call(_Inputs(network), dual, (images,))
+        for compared, sensitivity in zip(inputs, told, strict=True):
+            tangent = forward_ad.unpack_dual(compared).tangent
+            found.append(sensitivity.new_zeros(()) if tangent is None else (sensitivity * tangent).sum())
+    return torch.stack(found).detach()
 
 
 def multi_step_gradient(

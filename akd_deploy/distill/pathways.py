@@ -138,15 +138,25 @@ class Pathways(nn.Module):
         with torch.no_grad():
             return tapped(teacher, images, self.teacher_points)
 
+    def inputs(self, logits: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """What each pathway compares of a student, its logits or a feature (at `student_points`): a view of its own, so
+        that a gradient at it is this pathway's alone."""
+        of_student = dict(zip(self.student_points, features, strict=True))
+        compared = [logits if p.teacher == LOGITS else of_student[p.student] for p in self.pathways]
+        return [tensor.view_as(tensor) for tensor in compared]
+
+    def distance(self, index: int, compared: Tensor, taught: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
+        """The distance of one pathway's input from what its teacher says."""
+        pathway, (teacher_logits, teacher_features) = self.pathways[index], taught
+        if pathway.teacher == LOGITS:
+            return kd_loss(compared, teacher_logits, self.temperature)
+        feature = teacher_features[self.teacher_points.index(pathway.teacher)]
+        return self._distance(self.connectors[index](compared), feature)
+
+    def compared(self, inputs: Sequence[Tensor], taught: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
+        """(pathways,) distances of `inputs` from what the teacher says."""
+        return torch.stack([self.distance(i, compared, taught) for i, compared in enumerate(inputs)])
+
     def forward(self, logits: Tensor, features: Sequence[Tensor], taught: tuple[Tensor, Sequence[Tensor]]) -> Tensor:
         """(pathways,) distances of a student's logits and features (at `student_points`) from its teacher's."""
-        teacher_logits, teacher_features = taught
-        of_teacher = dict(zip(self.teacher_points, teacher_features, strict=True))
-        of_student = dict(zip(self.student_points, features, strict=True))
-        found = []
-        for pathway, connect in zip(self.pathways, self.connectors, strict=True):
-            if pathway.teacher == LOGITS:
-                found.append(kd_loss(logits, teacher_logits, self.temperature))
-            else:
-                found.append(self._distance(connect(of_student[pathway.student]), of_teacher[pathway.teacher]))
-        return torch.stack(found)
+        return self.compared(self.inputs(logits, features), taught)

@@ -7,7 +7,7 @@ of the student's.)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +131,9 @@ def search_process(
         taken.append(now.numpy().astype(np.float64))
         return now
 
-    def learn(step: int, batch: TaughtBatch, optimiser: torch.optim.Optimizer) -> None:
+    def learn(
+        step: int, batch: TaughtBatch, compared: tuple[Sequence[Tensor], Tensor], optimiser: torch.optim.Optimizer
+    ) -> None:
         images, chosen = _held_out_batch(held_out, search.held_out, generator)
         device = batch.images.device
         gradients = {
@@ -146,6 +148,7 @@ def search_process(
             gradients,
             _step_of(optimiser, student, settings, step),
             search.gradient,
+            compared,
         )
         adam.zero_grad()
         weights_of(alpha, search.normalisation, search.kd_weight).backward(along.cpu())
@@ -182,10 +185,11 @@ def _train(
     generator: torch.Generator,
     ce_weight: float,
     weights: Callable[[int], Tensor],
-    after_backward: Callable[[int, TaughtBatch, torch.optim.Optimizer], None] | None,
+    after_backward: Callable[[int, TaughtBatch, tuple[Sequence[Tensor], Tensor], torch.optim.Optimizer], None] | None,
     on_step: Callable[[int, int, float], None] | None,
 ) -> TrainingResult:
-    """Steps on ce_weight · CE + Σ ω D, with ω from `weights` of each."""
+    """Steps on ce_weight · CE + Σ ω D, with ω from `weights` of each; `after_backward` is given what each pathway
+    compared, with its grad, and ω."""
     device = next(student.parameters()).device
     network = Taught(student, pathways)
     optimiser = optimiser_for(network, settings)
@@ -199,7 +203,11 @@ def _train(
                 group["lr"] = settings.learning_rate_at(step)
             batch = TaughtBatch(images, labels, pathways.taught(teacher, images))
             omega = weights(step).to(device)
-            logits, distances = network(images, batch.taught)
+            logits, inputs = network.inputs(images)
+            if after_backward is not None:
+                for compared in inputs:
+                    compared.retain_grad()
+            distances = pathways.compared(inputs, batch.taught)
             loss = ce_weight * F.cross_entropy(logits, labels) + (omega * distances).sum()
             value = float(loss.detach())
             if not np.isfinite(value):
@@ -207,7 +215,7 @@ def _train(
             optimiser.zero_grad()
             loss.backward()
             if after_backward is not None:
-                after_backward(step, batch, optimiser)
+                after_backward(step, batch, (inputs, omega), optimiser)
             optimiser.step()
             losses.append(value)
             if on_step is not None:

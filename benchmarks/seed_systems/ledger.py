@@ -15,14 +15,21 @@ from pathlib import Path
 from typing import Any
 
 Job = Mapping[str, Any]
-"""JSON types only: everything that the result depends on."""
+"""JSON types only: everything that the result depends on, and under `folder`, at any depth, where files are kept."""
 Work = Callable[[Job], Mapping[str, Any]]
 """Does one job in a process of its own kind; a module's function."""
 
 
 def key_of(job: Job) -> str:
-    """Equal exactly for equal jobs."""
-    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:20]
+    """Equal exactly for jobs that differ in nothing but their folders."""
+    return hashlib.sha256(json.dumps(without_folders(job), sort_keys=True).encode()).hexdigest()[:20]
+
+
+def without_folders(value: Any) -> Any:
+    """A job as it is on every machine."""
+    if isinstance(value, Mapping):
+        return {name: without_folders(one) for name, one in value.items() if name != "folder"}
+    return [without_folders(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass
@@ -59,7 +66,7 @@ class Ledger:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n" if torn else "")
                 for done, (key, job, result, seconds) in enumerate(self._done(work, missing), start=1):
-                    entry = {"key": key, "job": job, "result": result, "seconds": seconds}
+                    entry = {"key": key, "job": without_folders(job), "result": result, "seconds": seconds}
                     file.write(json.dumps(entry) + "\n")
                     file.flush()
                     self._known[key] = entry

@@ -29,6 +29,7 @@ from akd_deploy.models.student import student_from_architecture
 from akd_deploy.models.teacher import Teacher, teacher_from_module
 from akd_deploy.models.weights import read_weights
 from akd_deploy.storage import write_atomically
+from benchmarks.seed_systems.ledger import key_of
 from benchmarks.seed_systems.residual_network import residual_network
 
 VIEW_SEED = 0
@@ -71,14 +72,7 @@ def train_teacher(job: Mapping[str, Any]) -> dict[str, Any]:
 
     `kind` is "convnet", "mixer" or "resnet".
     """
-    path, dataset = teacher_path(job), dataset_of(job["data"])
-    settings = TrainingSettings(**job["training"])
-    if not path.is_file():
-        if job["kind"] == "convnet":
-            save_convnet(train_member(dataset, job["member"], job["members"], job["seed"], job["skew"], settings), path)
-        else:
-            _save_trained(_fresh(job["kind"], dataset, job["seed"]), dataset, job["seed"], settings, path)
-    teacher = load_teacher(job)
+    teacher, dataset = load_teacher(job), dataset_of(job["data"])
     return {
         split: evaluate_logits(teacher.logits(torch.tensor(images.images)), images.labels).accuracy
         for split, images in (("tuning", dataset.tuning_val), ("test", dataset.test))
@@ -104,14 +98,18 @@ def _save_trained(network: nn.Module, dataset: Dataset, seed: int, settings: Tra
 
 def teacher_path(job: Mapping[str, Any]) -> Path:
     """Where a teacher's weights are; another file for whatever they depend on."""
-    from benchmarks.seed_systems.ledger import key_of
-
-    return Path(job["folder"]) / f"{job['kind']}-{key_of({k: v for k, v in job.items() if k != 'folder'})}.safetensors"
+    return Path(job["folder"]) / f"{job['kind']}-{key_of(job)}.safetensors"
 
 
 def load_teacher(job: Mapping[str, Any]) -> Teacher:
-    """A teacher that `train_teacher` has trained."""
+    """The teacher of `train_teacher`; trained here if its weights are not there, as where the ledger is another's."""
     path, dataset = teacher_path(job), dataset_of(job["data"])
+    if not path.is_file():
+        settings = TrainingSettings(**job["training"])
+        if job["kind"] == "convnet":
+            save_convnet(train_member(dataset, job["member"], job["members"], job["seed"], job["skew"], settings), path)
+        else:
+            _save_trained(_fresh(job["kind"], dataset, job["seed"]), dataset, job["seed"], settings, path)
     if job["kind"] == "convnet":
         network: nn.Module = load_convnet(path)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.seed_systems.ledger import Ledger, key_of
+from benchmarks.seed_systems.students import load_teacher, teacher_job, teacher_path, train_teacher
 
 
 def work(job) -> dict[str, Any]:
@@ -51,3 +52,29 @@ def test_jobs_are_told_apart_by_everything_in_them() -> None:
     job = {"a": 1, "b": {"c": [1, 2]}}
     assert key_of(job) == key_of(json.loads(json.dumps({"b": {"c": [1, 2]}, "a": 1})))
     assert len({key_of(job), key_of({**job, "a": 2}), key_of({"a": 1, "b": {"c": [2, 1]}})}) == 3
+
+
+def test_a_ledger_holds_in_another_folder_and_names_none(tmp_path, jobs) -> None:
+    path = tmp_path / "t.jsonl"
+    here = [{**job, "teachers": [{"folder": str(tmp_path / "here"), "kind": "mixer"}]} for job in jobs]
+    there = [{**job, "teachers": [{"folder": "there", "kind": "mixer"}]} for job in jobs]
+    Ledger(path, 1).results(work, here, "squares")
+    assert '"folder"' not in path.read_text(encoding="utf-8")
+    assert '"kind": "mixer"' in path.read_text(encoding="utf-8")
+    assert [r["square"] for r in Ledger(path, 1).results(work, there, "squares")] == [9, 1, 9, 4]
+    assert len(calls(tmp_path)) == 3
+    assert key_of(there[0]) != key_of({**there[0], "teachers": [{"folder": "there", "kind": "resnet"}]})
+
+
+@pytest.mark.parametrize("kind", ["convnet", "mixer", "resnet"])
+def test_a_teacher_whose_weights_are_gone_is_trained_again_to_the_same(tmp_path, kind) -> None:
+    data = {
+        "labelled": 48, "teacher_images": 64, "reward_images": 48, "tuning_images": 48, "test_images": 48, "views": 1,
+    }  # fmt: skip
+    job = teacher_job(tmp_path, data, kind, {"steps": 2, "batch_size": 16})
+    first = train_teacher(job)
+    weights = teacher_path(job).read_bytes()
+    teacher_path(job).unlink()
+    assert load_teacher(job).input_shape == (3, 32, 32)
+    assert teacher_path(job).read_bytes() == weights
+    assert train_teacher(job) == first

@@ -95,6 +95,43 @@ def test_the_exact_one_is_autograds_through_the_step(seed: int) -> None:
     assert expected.abs().max() > 1e-6
 
 
+def after_backward(network, batch, omega):
+    """∇L_train and what each pathway compared, as a training's one backward pass leaves them."""
+    network.student.zero_grad()
+    logits, inputs = network.inputs(batch.images)
+    for compared in inputs:
+        compared.retain_grad()
+    distances = network.pathways.compared(inputs, batch.taught)
+    (F.cross_entropy(logits, batch.labels) + (omega * distances).sum()).backward()
+    return {name: p.grad.clone() for name, p in network.student.named_parameters()}, (inputs, omega)
+
+
+@pytest.mark.parametrize("kind", ["exact", "current"])
+@given(seed=st.integers(0, 10_000), zeros=st.sets(st.integers(0, 6)))
+@settings(max_examples=8, deadline=None)
+def test_it_is_the_same_from_what_the_training_has_computed_whatever_has_no_weight(seed, zeros, kind) -> None:
+    network, batch, held_out, omega, step = setting(seed)
+    for i, tiny in zip(zeros, (0.0, 1e-9, 0.0, 1e-300, 0.0, 0.0, 0.0), strict=False):
+        omega[i] = tiny
+    gradients, compared = after_backward(network, batch, omega)
+    expected = meta_gradient(network, batch, held_out, gradients, step, kind)
+    if kind == "exact":
+        assert torch.allclose(expected, through_the_step(network, batch, held_out, omega, step), rtol=1e-6, atol=1e-12)
+    assert torch.allclose(meta_gradient(network, batch, held_out, gradients, step, kind, compared), expected, rtol=1e-9)
+
+
+def test_a_search_asks_no_connector_again(monkeypatch) -> None:
+    network, batch, held_out, omega, step = setting()
+    gradients, compared = after_backward(network, batch, omega + 0.1)
+    calls: list[int] = []
+    for connect in network.pathways.connectors:
+        connect.register_forward_hook(lambda *_: calls.append(1))
+    meta_gradient(network, batch, held_out, gradients, step, "exact", compared)
+    assert not calls
+    meta_gradient(network, batch, held_out, gradients, step, "exact")
+    assert len(calls) == len(omega) - 1
+
+
 def test_darts_difference_is_near_it() -> None:
     network, batch, held_out, omega, step = setting()
     gradients = gradients_of(network, batch, omega)
