@@ -9,7 +9,7 @@ that have no latency table yet (a small one, beside the file), builds an engine 
 the file before anything is measured: the upper end of the predicted interval times what a certificate asks on that
 table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built
 alone (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in
-processes of its own, and adds the result to the file. A block that was disturbed is measured again as the protocol
+processes of its own, and adds the result to the file. The file's .md is its table, a line for each target. A block that was disturbed is measured again as the protocol
 says, and counted. `figures` needs no record: see benchmarks/shipping_figures.py.
 """
 
@@ -43,7 +43,7 @@ from akd_deploy.profiling.blocks import Measured
 from akd_deploy.profiling.profile import PROFILE, ProfilePlan
 from akd_deploy.storage import write_atomically, write_text_atomically
 from akd_deploy.target import Target, load_target
-from akd_deploy.units import format_seconds
+from akd_deploy.units import format_bytes, format_seconds
 from benchmarks import fuzz, shipping_figures, simulations
 
 CPU_TARGETS = (
@@ -293,14 +293,74 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
         print(f"  {key_of(row)}: {'; '.join(parts)}")
     found = summary(rows)
     if found["certificates"]:
-        print(
-            f"{found['certificates']} certificates: {found['pass_rate']:.1%} hold (wanted ≥ {REQUIRED_PASSES:.0%}), "
-            f"median slack {found['median_slack']:.1%} (wanted ≤ {REQUIRED_SLACK:.0%}); predictions off by "
-            f"{found['median_error']:.1%} in the median, {found['in_interval']:.0%} in their interval; "
-            f"{found['remeasured']} blocks measured again, {found['disturbed']} stayed disturbed"
-        )
+        print(_told(found))
     else:
         print("nothing was measured")
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """A line for each target: medians over its students, the worst parity and error, and every certification."""
+    again = [f"certified again, {entry['date']}" for entry in record["recertified"]]
+    lines = [
+        "| target | built, in | size | worst parity | predicted, measured | error, worst | in its interval | slack of p90 "
+        "| certified | " + "".join(f"{title} | " for title in again),
+        "|---" * (9 + len(again)) + "|",
+    ]
+    for target in record["targets"]:
+        rows = [row for row in record["rows"] if row["target"] == target]
+        later = [[row for row in entry["rows"] if row["target"] == target] for entry in record["recertified"]]
+        lines.append("| " + " | ".join(_cells(target, rows, later)) + " |")
+    for title, part in (("", record), *((f"{title}: ", entry) for title, entry in zip(again, record["recertified"]))):
+        found = summary(part["rows"])
+        if found["certificates"]:
+            lines += ["", f"{title}{_told(found)}."]
+    device = next((told["device"] for told in record["targets"].values() if told.get("device")), {})
+    lines += [
+        "",
+        f"{record['began']}, {device.get('model', 'an unknown CPU')}, {record.get('seconds', 0.0):.0f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(target: str, rows: Sequence[dict[str, Any]], later: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """A target's line; a dash for what nobody could measure."""
+    built = [row for row in rows if row["build_s"] is not None]
+    compared = [row["parity"] for row in rows if row["parity"] and "max_rel" in row["parity"]]
+    done, none = [row for row in rows if row.get("certificate")], "–"
+    found = summary(rows)
+    parity = none
+    if compared:
+        agreements = [parity["top1_agreement"] for parity in compared if parity["top1_agreement"] is not None]
+        parity = f"{max(parity['max_rel'] for parity in compared):.1g}"
+        parity += f", top-1 {min(agreements):.0%}" if agreements else ""
+    return [
+        target,
+        f"{len(built)} of {len(rows)}" + (f", {format_seconds(median(row['build_s'] for row in built))}" if built else ""),
+        format_bytes(median(row["size_bytes"] for row in built)) if built else none,
+        parity,
+        f"{format_seconds(median(row['predicted_s'] for row in done))}, "
+        f"{format_seconds(median(row['measured_s']['median'] for row in done))}" if done else none,
+        f"{found['median_error']:.1%}, {max(abs(row['error']) for row in done):.1%}" if done else none,
+        f"{sum(row['in_interval'] for row in done)} of {len(done)}" if done else none,
+        f"{found['median_slack']:.0%}" if done else none,
+        *(_held(part) for part in (rows, *later)),
+    ]  # fmt: skip
+
+
+def _held(rows: Sequence[dict[str, Any]]) -> str:
+    done = [row["certificate"]["ok"] for row in rows if row.get("certificate")]
+    return f"{sum(done)} of {len(done)}" if done else "–"
+
+
+def _told(found: dict[str, Any]) -> str:
+    """A summary in words, with the limits beside it."""
+    return (
+        f"{found['certificates']} certificates: {found['pass_rate']:.1%} hold (wanted ≥ {REQUIRED_PASSES:.0%}), "
+        f"median slack {found['median_slack']:.1%} (wanted ≤ {REQUIRED_SLACK:.0%}); predictions off by "
+        f"{found['median_error']:.1%} in the median, {found['in_interval']:.0%} in their interval; "
+        f"{found['remeasured']} blocks measured again, {found['disturbed']} stayed disturbed"
+    )
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -321,6 +381,8 @@ def read(path: Path) -> dict[str, Any]:
 def write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(record, indent=1).encode())
+    if "stated" in record:
+        write_text_atomically(path.with_suffix(".md"), markdown(record))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

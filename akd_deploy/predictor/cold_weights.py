@@ -19,10 +19,12 @@ import scipy  # whose parts load when they are first used: a command that predic
 from akd_deploy.kernel import BYTES_PER_ELEMENT, Kernel
 from akd_deploy.predictor.features import CONVOLUTIONS, dimensions
 
-CLASSES = ("convolution", "product", "product of many rows", "batched product")
+CLASSES = (
+    "convolution", "convolution of many positions", "product", "product of many rows", "batched product",
+)  # fmt: skip
 """Kernels that have weights: a convolution walks through them otherwise than a matrix product, one that works on
-every weight for long waits for it where a product of few rows streams them, and where each element of the batch has a
-matrix of its own, nothing has been arranged for streaming (ONNX Runtime on an AMD EPYC: 197 constant matrices of
+every weight for long waits for it where one of few rows or positions streams them, and where each element of the batch
+has a matrix of its own, nothing has been arranged for streaming (ONNX Runtime on an AMD EPYC: 197 constant matrices of
 64 × 197, 3 rows each, take 0.58 ms where they are near and 1.9 ms where they are not)."""
 MANY_ROWS = 32
 """More rows than this are many (ONNX Runtime's products of 1 to 32 and of 64 to 197 rows are alike each)."""
@@ -41,11 +43,12 @@ def weight_bytes(kernel: Kernel) -> np.ndarray:
     """(classes,) bytes of the weights that one execution reads; zeros for operators that have none."""
     result = np.zeros(len(CLASSES))
     size = dimensions(kernel)
-    kind, product = size.kind, CLASSES.index("product of many rows" if size.positions > MANY_ROWS else "product")
+    many = size.positions > MANY_ROWS
+    kind, product = size.kind, CLASSES.index("product of many rows" if many else "product")
     if kind in CONVOLUTIONS:
         weights = [shape for shape in kernel.inputs[1:] if len(shape) < 2]
         weights += [shape for shape in kernel.inputs[1:] if len(shape) >= 3][:1]
-        result[0] = sum(map(prod, weights))
+        result[CLASSES.index("convolution of many positions" if many else "convolution")] = sum(map(prod, weights))
     elif kind == "shared" and len(kernel.inputs) > 1:
         result[product] = sum(prod(shape) for shape in kernel.inputs[1:] if len(shape) <= 2)
     constants = kernel.attribute("constants")

@@ -105,6 +105,12 @@ def test_budgets_are_written_before_anything_is_measured_and_certified_again_lat
     assert kept["rows"] == record["rows"], "what was measured first stays"
     benchmark.show(entry["rows"], "again")
     assert "NOT certified" in capsys.readouterr().out
+    told = out.with_suffix(".md").read_text(encoding="utf-8")
+    (line,) = (line for line in told.splitlines() if line.startswith("| cpu_onnxruntime_fp32 | 1 of 1, "))
+    assert "top-1 100%" in line
+    assert line.endswith("| 1 ms, 1.25 ms | 20.0%, 20.0% | 0 of 1 | 19% | 1 of 1 | 0 of 1 |")
+    assert "1 certificates: 100.0% hold" in told
+    assert f"certified again, {entry['date']}: 1 certificates: 0.0% hold" in told
 
 
 def test_an_engine_that_cannot_be_built_or_run_says_why_and_is_not_measured(tmp_path, predicted):
@@ -116,6 +122,8 @@ def test_an_engine_that_cannot_be_built_or_run_says_why_and_is_not_measured(tmp_
     assert only["why_not"]
     assert clock.asked[0][0] == {}
     assert benchmark.summary(record["rows"])["certificates"] == 0
+    (line,) = (line for line in out.with_suffix(".md").read_text(encoding="utf-8").splitlines() if "rtx" in line)
+    assert line.endswith("| – | – | – | – | – | – |")
 
 
 def test_a_record_that_is_not_there_is_refused(tmp_path, capsys):

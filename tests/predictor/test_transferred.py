@@ -157,7 +157,7 @@ def test_too_few_probes_and_strangers_are_refused(
 def test_what_weights_cost_far_from_the_cache_is_transferred_at_the_new_devices_scale(
     sources: dict[str, Predictor], items: list[Item], subjects: list[Probe], transferred: Predictor
 ) -> None:
-    rising = ColdWeights(np.array([1e3, 1e6]), np.array([0.0, 1e9]), np.array([[1e-12] * 4, [4e-11] * 4]))
+    rising = ColdWeights(np.array([1e3, 1e6]), np.array([0.0, 1e9]), np.array([[1e-12] * 5, [4e-11] * 5]))
     cold_sources = {name: replace(source, cold_weights=rising) for name, source in sources.items()}
     shared = shared_cold_weights(cold_sources, items)
     assert shared_cold_weights(sources, items) is None
