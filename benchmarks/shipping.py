@@ -4,13 +4,14 @@
     python -m benchmarks.shipping recertify runs/shipping.json
     python -m benchmarks.shipping figures
 
-`run` draws students of a space (untrained: neither time nor parity depends on what they have learnt), profiles targets
-that have no latency table yet (a small one, beside the file), builds an engine for each target, and writes budgets into
-the file before anything is measured: the upper end of the predicted interval times what a certificate asks on that
-table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run here are built
-alone (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same budgets, in
-processes of its own, and adds the result to the file. The file's .md is its table, a line for each target. A block that was disturbed is measured again as the protocol
-says, and counted. `figures` needs no record: see benchmarks/shipping_figures.py.
+`run` draws students of a space (untrained: neither time nor parity depends on what they have learnt), profiles
+targets that have no latency table yet (a small one, beside the file), builds an engine for each target, and writes
+budgets into the file before anything is measured: the upper end of the predicted interval times what a certificate
+asks on that table. Then all engines are measured in fresh processes in turn, and certified. Targets that cannot run
+here are built alone (TensorRT RTX), or say why not. `recertify` measures the same engines again, against the same
+budgets, in processes of its own, and adds the result to the file. The file's .md is its table, a line for each
+target. A block that was disturbed is measured again as the protocol says, and counted. `figures` needs no record: see
+benchmarks/shipping_figures.py.
 """
 
 from __future__ import annotations
@@ -302,15 +303,16 @@ def markdown(record: dict[str, Any]) -> str:
     """A line for each target: medians over its students, the worst parity and error, and every certification."""
     again = [f"certified again, {entry['date']}" for entry in record["recertified"]]
     lines = [
-        "| target | built, in | size | worst parity | predicted, measured | error, worst | in its interval | slack of p90 "
-        "| certified | " + "".join(f"{title} | " for title in again),
+        "| target | built, in | size | worst parity | predicted, measured | error, worst | in its interval "
+        "| slack of p90 | certified | " + "".join(f"{title} | " for title in again),
         "|---" * (9 + len(again)) + "|",
     ]
     for target in record["targets"]:
         rows = [row for row in record["rows"] if row["target"] == target]
         later = [[row for row in entry["rows"] if row["target"] == target] for entry in record["recertified"]]
         lines.append("| " + " | ".join(_cells(target, rows, later)) + " |")
-    for title, part in (("", record), *((f"{title}: ", entry) for title, entry in zip(again, record["recertified"]))):
+    titles = ["", *(f"{title}: " for title in again)]
+    for title, part in zip(titles, [record, *record["recertified"]], strict=True):
         found = summary(part["rows"])
         if found["certificates"]:
             lines += ["", f"{title}{_told(found)}."]
@@ -329,14 +331,18 @@ def _cells(target: str, rows: Sequence[dict[str, Any]], later: Sequence[Sequence
     compared = [row["parity"] for row in rows if row["parity"] and "max_rel" in row["parity"]]
     done, none = [row for row in rows if row.get("certificate")], "–"
     found = summary(rows)
-    parity = none
+    parity, took = none, ""
+    if built:
+        took = f", {format_seconds(median(row['build_s'] for row in built))}"
     if compared:
         agreements = [parity["top1_agreement"] for parity in compared if parity["top1_agreement"] is not None]
         parity = f"{max(parity['max_rel'] for parity in compared):.1g}"
         parity += f", top-1 {min(agreements):.0%}" if agreements else ""
+    if failed := sum(bool(row["parity"]) and "failed" in row["parity"] for row in rows):
+        parity = f"{failed} FAILED" + (f", others {parity}" if compared else "")
     return [
         target,
-        f"{len(built)} of {len(rows)}" + (f", {format_seconds(median(row['build_s'] for row in built))}" if built else ""),
+        f"{len(built)} of {len(rows)}{took}",
         format_bytes(median(row["size_bytes"] for row in built)) if built else none,
         parity,
         f"{format_seconds(median(row['predicted_s'] for row in done))}, "

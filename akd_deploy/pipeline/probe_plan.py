@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from akd_deploy.models.published import FAMILY_OF, skeleton_path
 from akd_deploy.models.rebatch import rebatched
 from akd_deploy.pipeline.expected_error import Enough, ExpectedError, chosen_among
 from akd_deploy.pipeline.listing import Lister
-from akd_deploy.predictor.cold_weights import network_weights, weight_bytes
+from akd_deploy.predictor.cold_weights import network_weights, tells_of_weights, weight_bytes
 from akd_deploy.predictor.features import dimensions, regime
 from akd_deploy.predictor.probe_choice import expected_s
 from akd_deploy.profiling.blocks import PATIENCE_S, Protocol
@@ -71,6 +72,9 @@ and at a cost of seconds each."""
 LEAST_WEIGHTS, MOST_WEIGHTS = 128 << 10, 2 << 20
 """Bytes of weights of one copy: with fewer a stack takes more copies than a model should have, and more are far away in
 the stretch itself."""
+MOST_STORED = 1.5
+"""Bytes of constants in a stretch's file for one of weights: a table that is looked up, copied too, would make files
+of gigabytes."""
 WEIGHING = 0.8
 """Share of a stretch's expected time in kernels that have weights: others would only add noise. (Those of recurrent
 operators, which they read again at every step, are near for all steps but the first.)"""
@@ -306,6 +310,14 @@ def _measuring_s(counts: Counts) -> float:
     return BLOCK_S + max(STRETCHES.seconds, STRETCHES.min_samples * latency_s) + STRETCHES.warmup_s
 
 
+def _stored_bytes(window: Window) -> float:
+    """Bytes of all constants in a stretch's file."""
+    constants = window.model.graph.initializer
+    return float(
+        sum(prod(one.dims) * onnx.helper.tensor_dtype_to_np_dtype(one.data_type).itemsize for one in constants)
+    )
+
+
 def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
     """Stacks of stretches with weights of every class, of quick ones and of slow ones."""
     weights = np.array([network_weights(one) for one in counts])
@@ -314,7 +326,9 @@ def _stacks(windows: Sequence[Window], counts: Sequence[Counts]) -> list[Stack]:
     weighing_s = np.array([sum(n * expected_s(k) for k, n in one.items() if weight_bytes(k).any()) for one in counts])
     per_byte_s = latency_s / np.maximum(total, 1.0)
     once = np.array([all(dimensions(kernel).kind != "recurrent" for kernel in one) for one in counts])
-    able = once & (total >= LEAST_WEIGHTS) & (weighing_s >= WEIGHING * latency_s)
+    telling = np.array([tells_of_weights(one) for one in counts])
+    telling &= np.array([_stored_bytes(window) for window in windows]) <= MOST_STORED * total
+    able = once & telling & (total >= LEAST_WEIGHTS) & (weighing_s >= WEIGHING * latency_s)
     planned: list[tuple[int, int]] = []
     for own in weights.T:
         ranked = [int(i) for i in np.argsort(per_byte_s) if own[i] > total[i] / 2 and able[i]]

@@ -33,6 +33,9 @@ RIDGE, OWN_RIDGE = 0.01, 0.1
 what stacks do not tell apart shares what is found of it, and a class that few stacks have costs what others do."""
 LABEL_NOISE, RATE_NOISE = 0.02, 0.2
 """How far off a stack's latency may be, as a share of it, and what a byte costs one kernel and not another."""
+COLD_NOISE = 0.25
+"""How far off, relatively, what cold weights cost may be for one kernel; as much for a network, whose kernels of a
+class err together."""
 PLACE_STEP = 0.5
 """Doublings between places of a level that are tried."""
 OTHERS_BYTES_PER_S = (0.0, *(1e9 * 2.0**k for k in range(7)))
@@ -61,6 +64,16 @@ def weight_bytes(kernel: Kernel) -> np.ndarray:
 def network_weights(counts: Mapping[Kernel, int]) -> np.ndarray:
     """(classes,) bytes of weights of a network, from its kernels and how often it executes each."""
     return sum((count * weight_bytes(kernel) for kernel, count in counts.items()), np.zeros(len(CLASSES)))
+
+
+def tells_of_weights(counts: Mapping[Kernel, int]) -> bool:
+    """Whether a stack of such a stretch tells of weights: it has more of them than it puts out.
+
+    Where an engine gives every copy memory of its own, outputs leave the caches as weights do (OpenVINO on an AMD EPYC:
+    0.25 ns for each byte of weights of a convolution that puts out four times as much, 0.04 where it is the other way).
+    """
+    put_out = sum(n * kernel.output_elements * BYTES_PER_ELEMENT[kernel.dtype] for kernel, n in counts.items())
+    return float(network_weights(counts).sum()) >= put_out
 
 
 @dataclass(frozen=True)

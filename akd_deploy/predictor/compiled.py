@@ -15,7 +15,7 @@ import numpy as np
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.kernel import ExecutedKernel, Kernel
-from akd_deploy.predictor.cold_weights import CLASSES, weight_bytes
+from akd_deploy.predictor.cold_weights import CLASSES, COLD_NOISE, weight_bytes
 from akd_deploy.predictor.kernel_cost import KernelCost
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import Layer, SearchSpace
@@ -55,8 +55,9 @@ class CompiledSpace:
         for table, columns in zip(self.tables, self.columns, strict=True):
             total += table[tuple(tokens[:, column] for column in columns)] if columns else table
         warm = total[:, 0] + self.predictor.overhead_s
-        latency = warm + self.predictor.network_cold_s(total[:, 2:], warm)
-        return latency, (1 + self.slack) * self.predictor.interval_s(latency, total[:, 1])[1]
+        cold = self.predictor.network_cold_s(total[:, 2:], warm)
+        latency, spread = warm + cold, total[:, 1] + COLD_NOISE * cold
+        return latency, (1 + self.slack) * self.predictor.interval_s(latency, spread)[1]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
         """(n,) latency and (n,) upper bound in seconds; what a search is handed."""

@@ -11,11 +11,13 @@ from akd_deploy.errors import UsageError
 from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableRow
 from akd_deploy.models.published import FAMILY_OF
 from akd_deploy.predictor.cold_weights import (
+    COLD_NOISE,
     NO_COLD_WEIGHTS,
     ColdWeights,
     Stacked,
     fit_cold_weights,
     network_weights,
+    tells_of_weights,
 )
 from akd_deploy.predictor.conformal import (
     CalibrationPoint,
@@ -44,8 +46,6 @@ UNSEEN_FOLDS = 10
 """Of families that networks are predicted without: the fewer a fold leaves out, the less it tells too wide a width."""
 LEAST_WARM = 0.1
 """Share of a probe's latency that is left to its kernels, however cold its weights."""
-COLD_NOISE = 0.25
-"""How far off, relatively, what cold weights cost may be for one kernel."""
 WORTH_ANOTHER_FIT = 0.01
 """Share of any probe's latency that its own cold weights take, from which kernel costs are fitted again."""
 UNKNOWN_NOISE = 0.9
@@ -75,7 +75,8 @@ def _points(
             cost = costs[kernel]
             predicted += count * cost.mean_s
             spread += count * cost.spread_s * (1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING)
-        predicted += _cold_s(row, cold_weights, predicted)
+        cold_s = _cold_s(row, cold_weights, predicted)
+        predicted, spread = predicted + cold_s, spread + COLD_NOISE * cold_s
         points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.label_s))
     return points
 
@@ -207,7 +208,7 @@ def cold_weights_of(model: KernelCostModel, table: LatencyTable) -> ColdWeights:
     for row in _covered(model, table.of_kind(STACK)):
         window, copies = stacked_of(row.name)
         probe = probes.get(window)
-        if probe is None or not copies:
+        if probe is None or not copies or not tells_of_weights(probe.counts()):
             continue
         others = row.counts()
         for kernel, count in probe.kernels:

@@ -11,7 +11,7 @@ import numpy as np
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
-from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, weight_bytes
+from akd_deploy.predictor.cold_weights import COLD_NOISE, NO_COLD_WEIGHTS, ColdWeights, weight_bytes
 from akd_deploy.predictor.conformal import (
     scale_s,
 )
@@ -159,7 +159,8 @@ class Predictor:
         warm_s = self.overhead_s + sum(c.mean_s for c in costs)
         cold_s = self.cold_s([e.kernel for e in executed], warm_s)
         latency = warm_s + float(cold_s.sum())
-        low, high = self.interval_s(np.array(latency), np.array(sum(c.spread_s for c in costs)))
+        spread = sum(c.spread_s for c in costs) + COLD_NOISE * float(cold_s.sum())
+        low, high = self.interval_s(np.array(latency), np.array(spread))
         return Prediction(
             latency_s=latency,
             interval_s=(float(low), float(high)),

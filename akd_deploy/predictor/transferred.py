@@ -10,7 +10,7 @@ import numpy as np
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
-from akd_deploy.predictor.cold_weights import CLASSES, NO_COLD_WEIGHTS, ColdWeights, network_weights
+from akd_deploy.predictor.cold_weights import CLASSES, COLD_NOISE, NO_COLD_WEIGHTS, ColdWeights, network_weights
 from akd_deploy.predictor.conformal import CalibrationPoint, in_place_factor, quantile, score
 from akd_deploy.predictor.features import regime
 from akd_deploy.predictor.fitting import COVERAGE, MIN_POINTS
@@ -179,7 +179,7 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdW
     cold = NO_COLD_WEIGHTS
     if cold_weights is not None:
         cold = cold_weights.scaled(1 / factor)
-    return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, place * spread_s)
+    return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, place * spread_s + COLD_NOISE * cold_s)
 
 
 def left_out_points(

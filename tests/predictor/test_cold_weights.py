@@ -14,12 +14,14 @@ from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.latency_table import PROBE, STACK, LatencyTable, TableHeader, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.cold_weights import (
+    COLD_NOISE,
     NO_COLD_WEIGHTS,
     PLACE_STEP,
     ColdWeights,
     Stacked,
     fit_cold_weights,
     network_weights,
+    tells_of_weights,
     weight_bytes,
 )
 from akd_deploy.predictor.fitting import fit_predictor, stacked_of
@@ -230,3 +232,33 @@ def test_constants_of_batched_products_and_sums_are_weights_and_data_are_not() -
     # A matrix that is told to be constant besides is one weight and not two.
     shared = Kernel("MatMul", ((4, 64), (1, 64, 32)), ((4, 32),), attributes=(("constants", (1,)),))
     assert weight_bytes(shared).tolist() == [0, 0, 4 * 64 * 32, 0, 0]
+
+
+def test_stacks_of_what_puts_out_more_than_it_has_weights_say_nothing_of_weights() -> None:
+    wide = conv(128, side=56)  # 64 KiB of weights, 1.5 MiB put out
+    assert tells_of_weights({conv(128): 1})
+    assert not tells_of_weights({wide: 1})
+    assert not tells_of_weights({conv(128): 1, wide: 1})
+    plain = table(PROBE, STACK)
+    probes = [row(PROBE, {wide: n}, name_of(wide, n)) for n in (1, 2)]
+    slow = row(STACK, {wide: 40}, f"{name_of(wide)}-x40")
+    slower = Measurement(slow.name, tuple(3 * s for s in slow.measurement.samples_s), slow.measurement.block_ids)
+    with_it = LatencyTable(HEADER, (*plain.rows, *probes, TableRow(STACK, "f", slow.kernels, slower)))
+    without = LatencyTable(HEADER, (*plain.rows, *probes))
+    found, expected = fit_predictor(with_it).cold_weights, fit_predictor(without).cold_weights
+    np.testing.assert_allclose(found.per_byte_s, expected.per_byte_s)
+
+
+def test_what_cold_weights_cost_widens_an_interval() -> None:
+    warm, predictor = fit_predictor(table(PROBE)), fit_predictor(table(PROBE, STACK))
+    executed = [ExecutedKernel(kernel, f"{kernel.op}_{i}") for i in range(4) for kernel in KERNELS]
+    found = predictor.predict(executed)
+    spread_s = sum(cost.spread_s for cost in predictor.costs([one.kernel for one in executed]))
+    added_s = (
+        found.latency_s - predictor.overhead_s - sum(c.mean_s for c in predictor.costs([o.kernel for o in executed]))
+    )
+    assert added_s > 0.1 * warm.predict(executed).latency_s
+    _, high_s = predictor.interval_s(np.array(found.latency_s), np.array(spread_s + COLD_NOISE * added_s))
+    assert found.upper_s == pytest.approx(float(high_s))
+    _, before_s = predictor.interval_s(np.array(found.latency_s), np.array(spread_s))
+    assert found.upper_s > before_s + 0.5 * predictor.width * COLD_NOISE * added_s
