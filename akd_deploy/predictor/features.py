@@ -382,13 +382,24 @@ def setting(kernel: Kernel) -> tuple[object, ...]:
     return (regime(kernel), kernel.dtype, len(kernel.outputs), tuple(map(len, kernel.inputs)), *own, *fixed)
 
 
-def with_window_and_type(terms: np.ndarray, kernel: Kernel, other: Kernel) -> np.ndarray:
-    """(terms,) of a kernel as if its window, its type and what is fused into it were another's of its regime, about."""
-    window = dimensions(other).window / dimensions(kernel).window
-    width = BYTES_PER_ELEMENT[other.dtype] / BYTES_PER_ELEMENT[kernel.dtype]
-    scaled = terms * (1, window, window, width, 1, 1, window**FILLING, width**FILLING, 1, 1, 1)
-    scaled[TERMS.index("transcendental")] = kernel.output_elements * _transcendental(other)
-    scaled[TERMS.index("aliased_bytes")] = scaled[TERMS.index("traffic_bytes")] * _aliasing(other)
-    scaled[TERMS.index("denormals")] = _denormal_share(other) * (macs(kernel) or kernel.output_elements)
-    result: np.ndarray = scaled
+def window_and_width(kernel: Kernel) -> tuple[float, float]:
+    """Positions in a kernel's window and bytes of an element: what `with_window_and_type` changes."""
+    return dimensions(kernel).window, BYTES_PER_ELEMENT[kernel.dtype]
+
+
+def with_window_and_type(terms: np.ndarray, own: np.ndarray, other: Kernel) -> np.ndarray:
+    """(n, terms) of kernels as if their window, their type and what is fused into them were another's of their regime,
+    about; `own` (n, 2) as `window_and_width` says of each."""
+    at = {name: i for i, name in enumerate(TERMS)}
+    window, width = (np.array(window_and_width(other)) / own).T
+    result = terms.copy()
+    for name in ("macs", "padded_macs"):
+        result[:, at[name]] *= window
+    result[:, at["traffic_bytes"]] *= width
+    result[:, at["filling_macs"]] *= window**FILLING
+    result[:, at["filling_bytes"]] *= width**FILLING
+    outputs, macs_ = terms[:, at["outputs"]], terms[:, at["macs"]]
+    result[:, at["transcendental"]] = outputs * _transcendental(other)
+    result[:, at["aliased_bytes"]] = result[:, at["traffic_bytes"]] * _aliasing(other)
+    result[:, at["denormals"]] = _denormal_share(other) * np.where(macs_ > 0, macs_, outputs)
     return result

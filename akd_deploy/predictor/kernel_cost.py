@@ -36,6 +36,7 @@ from akd_deploy.predictor.features import (
     order_sizes,
     regime,
     setting,
+    window_and_width,
     with_window_and_type,
 )
 from akd_deploy.predictor.monotone import BaseCosts, Envelope
@@ -163,8 +164,18 @@ class KernelCostModel:
         return regime(kernel) in self.regimes
 
     @cached_property
-    def _settings(self) -> list[tuple[object, ...]]:
-        return [setting(kernel) for kernel in self.kernels]
+    def _setting_numbers(self) -> dict[tuple[object, ...], int]:
+        return {key: i for i, key in enumerate(dict.fromkeys(map(setting, self.kernels)))}
+
+    @cached_property
+    def _settings(self) -> np.ndarray:
+        """(kernels,) number of each one's setting."""
+        return np.array([self._setting_numbers[setting(kernel)] for kernel in self.kernels])
+
+    @cached_property
+    def _windows_and_widths(self) -> np.ndarray:
+        """(kernels, 2)"""
+        return np.array([window_and_width(kernel) for kernel in self.kernels])
 
     @cached_property
     def _envelopes(self) -> dict[tuple[object, ...], Envelope]:
@@ -199,13 +210,9 @@ class KernelCostModel:
         here = there.copy()
         fixed = [i for i, group in enumerate(COORDINATE_GROUPS) if group != SIZES and i != RUN]
         here[:, fixed] = np.array(coordinates(kernel))[fixed]
-        own = np.array([self._settings[i] == key for i in members])
-        near = h.amplitude**2 * matern(distances(here, there, h.lengths))
-        pull = self._pull[members]
-        correction = near @ pull + h.own**2 * pull * own
+        own = self._settings[members] == self._setting_numbers.get(key, -1)
         terms = self.features.terms[members].copy()
-        for i in np.flatnonzero(~own):
-            terms[i] = with_window_and_type(terms[i], self.kernels[members[i]], kernel)
+        terms[~own] = with_window_and_type(terms[~own], self._windows_and_widths[members[~own]], kernel)
         sizes = order_sizes(here, terms)
         of_others = np.zeros(0, int)
         if own.sum() < ENOUGH_OWN:
@@ -213,8 +220,11 @@ class KernelCostModel:
             _, first = np.unique(np.vstack([sizes[own], sizes[~own]]), axis=0, return_index=True)
             of_others = np.flatnonzero(~own)[first[first >= own.sum()] - own.sum()]
         kept = np.concatenate([np.flatnonzero(own), of_others])
+        near = h.amplitude**2 * matern(distances(here[kept], there, h.lengths))
+        pull = self._pull[members]
+        correction = near @ pull + h.own**2 * (pull * own)[kept]
         base = BaseCosts(self.terms_s[r], self.floor_s)
-        return Envelope.through(base, sizes[kept], terms[kept], base.log(terms[kept]) + correction[kept])
+        return Envelope.through(base, sizes[kept], terms[kept], base.log(terms[kept]) + correction)
 
     def posterior(self, kernels: Sequence[Kernel]) -> list[KernelCost]:
         """The posterior of each kernel on its own, whatever those of larger ones are."""

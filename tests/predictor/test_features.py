@@ -17,6 +17,7 @@ from akd_deploy.predictor.features import (
     dimensions,
     macs,
     regime,
+    window_and_width,
     with_window_and_type,
 )
 
@@ -291,5 +292,26 @@ def test_operations_on_numbers_below_the_least_normal_one_are_counted() -> None:
     assert [cost_terms(kernel)[at] for kernel in (product, softmax, plain)] == [0.25 * 3 * 8 * 8 * 4, 96.0, 0.0]
     assert regime(product) == regime(plain)
     assert coordinates(product) != coordinates(plain)
-    slower = with_window_and_type(np.array(cost_terms(plain)), plain, product)
-    assert slower[at] == cost_terms(product)[at]
+    slower = with_window_and_type(np.array([cost_terms(plain)]), np.array([window_and_width(plain)]), product)
+    assert slower[0, at] == cost_terms(product)[at]
+
+
+def test_terms_as_if_another_window_and_type_are_those_of_the_same_sizes_with_them() -> None:
+    def convolution(window: int, dtype: str) -> Kernel:
+        image = (1, 32, 14, 14)
+        weight = (64, 32, window, window)
+        return Kernel("Conv", (image, weight), ((1, 64, 14, 14),), dtype, (("groups", 1),))
+
+    others = [convolution(1, "float32"), convolution(3, "float32")]
+    terms, own = np.array([cost_terms(k) for k in others]), np.array([window_and_width(k) for k in others])
+    before = terms.copy()
+    found = with_window_and_type(terms, own, convolution(5, "float32"))
+    np.testing.assert_array_equal(terms, before)
+    for name in ("launch", "macs", "padded_macs", "outputs", "rows", "filling_macs", "transcendental", "denormals"):
+        at = TERMS.index(name)
+        expected = cost_terms(convolution(5, "float32"))[at]
+        np.testing.assert_allclose(found[1, at], expected, err_msg=name)
+    halves = with_window_and_type(terms, own, convolution(3, "float16"))
+    at = TERMS.index("traffic_bytes")
+    np.testing.assert_allclose(halves[:, at], terms[:, at] / 2)
+    np.testing.assert_allclose(halves[1], np.array(cost_terms(convolution(3, "float16"))))
