@@ -203,11 +203,14 @@ def _train(
                 group["lr"] = settings.learning_rate_at(step)
             batch = TaughtBatch(images, labels, pathways.taught(teacher, images))
             omega = weights(step).to(device)
-            logits, inputs = network.inputs(images)
-            if after_backward is not None:
+            inputs: list[Tensor] = []
+            if after_backward is None:
+                logits, distances = network(images, batch.taught)
+            else:
+                logits, inputs = network.inputs(images)
                 for compared in inputs:
                     compared.retain_grad()
-            distances = pathways.compared(inputs, batch.taught)
+                distances = pathways.compared(inputs, batch.taught)
             loss = ce_weight * F.cross_entropy(logits, labels) + (omega * distances).sum()
             value = float(loss.detach())
             if not np.isfinite(value):
