@@ -104,6 +104,11 @@ def format_bytes(count: float) -> str:
     return f"{int(count)} B"
 
 
+def format_sigma(sigma: float | None) -> str:
+    """Relative scatter between processes in percent: `0.5%`; that one process each tells none is said."""
+    return "unknown (one block each)" if sigma is None else f"{sigma:.1%}"
+
+
 def format_share(share: float | None, of: int) -> str:
     """A share of so many draws in percent: `12.3%`; what too few draws found to say so, as a bound: `<0.1%`."""
     if share is None:

@@ -317,11 +317,8 @@ def markdown(record: dict[str, Any]) -> str:
         if found["certificates"]:
             lines += ["", f"{title}{_told(found)}."]
     device = next((told["device"] for told in record["targets"].values() if told.get("device")), {})
-    lines += [
-        "",
-        f"{record['began']}, {device.get('model', 'an unknown CPU')}, {record.get('seconds', 0.0):.0f} s.",
-        "",
-    ]
+    took = f"{record['seconds']:.0f} s" if "seconds" in record else "not measured yet"
+    lines += ["", f"{record['began']}, {device.get('model', 'an unknown CPU')}, {took}.", ""]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from akd_deploy.units import (
     format_bytes,
     format_seconds,
     format_share,
+    format_sigma,
     parse_bytes,
     parse_fraction,
     parse_latency_budget,
@@ -162,3 +163,9 @@ def test_a_share_too_small_for_its_draws_is_printed_as_a_bound_and_never_as_zero
     assert format_share(0.0, 50_000) == "<0.1%"
     assert format_share(0.0, 100) == "<3.0%"
     assert format_share(None, 100) == "an unknown share"
+
+
+def test_a_scatter_that_one_process_cannot_tell_is_unknown_and_not_nothing() -> None:
+    assert format_sigma(0.0054) == "0.5%"
+    assert format_sigma(0.0) == "0.0%"
+    assert format_sigma(None) == "unknown (one block each)"

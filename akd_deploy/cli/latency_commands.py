@@ -14,7 +14,7 @@ from rich.console import Console
 from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
-from akd_deploy.units import format_seconds, parse_fraction, parse_latency_budget
+from akd_deploy.units import format_seconds, format_sigma, parse_fraction, parse_latency_budget
 
 LEAST_PROBES, PROBES = 20, 240
 """Of a profile that builds on no other: at least, and unless told otherwise."""
@@ -219,7 +219,7 @@ def profile(
             return
         console.print(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
-            f"processes differ by {data['sigma'] or 0:.1%} (σ) → {directory}"
+            f"σ between processes {format_sigma(data['sigma'])} → {directory}"
         )
         if data.get("expected_error") is not None:
             console.print(

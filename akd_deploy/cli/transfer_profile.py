@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from akd_deploy.cli.output import Outcome, progress_bars
+from akd_deploy.units import format_sigma
 
 if TYPE_CHECKING:
     from akd_deploy.profiling.blocks import Protocol
@@ -82,7 +83,7 @@ def transfer_outcome(job: TransferJob, candidates: Callable[[], Subjects], dry_r
             return
         console.print(
             f"{data['rows']} of {data['candidates']} candidates measured in {data['seconds']:.0f} s, "
-            f"σ {data['sigma'] or 0:.1%}, to complete {names} → {job.directory}",
+            f"σ {format_sigma(data['sigma'])}, to complete {names} → {job.directory}",
             markup=False,
         )
         if not data["intervals_rehearsed"]:

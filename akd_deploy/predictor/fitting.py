@@ -253,6 +253,13 @@ def _scored(
     return scores_of(np.array(predicted), np.array(measured), np.array(covered), sigma)
 
 
+def _profile_more(table: LatencyTable) -> str:
+    name = table.header.target.name
+    return (
+        f"Profile more of the same: `akd-deploy profile --target {name} --resume`, its networks or space, `--probes N`."
+    )
+
+
 def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
     """Fit on the table's probes, calibrate and score on its networks (on held-out probes where they are few).
 
@@ -266,7 +273,7 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
         raise UsageError(
             asked=f"a predictor of target {table.header.target.name}",
             found=f"{len(probes)} probes in its latency table",
-            next="Profile more: `akd-deploy profile --minutes 2`.",
+            next=_profile_more(table),
         )
     model, cold_weights = fit_costs(table)
     scored = covered = _covered(model, networks)
@@ -277,7 +284,7 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
         raise UsageError(
             asked=f"an interval for predictions of target {table.header.target.name}",
             found=f"{len(points)} measurements to calibrate it on",
-            next="Profile more: `akd-deploy profile --minutes 2`.",
+            next=_profile_more(table),
         )
     if calibrated_on == "networks":
         factor, unseen = in_place_factor(points), _of_unseen_families(probes, covered, model, cold_weights)
