@@ -213,3 +213,13 @@ def test_settings_of_a_search_are_checked(changes) -> None:
         ProcessSearchSettings(**changes)
     with pytest.raises(UnknownNameError, match="softmax"):
         ProcessSearchSettings(normalisation="soft")
+
+
+def test_an_exact_search_runs_each_connector_once_a_step() -> None:
+    teacher, student = small(0, 6).eval(), small(1, 4)
+    pathways = paths(teacher, student)
+    calls: list[int] = []
+    pathways.connectors[0].register_forward_hook(lambda *_: calls.append(1))
+    search = ProcessSearchSettings(normalisation="softmax", held_out=8)
+    search_process(student, teacher, pathways, bank(0), bank(1), SETTINGS, search, generator())
+    assert len(calls) == SETTINGS.steps

@@ -10,6 +10,7 @@ import pytest
 from engines.engine_graphs import Graph
 
 from akd_deploy.errors import UsageError
+from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, STACK
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
 from akd_deploy.models.onnx_skeleton import read_skeleton, skeleton
@@ -22,6 +23,7 @@ from akd_deploy.pipeline.probe_plan import (
     SLOW_STACKED,
     STACKED_BYTES,
     STRETCHES,
+    _stacks,
     carried_networks,
     given_networks,
     plan_probes,
@@ -29,6 +31,7 @@ from akd_deploy.pipeline.probe_plan import (
 )
 from akd_deploy.predictor.cold_weights import CLASSES
 from akd_deploy.profiling.stacks import Stack
+from akd_deploy.profiling.windows import Window
 from akd_deploy.search_space import load_space
 from akd_deploy.target import Target, load_target
 from benchmarks.networks import NETWORKS
@@ -103,6 +106,19 @@ def test_stacks_are_of_stretches_that_have_more_weights_than_they_put_out_and_no
     assert set(everything) - set(told)
     for window in told.values():
         assert "Gather" not in {node.op_type for node in window.model.graph.node}
+
+
+def test_a_stretch_whose_file_is_mostly_a_table_is_not_stacked() -> None:
+    def stretch(rows: int) -> tuple[Window, dict[Kernel, int]]:
+        graph = Graph()
+        table = graph.weight(rows, 512)
+        product = graph("MatMul", "x", graph.weight(512, 512))
+        model = graph.model({"x": [4, 512]}, [product, graph("ReduceSum", table, keepdims=0)])
+        return Window("f", model), {Kernel("MatMul", ((4, 512), (512, 512)), ((4, 512),)): 1}
+
+    pairs = [stretch(rows) for rows in (1, 200, 4_000)]
+    stacks = _stacks([window for window, _ in pairs], [counts for _, counts in pairs])
+    assert {s.window.name for s in stacks} == {pairs[0][0].name, pairs[1][0].name}
 
 
 def test_a_stretch_with_a_matrix_for_each_element_of_the_batch_is_stacked_however_large_it_is() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from akd_deploy.device import cpu_fingerprint
 from akd_deploy.kernel import ExecutedKernel, Kernel
-from akd_deploy.latency_table import PROBE, STACK, LatencyTable, TableHeader, TableRow
+from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableHeader, TableRow
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.cold_weights import (
     COLD_NOISE,
@@ -24,7 +24,7 @@ from akd_deploy.predictor.cold_weights import (
     tells_of_weights,
     weight_bytes,
 )
-from akd_deploy.predictor.fitting import fit_predictor, stacked_of
+from akd_deploy.predictor.fitting import calibration_points, fit_predictor, stacked_of
 from akd_deploy.target import Target
 
 MIB = 1 << 20
@@ -262,3 +262,14 @@ def test_what_cold_weights_cost_widens_an_interval() -> None:
     assert found.upper_s == pytest.approx(float(high_s))
     _, before_s = predictor.interval_s(np.array(found.latency_s), np.array(spread_s))
     assert found.upper_s > before_s + 0.5 * predictor.width * COLD_NOISE * added_s
+
+
+def test_networks_are_calibrated_on_with_the_intervals_that_they_are_predicted_with() -> None:
+    counts = {kernel: 4 for kernel in KERNELS}
+    whole = table(PROBE, STACK)
+    rows = LatencyTable(HEADER, (*whole.rows, row(NETWORK, counts, "network")))
+    predictor = fit_predictor(rows)
+    executed = [ExecutedKernel(kernel, f"{kernel.op}_{i}") for kernel, n in rows.rows[-1].kernels for i in range(n)]
+    found, (point,) = predictor.predict(executed), calibration_points(predictor, rows)
+    assert predictor.cold_weights is not NO_COLD_WEIGHTS
+    assert (point["low_s"], point["high_s"]) == (pytest.approx(found.interval_s[0]), pytest.approx(found.upper_s))

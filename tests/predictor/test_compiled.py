@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from synthetic_device import SyntheticDevice, executed_by, table_of
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import MismatchError, UncoveredOperatorError, UnknownNameError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
+from akd_deploy.predictor.cold_weights import ColdWeights
 from akd_deploy.predictor.compiled import CompiledSpace, compile_space
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
@@ -52,6 +54,20 @@ def test_lookups_equal_predictions_of_whole_networks_where_layers_do_not_interac
     np.testing.assert_allclose(latency_s, [p.latency_s for p in predictions], rtol=1e-9)
     np.testing.assert_allclose(upper_s, [p.upper_s for p in predictions], rtol=1e-9)
     assert compiled.slack == pytest.approx(0, abs=1e-9)
+
+
+def test_cold_weights_cost_the_table_what_they_cost_whole_networks_and_widen_its_bound_as_much(
+    predictor: Predictor,
+) -> None:
+    cold = ColdWeights(np.array([1e2, 1e4]), np.array([0.0, 1e9]), np.array([[1e-9] * 5, [1e-9] * 5]))
+    cold_predictor = replace(predictor, cold_weights=cold)
+    compiled = compiled_by(cold_predictor)
+    architectures = [SPACE.sample(np.random.default_rng(i)) for i in range(20)]
+    latency_s, upper_s = compiled.predict(architectures)
+    predictions = [cold_predictor.predict(executed_by(SPACE.layers(a))) for a in architectures]
+    assert predictions[0].latency_s > 1.01 * whole(predictor, architectures[0])
+    np.testing.assert_allclose(latency_s, [p.latency_s for p in predictions], rtol=1e-9)
+    np.testing.assert_allclose(upper_s, [p.upper_s for p in predictions], rtol=1e-9)
 
 
 def test_what_layers_cost_together_widens_the_bound(predictor: Predictor) -> None:

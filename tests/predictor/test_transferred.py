@@ -13,13 +13,14 @@ from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable
 from akd_deploy.predictor.cache import read_predictor, save_predictor
-from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights
+from akd_deploy.predictor.cold_weights import COLD_NOISE, NO_COLD_WEIGHTS, ColdWeights
 from akd_deploy.predictor.fitting import fit_predictor
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.transfer_design import measure_probes
 from akd_deploy.predictor.transferred import (
     LEFT_OUT_PROBES,
     Item,
+    item_costs,
     items_prior,
     shared_cold_weights,
     transfer_predictor,
@@ -175,3 +176,16 @@ def test_what_weights_cost_far_from_the_cache_is_transferred_at_the_new_devices_
     share = added / transferred.predict([ExecutedKernel(k, "") for k in kernels]).latency_s
     shares = [plain[name] / speeds[name] for name in sources]
     assert min(shares) * 0.7 < share < max(shares) * 1.4
+
+
+def test_what_a_transfer_is_calibrated_on_knows_how_uncertain_cold_weights_are(
+    sources: dict[str, Predictor], items: list[Item]
+) -> None:
+    rising = ColdWeights(np.array([1e2, 1e4]), np.array([0.0, 1e9]), np.array([[1e-12] * 5, [4e-11] * 5]))
+    latency_s = 1e-6 * np.array([sum(count for _, count in item.kernels) for item in items], float)
+    warm, cold = item_costs(items, latency_s), item_costs(items, latency_s, rising)
+    place = np.where([items[i].kind == NETWORK for i in cold.covered], cold.factor, 1.0)
+    before = np.where([items[i].kind == NETWORK for i in warm.covered], warm.factor, 1.0)
+    added_s = cold.predicted_s - place * warm.predicted_s / before
+    assert added_s.max() > 0
+    np.testing.assert_allclose(cold.spread_s - place * warm.spread_s / before, COLD_NOISE * added_s, atol=1e-15)
