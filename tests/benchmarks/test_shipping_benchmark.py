@@ -146,3 +146,15 @@ def test_the_quick_benchmark_runs_from_profile_to_certificate(tmp_path, monkeypa
         assert told["parity"]["max_abs"] < 1e-3
         assert told["budget_s"] >= told["predicted_s"]
         assert told["certificate"]["samples"] == 300
+
+
+def test_engines_that_compute_something_else_are_counted_in_the_table_beside_those_that_do_not():
+    good = {"max_rel": 2e-3, "top1_agreement": 1.0}
+    rows = [row(build_s=1.0, size_bytes=1024, parity=parity) for parity in (good, {"failed": "NaN"}, {"failed": "far"})]
+    record = {
+        "began": "today", "targets": {"cpu_onnxruntime_fp32": {"device": {"model": "abacus"}}}, "rows": rows,
+        "recertified": [],
+    }  # fmt: skip
+    told = benchmark.markdown(record)
+    assert "| 3 of 3, 1 s | 1 KiB | 2 FAILED, others 0.002, top-1 100% | – |" in told
+    assert "today, abacus, not measured yet." in told

@@ -300,10 +300,13 @@ def test_terms_as_if_another_window_and_type_are_those_of_the_same_sizes_with_th
     def convolution(window: int, dtype: str) -> Kernel:
         image = (1, 32, 14, 14)
         weight = (64, 32, window, window)
-        return Kernel("Conv", (image, weight), ((1, 64, 14, 14),), dtype, (("groups", 1),))
+        return Kernel(
+            "Conv", (image, weight), ((1, 64, 14, 14),), dtype, (("groups", 1), ("kernel_size", (window, window)))
+        )
 
     others = [convolution(1, "float32"), convolution(3, "float32")]
     terms, own = np.array([cost_terms(k) for k in others]), np.array([window_and_width(k) for k in others])
+    assert (terms[:, TERMS.index("macs")] == np.array([1, 9]) * 32 * 64 * 14 * 14).all()
     before = terms.copy()
     found = with_window_and_type(terms, own, convolution(5, "float32"))
     np.testing.assert_array_equal(terms, before)
