@@ -17,6 +17,7 @@ from akd_deploy.cli import (
     import_commands,
     latency_commands,
     model_commands,
+    predict_command,
     run_commands,
     ship_commands,
 )
@@ -39,6 +40,7 @@ for group in (
     bench_command,
     import_commands,
     model_commands,
+    predict_command,
     run_commands,
     ship_commands,
 ):

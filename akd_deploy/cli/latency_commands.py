@@ -1,4 +1,4 @@
-"""Commands about latency: profile, fit, predict, feasible."""
+"""Commands about latency: profile, fit, feasible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from akd_deploy.cli.options import DryRun, Json, Onnx, Resume, Seed, Space, Table, TargetName
+from akd_deploy.cli.options import DryRun, Json, Resume, Seed, Space, Table, TargetName
 from akd_deploy.cli.output import Outcome, emit, progress_bars, table
 from akd_deploy.errors import UsageError
 from akd_deploy.units import format_seconds, format_sigma, parse_fraction, parse_latency_budget
@@ -22,7 +22,7 @@ LEAST_PROBES, PROBES = 20, 240
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for command in (profile, fit, predict, feasible):
+    for command in (profile, fit, feasible):
         app.command()(command)
 
 
@@ -81,7 +81,7 @@ def profile(
 ) -> None:
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
-    from akd_deploy.latency_table import HEADER_NAME, NETWORK, read_table, table_directory
+    from akd_deploy.latency_table import HEADER_NAME, NETWORK, PROBE, read_table, table_directory
     from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN, Enough, LiveError
     from akd_deploy.pipeline.planning import Domain, planned_probes
     from akd_deploy.pipeline.probe_plan import (
@@ -92,6 +92,7 @@ def profile(
         stretches_plan,
     )
     from akd_deploy.pipeline.spaces import named_space
+    from akd_deploy.predictor.fitting import MIN_PROBES
     from akd_deploy.profiling.measured_journal import JOURNAL_NAME
     from akd_deploy.profiling.profile import (
         PROFILE,
@@ -206,6 +207,7 @@ def profile(
             "measured_blocks": profiled.measured,
             "disturbed_blocks": profiled.disturbed,
             "torn_lines": profiled.torn_lines,
+            "too_few_to_fit": len(measured.of_kind(PROBE)) < MIN_PROBES,
         }
         if planned.expected is not None:
             data["expected_error"] = planned.error_of(measured)
@@ -239,6 +241,12 @@ def profile(
             )
         if profiled.disturbed:
             console.print(f"{profiled.disturbed} blocks stayed disturbed however often they were measured")
+        if data["too_few_to_fit"]:
+            console.print(
+                f"{data['rows']} measurements are too few to fit a predictor to ({MIN_PROBES} stretches at least): "
+                "profile more or larger networks, with --resume",
+                soft_wrap=True,
+            )
         if profiled.torn_lines:
             console.print(f"{profiled.torn_lines} torn line of a killed profile's journal was left out")
 
@@ -261,6 +269,7 @@ def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> N
         "left_out": predictor.left_out,
         "tail_factors": {f"p{p:g}": factor for p, factor in predictor.tail_factors.items()},
         "table": str(latency.directory),
+        "warnings": predictor.scores.warnings(),
     }
     origin = latency.table.header.transfer
     if origin is not None:
@@ -268,6 +277,8 @@ def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> N
 
     def show(console: Console) -> None:
         console.print(table(f"Predictor of {target}", ("score", ">value"), _fitted_rows(data)))
+        for warning in data["warnings"]:
+            console.print(warning, markup=False, highlight=False, soft_wrap=True)
 
     emit(Outcome(data, show), as_json)
 
@@ -301,73 +312,6 @@ def _fitted_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "transferred_from" in data:
         rows.append(("transferred from", ", ".join(str(source["target"]) for source in data["transferred_from"])))
     return rows
-
-
-def predict(
-    target: TargetName,
-    onnx: Onnx = None,
-    arch: Annotated[Path | None, typer.Option(help="An architecture file.")] = None,
-    space: Space = None,
-    layers: Annotated[bool, typer.Option("--layers", help="Every kernel's share.")] = False,
-    kernels: Annotated[
-        str,
-        typer.Option(
-            help="Who says what is executed: the runtime, the rules of its fusion, or auto: the rules where they hold."
-        ),
-    ] = "auto",
-    directory: Table = None,
-    as_json: Json = False,
-) -> None:
-    """Predict a network's latency with an interval, from the kernels it executes."""
-    from akd_deploy.architecture import read_architecture
-    from akd_deploy.errors import MissingFileError
-    from akd_deploy.pipeline.latency import target_latency
-    from akd_deploy.pipeline.spaces import named_space
-    from akd_deploy.target import load_target
-
-    if (onnx is None) == (arch is None):
-        raise UsageError(asked="a network", found="both or neither of --onnx and --arch", next="Give exactly one.")
-    latency = target_latency(load_target(target), directory)
-    if onnx is not None:
-        if not onnx.is_file():
-            raise MissingFileError(asked=f"the model {onnx}", found="no such file", next="Check the path.")
-        prediction = latency.predict_model(onnx, kernels)
-    else:
-        assert arch is not None
-        architecture = read_architecture(arch)
-        if space is not None:
-            named_space(space).checked(architecture)
-        prediction = latency.predict_architecture(architecture, kernels)
-    terms = [
-        {"name": term.name, "kernel": term.kernel.signature, "latency_s": term.latency_s} for term in prediction.layers
-    ]
-    data = {
-        "target": target,
-        "latency_s": prediction.latency_s,
-        "interval_s": list(prediction.interval_s),
-        "coverage": prediction.coverage,
-        "in_domain": prediction.in_domain,
-        "uncovered": [],
-        "overhead_s": prediction.overhead_s,
-        "kernels_from": prediction.kernels_from,
-        "sigma": latency.predictor.sigma,
-        "layers": terms,
-    }
-
-    def show(console: Console) -> None:
-        low, high = prediction.interval_s
-        console.print(
-            f"{format_seconds(prediction.latency_s)}  [{format_seconds(low)}, {format_seconds(high)}] "
-            f"at {prediction.coverage:.0%}{'' if prediction.in_domain else '; outside the profiled range'}; "
-            f"kernels from the {prediction.kernels_from}",
-            markup=False,
-        )
-        if layers:
-            rows = [(t.name, t.kernel.op, format_seconds(t.latency_s)) for t in prediction.layers]
-            rows.append(("(each call)", "", format_seconds(prediction.overhead_s)))
-            console.print(table("Kernels", ("name", "operator", ">latency"), rows))
-
-    emit(Outcome(data, show), as_json)
 
 
 def feasible(

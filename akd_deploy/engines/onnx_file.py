@@ -38,6 +38,19 @@ def read_onnx(path: Path, batch: int, *, keep_dynamic: bool = False) -> onnx.Mod
     return model
 
 
+def fixed_batch(path: Path) -> int | None:
+    """The first dimension that all inputs of the network in `path` have in common; None where one of them has none, or
+    none that is fixed, or where they differ.
+
+    Raises:
+        MissingFileError, CorruptFileError: as `read_onnx` does.
+    """
+    model = read_onnx(path, 1, keep_dynamic=True)
+    shapes = [value.type.tensor_type.shape.dim for value in graph_inputs(model.graph)]
+    first = {shape[0].dim_value if len(shape) and shape[0].HasField("dim_value") else None for shape in shapes}
+    return first.pop() if len(first) == 1 else None
+
+
 def require_file(path: Path) -> None:
     """Raises MissingFileError where there is no such file."""
     if not path.is_file():

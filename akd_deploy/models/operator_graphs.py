@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 
 from akd_deploy.models.graph_builder import Graph
+from akd_deploy.models.operators_on_images import IMAGE_OPERATORS
 from akd_deploy.models.operators_on_maps import MAP_OPERATORS
 from akd_deploy.models.operators_on_sequences import SEQUENCE_OPERATORS
 
@@ -18,7 +19,11 @@ MAPS = ((32, 40), (96, 14))
 """Channels, and rows and columns, of feature maps."""
 SEQUENCES = ((128, 64), (320, 196))
 """Width and tokens of sequences."""
-OPERATOR_GRAPHS = len(MAPS) * len(MAP_OPERATORS) + len(SEQUENCES) * len(SEQUENCE_OPERATORS)
+IMAGES = ((32, 64), (48, 192))
+"""Channels of what is made of or becomes an image, and its rows and columns."""
+OPERATOR_GRAPHS = (
+    len(MAPS) * len(MAP_OPERATORS) + len(SEQUENCES) * len(SEQUENCE_OPERATORS) + len(IMAGES) * len(IMAGE_OPERATORS)
+)
 """How many networks there are."""
 
 
@@ -36,4 +41,8 @@ def operator_graphs(batch: int) -> dict[str, onnx.ModelProto]:
             graph = Graph(batch, width, tokens)
             graph.x = graph.dense(graph.given(tokens, width // 2), width // 2, width)
             graphs[f"{name} {width}x{tokens}"] = graph.model(recipe(graph))
+    for name, recipe in IMAGE_OPERATORS.items():
+        for channels, size in IMAGES:
+            graph = Graph(batch, channels, size)
+            graphs[f"{name} {channels}x{size}"] = graph.model(recipe(graph))
     return graphs

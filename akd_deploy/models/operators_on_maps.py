@@ -108,6 +108,79 @@ def _tiled(g: Graph) -> str:
     return g.conv(tiled, g.width, g.width)
 
 
+def _activated(name: str, **attributes: Any) -> Recipe:
+    """Right after a convolution with a window, into which runtimes fuse it."""
+    return lambda g: g(name, g.conv(g.x, g.width, g.width, 3), **attributes)
+
+
+def _convolved_silu(g: Graph) -> str:
+    mapped = g.conv(g.x, g.width, g.width, 3)
+    return g("Mul", mapped, g("Sigmoid", mapped))
+
+
+def _branches(g: Graph, count: int) -> list[str]:
+    return [g.conv(g.x, g.width, g.width), g("Relu", g.conv(g.x, g.width, g.width)), g.x][:count]
+
+
+def _stacked(reduce: str, count: int) -> Recipe:
+    """Branches along an axis of their own, which is then reduced."""
+
+    def stack(g: Graph) -> str:
+        parts = [g("Unsqueeze", branch, g.whole(0)) for branch in _branches(g, count)]
+        return g("Relu", g(reduce, g("Concat", *parts, axis=0), g.whole(0), keepdims=0))
+
+    return stack
+
+
+def _merged(name: str, count: int) -> Recipe:
+    return lambda g: g.conv(g(name, *_branches(g, count)), g.width, g.width)
+
+
+def _scaled_branch(g: Graph) -> str:
+    return g("Add", g.x, g("Mul", g.conv(g.x, g.width, g.width), g.weight(g.width, 1, 1)))
+
+
+def _gated_positions(g: Graph) -> str:
+    gate = g("Sigmoid", g.conv(g.x, g.width, 1, 7))
+    return g.conv(g("Mul", g.x, gate), g.width, g.width)
+
+
+def _split_attention(g: Graph) -> str:
+    """Weights of two branches by a softmax over them."""
+    one, other = _branches(g, 2)
+    context = g("GlobalAveragePool", g("Add", one, other))
+    logits = g("Reshape", g.conv(context, g.width, 2 * g.width), g.whole(0, 2, g.width, 1, 1))
+    shares = g("Softmax", logits, axis=1)
+    both = g("Concat", *(g("Unsqueeze", part, g.whole(1)) for part in (one, other)), axis=1)
+    return g("ReduceSum", g("Mul", both, shares), g.whole(1), keepdims=0)
+
+
+def _partly_convolved(g: Graph) -> str:
+    quarter = g.width // 4
+    first, rest = g.all_of("Split", g.x, g.whole(quarter, g.width - quarter), outputs=2, axis=1)
+    return g.conv(g("Concat", g.conv(first, quarter, quarter, 3), rest, axis=1), g.width, g.width)
+
+
+def _flattened(g: Graph) -> str:
+    pooled = g("MaxPool", g.x, kernel_shape=[2, 2], strides=[2, 2])
+    flat = g("Flatten", pooled, axis=1)
+    return g("Relu", g("Gemm", flat, g.weight(g.width * (g.extent // 2) ** 2, 64), g.weight(64)))
+
+
+def _volume(name: str, **attributes: Any) -> Recipe:
+    """Four slices deep."""
+
+    def convolve(g: Graph) -> str:
+        channels = g.width // 4
+        deep = g("Reshape", g.x, g.whole(0, channels, 4, g.extent, g.extent))
+        if name == "Conv":
+            weight = g.weight(2 * channels, channels, *attributes["kernel_shape"])
+            return g("Relu", g(name, deep, weight, g.weight(2 * channels), **attributes))
+        return g(name, g("Mul", deep, g.constant(0.5)), **attributes)
+
+    return convolve
+
+
 def _recipes() -> dict[str, Recipe]:
     def conv(window: int = 3, groups: int = 1, deep: bool = False, **attributes: Any) -> Recipe:
         return lambda g: g(
@@ -140,6 +213,9 @@ def _recipes() -> dict[str, Recipe]:
         "MaxPool": _then_conv("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
         "MaxPool5": _then_conv("MaxPool", kernel_shape=[5, 5], strides=[1, 1], pads=[2] * 4),
         "AveragePool": _then_conv("AveragePool", kernel_shape=[2, 2], strides=[2, 2]),
+        "AveragePool3": _then_conv("AveragePool", kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4),
+        "MaxPool3": _then_conv("MaxPool", kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4),
+        "MaxPool2": _then_conv("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
         "LpPool": _then_conv("LpPool", kernel_shape=[2, 2], strides=[2, 2]),
         "GlobalAveragePool": lambda g: g.conv(g("GlobalAveragePool", g.x), g.width, g.width),
         "GlobalMaxPool": lambda g: g.conv(g("GlobalMaxPool", g.x), g.width, g.width),
@@ -156,6 +232,18 @@ def _recipes() -> dict[str, Recipe]:
         "TransposeLast": _dilated_transposed((0, 2, 3, 1)), "TransposeFirst": _dilated_transposed((0, 3, 1, 2)),
         "GridSample": lambda g: g.conv(g("GridSample", g.x, g.given(g.extent, g.extent, 2)), g.width, g.width),
         "TileMap": _tiled,
+        **{f"Convolved{name}": _activated(name) for name in (
+            "Tanh", "Sigmoid", "HardSwish", "HardSigmoid", "Elu", "Selu", "Gelu", "Mish", "Softplus", "LeakyRelu")},
+        "ConvolvedSilu": _convolved_silu, "FlattenGemm": _flattened,
+        "GroupPointwise": lambda g: g("Relu", g.conv(g.x, g.width, g.width, group=4)),
+        "StackSum2": _stacked("ReduceSum", 2), "StackSum3": _stacked("ReduceSum", 3),
+        "StackMean3": _stacked("ReduceMean", 3), "StackMax2": _stacked("ReduceMax", 2),
+        "Sum3": _merged("Sum", 3), "Mean2": _merged("Mean", 2), "Max2": _merged("Max", 2),
+        "LayerScale": _scaled_branch, "SpatialGate": _gated_positions, "SplitAttention": _split_attention,
+        "PartialConv": _partly_convolved,
+        "Conv3d": _volume("Conv", kernel_shape=[3, 3, 3], pads=[1] * 6),
+        "Conv3dSpatial": _volume("Conv", kernel_shape=[1, 3, 3], pads=[0, 1, 1] * 2),
+        "MaxPool3d": _volume("MaxPool", kernel_shape=[2, 2, 2], strides=[2, 2, 2]),
     }  # fmt: skip
 
 

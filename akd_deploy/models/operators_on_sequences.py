@@ -195,14 +195,86 @@ def _recurrent(name: str, gates: int, direction: str = "forward") -> Recipe:
     return run
 
 
-def _conv_1d(window: int, deep: bool = False) -> Recipe:
-    def convolve(g: Graph) -> str:
-        turned, groups = g("Transpose", g.x, perm=[0, 2, 1]), g.width if deep else 1
-        weight = g.weight(g.width, g.width // groups, window)
-        return g("Relu", g("Conv", turned, weight, g.weight(g.width), kernel_shape=[window], group=groups,
-                           pads=[window // 2] * 2))  # fmt: skip
+def _convolved(g: Graph, window: int, deep: bool = False, stride: int = 1, dilation: int = 1) -> str:
+    turned, groups = g("Transpose", g.x, perm=[0, 2, 1]), g.width if deep else 1
+    weight = g.weight(g.width, g.width // groups, window)
+    return g("Conv", turned, weight, g.weight(g.width), kernel_shape=[window], group=groups, strides=[stride],
+             dilations=[dilation], pads=[dilation * (window // 2)] * 2)  # fmt: skip
 
-    return convolve
+
+def _conv_1d(window: int, deep: bool = False, stride: int = 1, dilation: int = 1) -> Recipe:
+    return lambda g: g("Relu", _convolved(g, window, deep, stride, dilation))
+
+
+def _gated_conv_1d(g: Graph) -> str:
+    return g("Mul", g("Tanh", _convolved(g, 3, dilation=2)), g("Sigmoid", _convolved(g, 3, dilation=2)))
+
+
+def _silu_conv_1d(g: Graph) -> str:
+    mapped = _convolved(g, 31, deep=True)
+    return g("Transpose", g("Mul", mapped, g("Sigmoid", mapped)), perm=[0, 2, 1])
+
+
+def _upsampled_1d(g: Graph) -> str:
+    weight = g.weight(g.width, g.width // 2, 4)
+    turned = g("Transpose", g.x, perm=[0, 2, 1])
+    return g("Relu", g("ConvTranspose", turned, weight, g.weight(g.width // 2), kernel_shape=[4], strides=[2],
+                       pads=[1, 1]))  # fmt: skip
+
+
+def _pooled_1d(name: str) -> Recipe:
+    return lambda g: g(name, _convolved(g, 1), kernel_shape=[2], strides=[2])
+
+
+def _swiglu(g: Graph) -> str:
+    gate = g.dense(g.x, g.width, 2 * g.width)
+    return g.dense(
+        g("Mul", g("Mul", gate, g("Sigmoid", gate)), g.dense(g.x, g.width, 2 * g.width)), 2 * g.width, g.width
+    )
+
+
+def _tied_head(g: Graph) -> str:
+    return g("MatMul", g.x, g("Transpose", g.weight(VOCABULARY, g.width), perm=[1, 0]))
+
+
+def _attention_with(keys: Callable[[Graph], str], reduced: int = 1, biased: bool = False) -> Recipe:
+    """`reduced` times fewer keys than queries, of what `keys` makes of the sequence."""
+
+    def attend(g: Graph) -> str:
+        short, length = keys(g), g.extent // reduced
+        query = _heads(g, g.dense(g.x, g.width, g.width))
+        key, value = (
+            g("Transpose", g("Reshape", g.dense(short, g.width, g.width), g.whole(0, length, 4, g.width // 4)),
+              perm=[0, 2, 1, 3]) for _ in range(2)
+        )  # fmt: skip
+        score = g("Div", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), g.constant(8))
+        if biased:
+            score = g("Add", score, g.weight(1, 4, g.extent, length))
+        mixed = g("Transpose", g("MatMul", g("Softmax", score, axis=-1), value), perm=[0, 2, 1, 3])
+        return g.dense(g("Reshape", mixed, g.whole(0, g.extent, g.width)), g.width, g.width)
+
+    return attend
+
+
+def _every_fourth(g: Graph) -> str:
+    groups = g("Reshape", g.x, g.whole(0, g.extent // 4, 4, g.width))
+    return g("ReduceMean", groups, g.whole(2), keepdims=0)
+
+
+def _cross_covariance(g: Graph) -> str:
+    """Attention between channels instead of tokens."""
+    query, key, value = (g("Transpose", _heads(g, g.dense(g.x, g.width, g.width)), perm=[0, 1, 3, 2]) for _ in range(3))
+    score = g("Softmax", g("MatMul", query, g("Transpose", key, perm=[0, 1, 3, 2])), axis=-1)
+    mixed = g("Transpose", g("MatMul", score, value), perm=[0, 3, 1, 2])
+    return g.dense(g("Reshape", mixed, g.whole(0, g.extent, g.width)), g.width, g.width)
+
+
+def _normalized_row(g: Graph) -> str:
+    """Of a network of rows of a table."""
+    row = g("Gather", g.x, g.constant(0, np.int64), axis=1)
+    mapped = g("Relu", g("Gemm", row, g.weight(g.width, 2 * g.width), g.weight(2 * g.width)))
+    statistics = *(g.weight(2 * g.width) for _ in range(3)), g.constant(np.full(2 * g.width, 0.5))
+    return g("Gemm", g("BatchNormalization", mapped, *statistics), g.weight(2 * g.width, 10), g.weight(10))
 
 
 def _cast(kind: int) -> Recipe:
@@ -264,7 +336,17 @@ def _recipes() -> dict[str, Recipe]:
         "TransposeTokens": lambda g: g.dense(g("Transpose", g.x, perm=[0, 2, 1]), g.extent, g.extent),
         "Gemm": _flat_product,
         "LSTM": _recurrent("LSTM", 4), "LSTMBidirectional": _recurrent("LSTM", 4, "bidirectional"),
-        "GRU": _recurrent("GRU", 3), "Conv1d": _conv_1d(3), "Conv1dDepthwise": _conv_1d(5, deep=True),
+        "GRU": _recurrent("GRU", 3), "GRUBidirectional": _recurrent("GRU", 3, "bidirectional"),
+        "RNN": _recurrent("RNN", 1), "Conv1d": _conv_1d(3), "Conv1dDepthwise": _conv_1d(5, deep=True),
+        "Conv1dPointwise": _conv_1d(1), "Conv1dStrided": _conv_1d(3, stride=2),
+        "Conv1dDilated": _conv_1d(3, dilation=4), "Conv1dWide": _conv_1d(9), "Conv1dGated": _gated_conv_1d,
+        "Conv1dDepthwiseSilu": _silu_conv_1d,
+        "ConvTranspose1d": _upsampled_1d, "MaxPool1d": _pooled_1d("MaxPool"),
+        "AveragePool1d": _pooled_1d("AveragePool"),
+        "SwiGlu": _swiglu, "TiedHead": _tied_head, "Head": lambda g: g.dense(g.x, g.width, VOCABULARY),
+        "BiasedAttention": _attention_with(lambda g: g.x, biased=True),
+        "ReducedAttention": _attention_with(_every_fourth, 4), "CrossCovariance": _cross_covariance,
+        "Rows": _normalized_row,
     }  # fmt: skip
 
 

@@ -74,7 +74,18 @@ class TargetLatency:
             raise UncoveredOperatorError(operators, asked, f"{error.next} ({error.found})") from error
         prediction = self._predicted.get(found)
         if prediction is None:
-            prediction = self.predictor.predict(found.executed, asked, found.kernels_from)
+            try:
+                prediction = self.predictor.predict(found.executed, asked, found.kernels_from)
+            except UncoveredOperatorError as error:
+                if self.table.header.transfer is None:
+                    raise
+                sources = ", ".join(source.target for source in self.table.header.transfer.sources)
+                raise UncoveredOperatorError(
+                    error.uncovered,
+                    asked,
+                    f"This table was transferred: profile them on its sources ({sources}) and transfer again, or "
+                    "delete it and profile the target itself.",
+                ) from error
             if remember:
                 self._predicted.keep(found, prediction)
         return prediction

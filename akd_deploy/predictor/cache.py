@@ -25,7 +25,7 @@ from akd_deploy.predictor.scores import Scores
 from akd_deploy.predictor.transfer_plan import read_plan
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 12
+FORMAT_VERSION = 13
 COLD_ARRAYS = tuple(field.name for field in fields(ColdWeights))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from akd_deploy.architecture import Architecture
 from akd_deploy.kernel import ExecutedKernel, Kernel
-from akd_deploy.predictor.cold_weights import CLASSES, COLD_NOISE, weight_bytes
+from akd_deploy.predictor.cold_weights import CLASSES, weight_bytes
 from akd_deploy.predictor.kernel_cost import KernelCost
 from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import Layer, SearchSpace
@@ -56,7 +56,7 @@ class CompiledSpace:
             total += table[tuple(tokens[:, column] for column in columns)] if columns else table
         warm = total[:, 0] + self.predictor.overhead_s
         cold = self.predictor.network_cold_s(total[:, 2:], warm)
-        latency, spread = warm + cold, total[:, 1] + COLD_NOISE * cold
+        latency, spread = warm + cold, self.predictor.spread_s(total[:, 1], cold)
         return latency, (1 + self.slack) * self.predictor.interval_s(latency, spread)[1]
 
     def predict(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +105,7 @@ def compile_space(
 
 
 def _columns(kernel: Kernel, cost: KernelCost) -> np.ndarray:
-    return np.array([cost.mean_s, cost.spread_s, *weight_bytes(kernel)])
+    return np.array([cost.mean_s, cost.told_spread_s, *weight_bytes(kernel)])
 
 
 def _slack(compiled: CompiledSpace, exactly: Exactly, rng: np.random.Generator) -> float:

@@ -19,7 +19,7 @@ from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.search_space import SearchSpace
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEPT = 8
 """So many compiled spaces stay beside a table; the oldest make room."""
 

@@ -9,6 +9,8 @@ from math import ceil
 
 import numpy as np
 
+from akd_deploy.predictor.cold_weights import COLD_NOISE
+
 SPREAD_FLOOR = 0.005
 """Every scale has at least this share of the latency: a spread of 0 must not make an infinite score."""
 
@@ -21,6 +23,13 @@ class CalibrationPoint:
     predicted_s: float
     spread_s: float
     measured_s: float
+
+
+def network_spread_s(kernels_s: np.ndarray, call_s: np.ndarray | float, cold_s: np.ndarray) -> np.ndarray:
+    """Spread of networks in seconds, any shape: of the sums of their kernels, of what a call costs beside them
+    (`Hyperparameters.jitter_s`: all there is in the smallest networks) and of `cold_s`, what cold weights cost."""
+    spread: np.ndarray = kernels_s + call_s + COLD_NOISE * cold_s
+    return spread
 
 
 def scale_s(predicted_s: np.ndarray, spread_s: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
-from math import ceil, gcd, log2, sqrt
+from math import ceil, exp2, gcd, log2, sqrt
 from math import prod as _prod
 
 import numpy as np
@@ -365,6 +365,49 @@ def coordinates(kernel: Kernel) -> tuple[float, ...]:
 
 DENORMAL_SLOWNESS = 90
 """How much slower a processor is with such numbers, about: what makes a share of them a large one."""
+
+
+def _power(value: float) -> float:
+    return _whole_if_near(exp2(value))
+
+
+def _less_one(value: float) -> float:
+    return _whole_if_near(exp2(value) - 1)
+
+
+def _whole_if_near(value: float) -> float:
+    """Without the rounding of logarithms."""
+    return round(value) if abs(value - round(value)) < 1e-9 * max(1.0, value) else value
+
+
+def _doubled(value: float) -> float:
+    return 2.0 * value
+
+
+COORDINATES: tuple[tuple[str, Callable[[float], float]], ...] = (
+    ("input channels or inner size", _less_one),
+    ("output channels or columns", _less_one),
+    ("positions", _less_one),
+    ("batch", _power),
+    ("elements moved", _less_one),
+    ("vectors of output channels", _less_one),
+    ("window", _power),
+    ("stride", _power),
+    ("dilation", _power),
+    ("groups", _power),
+    ("fused activations", _doubled),
+    ("fused residuals", _doubled),
+    ("inputs", _doubled),
+    ("broadcast inputs", float),
+    ("run of a broadcast", _less_one),
+    ("layout", float),
+    ("along columns", float),
+    ("fused exponentials", _doubled),
+    ("aliasing", float),
+    ("denormal share", lambda value: _less_one(value) / DENORMAL_SLOWNESS),
+)
+"""What each of `coordinates` is called in messages, and from it back to the quantity; of `layout` the position among
+`LAYOUTS`."""
 
 
 def order_sizes(coordinates: np.ndarray, terms: np.ndarray) -> np.ndarray:

@@ -23,12 +23,13 @@ from akd_deploy.predictor.conformal import (
     CalibrationPoint,
     by_family_quantile,
     in_place_factor,
+    network_spread_s,
     score,
     unseen_family_quantile,
 )
 from akd_deploy.predictor.kernel_cost import Hyperparameters, KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import ROUNDS, fit_kernel_costs, observation_of
-from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
+from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.scores import Scores, scores_of
 from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.search_space import SPACES
@@ -42,6 +43,8 @@ MIN_FAMILIES = 9
 MIN_POINTS = 5
 """Below so few measurements to calibrate on, an interval would be invented."""
 FOLDS = 5
+MIN_PROBES = 2 * FOLDS
+"""Below so few nothing is fitted."""
 UNSEEN_FOLDS = 10
 """Of families that networks are predicted without: the fewer a fold leaves out, the less it tells too wide a width."""
 LEAST_WARM = 0.1
@@ -74,10 +77,10 @@ def _points(
         for kernel, count in row.kernels:
             cost = costs[kernel]
             predicted += count * cost.mean_s
-            spread += count * cost.spread_s * (1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING)
+            spread += count * cost.told_spread_s
         cold_s = _cold_s(row, cold_weights, predicted)
-        predicted, spread = predicted + cold_s, spread + COLD_NOISE * cold_s
-        points.append(CalibrationPoint(family_of(row), predicted, spread, row.measurement.label_s))
+        spread = float(network_spread_s(np.array(spread), model.hyperparameters.jitter_s, np.array(cold_s)))
+        points.append(CalibrationPoint(family_of(row), predicted + cold_s, spread, row.measurement.label_s))
     return points
 
 
@@ -269,7 +272,7 @@ def fit_predictor(table: LatencyTable, coverage: float = COVERAGE) -> Predictor:
         UsageError: too few probes to fit anything.
     """
     probes, networks = table.of_kind(PROBE), table.of_kind(NETWORK)
-    if len(probes) < 2 * FOLDS:
+    if len(probes) < MIN_PROBES:
         raise UsageError(
             asked=f"a predictor of target {table.header.target.name}",
             found=f"{len(probes)} probes in its latency table",

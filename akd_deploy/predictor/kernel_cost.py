@@ -27,6 +27,7 @@ from scipy.spatial.distance import cdist
 from akd_deploy.kernel import Kernel, kernel_from_signature
 from akd_deploy.predictor.features import (
     COORDINATE_GROUPS,
+    COORDINATES,
     GROUP_NAMES,
     RUN,
     SIZES,
@@ -45,6 +46,10 @@ UNOBSERVED_WIDENING = 2.0
 """Spread of a kernel that no probe held is multiplied by this. The process underrates how unlike its neighbours it may
 be: with this, networks of which stretches were measured and those of other families need the same multiple of their
 spread (on an H200 0.61 and 0.67 at 90 %; 0.65 and 1.30 without)."""
+DOUBLINGS_OUTSIDE = 4.0
+"""Doublings outside the measured range that widen a spread by itself once more."""
+TOLERATED = 0.5
+"""Doublings outside the measured range that still count as within."""
 ENOUGH_OWN = 4
 """Observed kernels of a setting that its costs are interpolated between without those of other settings (families left
 out on an H200: MAPE 7.2 %, 7.5 % from 10 on; with those of others always: 7.3 %)."""
@@ -52,11 +57,38 @@ out on an H200: MAPE 7.2 %, 7.5 % from 10 on; with those of others always: 7.3 %
 
 @dataclass(frozen=True)
 class KernelCost:
-    """Posterior of one kernel's cost in seconds. `in_domain`: within the range of its regime's measurements."""
+    """Posterior of one kernel's cost in seconds. `beyond`: by how many doublings its farthest coordinate lies outside
+    the range of its regime's measurements, half a doubling tolerated."""
 
     mean_s: float
     spread_s: float
-    in_domain: bool
+    beyond: float
+
+    @property
+    def in_domain(self) -> bool:
+        return self.beyond == 0
+
+    @property
+    def told_spread_s(self) -> float:
+        """The spread that intervals count with: the process underrates how far from its range it errs.
+
+        Predicted from the stretches below a size, those above were off by the same multiple of `spread_s` up to some
+        four doublings outside and by twice of it from there on (ONNX Runtime and OpenVINO on a CPU).
+        """
+        return self.spread_s * (1 + self.beyond / DOUBLINGS_OUTSIDE)
+
+
+@dataclass(frozen=True)
+class OutOfRange:
+    """One dimension of a kernel and the range of it that was measured in its regime."""
+
+    dimension: str
+    value: float
+    measured: tuple[float, float]
+
+    def __str__(self) -> str:
+        own, low, high = (f"{x:,.0f}" if x == round(x) else f"{x:.3g}" for x in (self.value, *self.measured))
+        return f"{self.dimension} {own} (measured: {low if low == high else f'{low} to {high}'})"
 
 
 @dataclass(frozen=True)
@@ -155,9 +187,26 @@ class KernelCostModel:
 
     @cached_property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """(regimes, coordinates) least and greatest measured coordinate, half a doubling wider."""
+        """(regimes, coordinates) least and greatest measured coordinate."""
         members = [self.features.coordinates[positions] for positions in self._members]
-        return np.array([m.min(0) - 0.5 for m in members]), np.array([m.max(0) + 0.5 for m in members])
+        return np.array([m.min(0) for m in members]), np.array([m.max(0) for m in members])
+
+    def _beyond(self, features: Features) -> np.ndarray:
+        """(n, coordinates) doublings outside the measured range, `TOLERATED` ones not counted."""
+        low, high = (bound[features.regime] for bound in self._bounds)
+        outside = np.maximum(low - features.coordinates, features.coordinates - high)
+        return np.maximum(outside - TOLERATED, 0.0)
+
+    def outside(self, kernel: Kernel) -> tuple[OutOfRange, ...]:
+        """The dimensions of a `covered` kernel that lie outside the measured range."""
+        features = Features.of([kernel], self.regimes)
+        low, high = (bound[features.regime[0]].tolist() for bound in self._bounds)
+        own = features.coordinates[0].tolist()
+        return tuple(
+            OutOfRange(name, natural(own[i]), (natural(low[i]), natural(high[i])))
+            for i, (name, natural) in enumerate(COORDINATES)
+            if self._beyond(features)[0, i] > 0
+        )
 
     def covered(self, kernel: Kernel) -> bool:
         """Whether any kernel of its regime was measured."""
@@ -199,7 +248,7 @@ class KernelCostModel:
             for row, mean in zip(rows, mean_s.tolist(), strict=True):
                 relative = found[row].spread_s / found[row].mean_s
                 relative *= 1.0 if kernels[row] in self._position else UNOBSERVED_WIDENING
-                found[row] = KernelCost(mean, mean * relative, found[row].in_domain)
+                found[row] = KernelCost(mean, mean * relative, found[row].beyond)
         return found
 
     def _envelope_of(self, kernel: Kernel, key: tuple[object, ...]) -> Envelope:
@@ -247,10 +296,8 @@ class KernelCostModel:
         variance = np.maximum(h.amplitude**2 + h.own**2 - (solved**2).sum(0), 0.0)
         mean_s = self.base_s(asked) * np.exp(correction)
         spread_s = mean_s * np.sqrt(variance)
-        low, high = self._bounds
-        x = asked.coordinates
-        inside = ((x >= low[asked.regime]) & (x <= high[asked.regime])).all(1)
-        return [KernelCost(float(m), float(s), bool(i)) for m, s, i in zip(mean_s, spread_s, inside, strict=True)]
+        beyond = self._beyond(asked).max(1)
+        return [KernelCost(float(m), float(s), float(b)) for m, s, b in zip(mean_s, spread_s, beyond, strict=True)]
 
     def base_s(self, features: Features) -> np.ndarray:
         """(n,) base costs in seconds."""

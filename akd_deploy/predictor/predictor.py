@@ -11,28 +11,24 @@ import numpy as np
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
-from akd_deploy.predictor.cold_weights import COLD_NOISE, NO_COLD_WEIGHTS, ColdWeights, weight_bytes
-from akd_deploy.predictor.conformal import (
-    scale_s,
-)
-from akd_deploy.predictor.kernel_cost import (
-    KernelCost,
-    KernelCostModel,
-)
+from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, weight_bytes
+from akd_deploy.predictor.conformal import network_spread_s, scale_s
+from akd_deploy.predictor.kernel_cost import KernelCost, KernelCostModel, OutOfRange
 from akd_deploy.predictor.scores import Scores
-
-OUT_OF_DOMAIN_WIDENING = 2.0
-"""Spread of a kernel outside the measured range is multiplied by this (picked by eye)."""
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """One executed kernel's share of a prediction, in seconds; shares and the overhead sum to the latency."""
+    """One executed kernel's share of a prediction, in seconds; shares and the overhead sum to the latency.
+
+    `outside` are its dimensions outside the measured range; none of a kernel within.
+    """
 
     name: str
     kernel: Kernel
     latency_s: float
     nodes: tuple[str, ...] = ()
+    outside: tuple[OutOfRange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,7 @@ class Prediction:
     `coverage`.
 
     `kernels_from` is who said that these kernels are executed, "runtime" or "rules"; None where the caller knew them.
+    `calibrated_on` is what the interval rests on, as in a `Predictor`.
     """
 
     latency_s: float
@@ -49,6 +46,7 @@ class Prediction:
     in_domain: bool
     overhead_s: float
     layers: tuple[LayerCost, ...]
+    calibrated_on: str
     kernels_from: str | None = None
 
     @property
@@ -113,10 +111,7 @@ class Predictor:
         different = list(dict.fromkeys(kernels))  # networks repeat their blocks
         result = {}
         for kernel, cost in zip(different, self.model.costs(different), strict=True):
-            widening = 1.0 if cost.in_domain else OUT_OF_DOMAIN_WIDENING
-            result[kernel] = KernelCost(
-                self.factor * cost.mean_s, self.factor * widening * cost.spread_s, cost.in_domain
-            )
+            result[kernel] = KernelCost(self.factor * cost.mean_s, self.factor * cost.spread_s, cost.beyond)
         return [result[kernel] for kernel in kernels]
 
     def cold_s(self, kernels: Sequence[Kernel], warm_s: float) -> np.ndarray:
@@ -139,6 +134,11 @@ class Predictor:
         """What one call costs beside its kernels."""
         return self.factor * self.model.overhead_s
 
+    def spread_s(self, kernels_s: np.ndarray, cold_s: np.ndarray) -> np.ndarray:
+        """Spread of networks, any shape, in seconds: of their kernels together, what a call differs by beside them,
+        and the share of what cold weights cost that is unsure."""
+        return network_spread_s(kernels_s, self.factor * self.model.hyperparameters.jitter_s, cold_s)
+
     def interval_s(self, latency_s: np.ndarray, spread_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end for summed latencies and spreads, any shape."""
         half = self.width * scale_s(latency_s, spread_s)
@@ -159,8 +159,8 @@ class Predictor:
         warm_s = self.overhead_s + sum(c.mean_s for c in costs)
         cold_s = self.cold_s([e.kernel for e in executed], warm_s)
         latency = warm_s + float(cold_s.sum())
-        spread = sum(c.spread_s for c in costs) + COLD_NOISE * float(cold_s.sum())
-        low, high = self.interval_s(np.array(latency), np.array(spread))
+        spread = self.spread_s(np.array(sum(c.told_spread_s for c in costs)), cold_s.sum())
+        low, high = self.interval_s(np.array(latency), spread)
         return Prediction(
             latency_s=latency,
             interval_s=(float(low), float(high)),
@@ -168,8 +168,11 @@ class Predictor:
             in_domain=all(c.in_domain for c in costs),
             overhead_s=self.overhead_s,
             layers=tuple(
-                LayerCost(e.name, e.kernel, c.mean_s + cold, e.nodes)
+                LayerCost(
+                    e.name, e.kernel, c.mean_s + cold, e.nodes, () if c.in_domain else self.model.outside(e.kernel)
+                )
                 for e, c, cold in zip(executed, costs, cold_s.tolist(), strict=True)
             ),
+            calibrated_on=self.calibrated_on,
             kernels_from=kernels_from,
         )

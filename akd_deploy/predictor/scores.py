@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import scipy  # whose parts load when they are first used: a command that predicts needs few
 
+POOR_MAPE = 0.25
+"""Mean error above which a predictor warns of itself."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -27,6 +30,13 @@ class Scores:
     coverage: float | None
     sigma: float | None
     floor_mape: float | None
+
+    def warnings(self) -> list[str]:
+        """What to make of a predictor with these scores where it is no good; nothing else."""
+        if self.mape <= POOR_MAPE:
+            return []
+        why = "too few measurements, or ones unlike each other; decide nothing by it"
+        return [f"the predictor's own mean error is {self.mape:.0%}: {why}"]
 
 
 def scores_of(

@@ -25,7 +25,7 @@ from akd_deploy.predictor.transfer_prior import Setting, TransferPrior
 from akd_deploy.predictor.transferred import Item, transfer_predictor
 from akd_deploy.storage import write_atomically
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 PLAN_NAME = "transfer.npz"
 """Beside the table, so that it needs none of its sources any more."""
 

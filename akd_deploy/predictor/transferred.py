@@ -10,13 +10,13 @@ import numpy as np
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import Kernel
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, TableRow
-from akd_deploy.predictor.cold_weights import CLASSES, COLD_NOISE, NO_COLD_WEIGHTS, ColdWeights, network_weights
-from akd_deploy.predictor.conformal import CalibrationPoint, in_place_factor, quantile, score
+from akd_deploy.predictor.cold_weights import CLASSES, NO_COLD_WEIGHTS, ColdWeights, network_weights
+from akd_deploy.predictor.conformal import CalibrationPoint, in_place_factor, network_spread_s, quantile, score
 from akd_deploy.predictor.features import regime
 from akd_deploy.predictor.fitting import COVERAGE, MIN_POINTS
 from akd_deploy.predictor.kernel_cost import KernelCostModel
 from akd_deploy.predictor.kernel_cost_fit import Observation, fit_kernel_costs
-from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Predictor
+from akd_deploy.predictor.predictor import Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.predictor.transfer import believe, predict_items
@@ -162,7 +162,7 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdW
         [Observation(dict(items[i].kernels), float(latency_s[i]), TRANSFERRED_NOISE) for i in probes]
     )
     covered = np.array([i for i, one in enumerate(items) if all(model.covered(kernel) for kernel, _ in one.kernels)])
-    sums_s, spread_s = _summed(model, [items[i] for i in covered])
+    sums_s, kernels_s = _summed(model, [items[i] for i in covered])
     networks = np.array([items[i].kind == NETWORK for i in covered])
     cold_s = np.zeros(len(covered))
     if cold_weights is not None:
@@ -176,10 +176,11 @@ def item_costs(items: Sequence[Item], latency_s: np.ndarray, cold_weights: ColdW
         ]
     )
     place = np.where(networks, factor, 1.0)
+    spread_s = network_spread_s(place * kernels_s, place * model.hyperparameters.jitter_s, cold_s)
     cold = NO_COLD_WEIGHTS
     if cold_weights is not None:
         cold = cold_weights.scaled(1 / factor)
-    return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, place * spread_s + COLD_NOISE * cold_s)
+    return ItemCosts(model, factor, cold, covered, place * sums_s + cold_s, spread_s)
 
 
 def left_out_points(
@@ -260,5 +261,5 @@ def _summed(model: KernelCostModel, items: Sequence[Item]) -> tuple[np.ndarray, 
     kernels = list(dict.fromkeys(kernel for item in items for kernel, _ in item.kernels))
     counts = _counts(items, kernels)
     costs = model.costs(kernels)
-    spread = np.array([c.spread_s * (1.0 if c.in_domain else OUT_OF_DOMAIN_WIDENING) for c in costs])
+    spread = np.array([c.told_spread_s for c in costs])
     return model.overhead_s + counts @ np.array([c.mean_s for c in costs]), counts @ spread

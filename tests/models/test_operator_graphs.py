@@ -13,6 +13,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import UsageError
 from akd_deploy.models.onnx_skeleton import filled, read_skeleton
 from akd_deploy.models.operator_graphs import operator_graphs
+from akd_deploy.models.operators_on_images import IMAGE_OPERATORS
 from akd_deploy.models.operators_on_maps import MAP_OPERATORS
 from akd_deploy.models.operators_on_sequences import SEQUENCE_OPERATORS
 from akd_deploy.models.published import skeleton_path
@@ -50,7 +51,8 @@ def outputs(model: onnx.ModelProto, folder: Path) -> dict[str, np.ndarray]:
 def test_every_operator_that_strangers_may_have_comes_in_two_sizes_and_any_batch() -> None:
     one, eight = operator_graphs(1), operator_graphs(8)
     assert one.keys() == eight.keys()
-    assert len(one) == 2 * (len(MAP_OPERATORS) + len(SEQUENCE_OPERATORS)) == GENERAL_STRETCHES - MOST_STRETCHES
+    recipes = len(MAP_OPERATORS) + len(SEQUENCE_OPERATORS) + len(IMAGE_OPERATORS)
+    assert len(one) == 2 * recipes == GENERAL_STRETCHES - MOST_STRETCHES
     found = Counter(op for model in one.values() for op in {node.op_type for node in model.graph.node})
     assert {name for name in PROMISED if found[name] < 2} == set()
     assert len({model.SerializeToString(deterministic=True) for model in one.values()}) == len(one)

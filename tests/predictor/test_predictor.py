@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from akd_deploy.predictor import cache
 from akd_deploy.predictor.cache import predictor_of, read_predictor, save_predictor
 from akd_deploy.predictor.conformal import CalibrationPoint
 from akd_deploy.predictor.fitting import _probe_width, calibration_points, fit_predictor
-from akd_deploy.predictor.predictor import OUT_OF_DOMAIN_WIDENING, Prediction, Predictor
+from akd_deploy.predictor.predictor import Prediction, Predictor
 from akd_deploy.predictor.scores import scores_of
 from akd_deploy.predictor.tails import tail_factors
 from akd_deploy.profiling.probes import Probe, space_networks
@@ -173,15 +174,57 @@ def test_a_kernel_out_of_range_clears_in_domain_and_widens(predictor: Predictor,
     assert relative_width(outside) > 2 * relative_width(inside)
 
 
-def test_outside_the_measured_range_the_models_own_spread_is_not_trusted(predictor: Predictor) -> None:
-    shapes = [(1, 16, 6, 6), (1, 4096, 64, 64)]
-    kernels = [Kernel("Add", (shape, shape), (shape,)) for shape in shapes]
-    assert [cost.in_domain for cost in predictor.costs(kernels)] == [True, False]
-    for widening, cost, bare in zip(
-        (1.0, OUT_OF_DOMAIN_WIDENING), predictor.costs(kernels), predictor.model.costs(kernels), strict=True
-    ):
-        assert cost.spread_s == pytest.approx(predictor.factor * widening * bare.spread_s)
+def added(channels: int, size: int = 6) -> Kernel:
+    shape = (1, channels, size, size)
+    return Kernel("Add", (shape, shape), (shape,))
+
+
+def test_outside_the_measured_range_the_models_own_spread_is_trusted_the_less_the_farther(predictor: Predictor) -> None:
+    kernels = [added(16), added(4096, 64)]
+    inside, outside = predictor.costs(kernels)
+    assert (inside.in_domain, outside.in_domain) == (True, False)
+    assert inside.told_spread_s == inside.spread_s
+    assert outside.told_spread_s == pytest.approx(outside.spread_s * (1 + outside.beyond / 4))
+    assert outside.beyond > 4
+    for cost, bare in zip((inside, outside), predictor.model.costs(kernels), strict=True):
+        assert cost.spread_s == pytest.approx(predictor.factor * bare.spread_s)
         assert cost.mean_s == pytest.approx(predictor.factor * bare.mean_s)
+
+
+def test_intervals_widen_without_a_jump_and_without_an_end_where_sizes_leave_the_range(predictor: Predictor) -> None:
+    growing = [predictor.predict([ExecutedKernel(added(16, 3 * 2**i), "add")]) for i in range(1, 9)]
+    widths = [relative_width(one) for one in growing if not one.in_domain]
+    assert 5 <= len(widths) < len(growing)
+    assert all(b > 1.1 * a for a, b in itertools.pairwise(widths))
+    # Around the border of the domain: channels grow by a twentieth or less at each step.
+    steps = [ExecutedKernel(added(round(16 * 1.05**i), 8), "add") for i in range(60)]
+    found = [predictor.predict([step]) for step in steps]
+    assert {one.in_domain for one in found} == {True, False}
+    near = [relative_width(one) for one in found]
+    assert max(b / a for a, b in itertools.pairwise(near)) < 1.1
+
+
+def test_what_leaves_the_range_is_named_with_the_range(predictor: Predictor, unseen: list[Probe]) -> None:
+    known = executed_by(unseen[0].layers)
+    prediction = predictor.predict([*known, ExecutedKernel(added(4096, 64), "huge")])
+    assert [layer.name for layer in prediction.layers if layer.outside] == ["huge"]
+    outside = {one.dimension: one for one in prediction.layers[-1].outside}
+    moved = outside["elements moved"]
+    assert moved.value == 3 * 4096 * 64 * 64
+    measured = [k for k in predictor.model.kernels if k.op == "Add"]
+    assert moved.measured == pytest.approx(
+        (min(k.traffic_bytes for k in measured) / 4, max(k.traffic_bytes for k in measured) / 4)
+    )
+    assert str(moved) == "elements moved 50,331,648 (measured: 648 to 8,640)"
+    assert "batch" not in outside
+
+
+def test_the_smallest_networks_are_as_unsure_as_a_call_is(predictor: Predictor) -> None:
+    jitter_s = predictor.factor * predictor.model.hyperparameters.jitter_s
+    nothing = predictor.predict(())
+    floor_s = 0.005 * nothing.latency_s
+    assert nothing.upper_s - nothing.latency_s == pytest.approx(predictor.width * (jitter_s + floor_s))
+    assert jitter_s > 0
 
 
 def test_one_strange_kernel_among_many_is_enough_to_leave_the_domain(predictor: Predictor, unseen: list[Probe]) -> None:
@@ -231,6 +274,7 @@ def test_intervals_hold_their_centre_and_their_promise_of_ninety_per_cent() -> N
             low, high = prediction.interval_s
             assert 0 <= low < prediction.latency_s < high == prediction.upper_s
             assert prediction.coverage == 0.9
+            assert prediction.calibrated_on == fitted.calibrated_on == "networks"
             within.append(low <= latency_s <= high)
         shares.append(np.mean(within))
     assert 0.85 <= np.mean(shares) <= 0.95
