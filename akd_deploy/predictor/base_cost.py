@@ -62,18 +62,19 @@ def fit_base(
 
 def _design(latency_s: np.ndarray, counts: np.ndarray, group: np.ndarray, terms: np.ndarray, groups: int) -> np.ndarray:
     """(observations, 1 + groups × terms): what a unit of each coefficient adds to each relative latency."""
-    member = np.eye(groups)[group]
-    sums = np.einsum("ik,kr,kt->irt", counts, member, terms, optimize=True).reshape(len(latency_s), -1)
-    design: np.ndarray = np.hstack([np.ones((len(latency_s), 1)), sums]) / latency_s[:, None]
+    sums = [counts[:, group == g] @ terms[group == g] for g in range(groups)]
+    design: np.ndarray = np.hstack([np.ones((len(latency_s), 1)), *sums]) / latency_s[:, None]
     return design
 
 
 def _solved(design: np.ndarray, wanted: np.ndarray, ridge: float) -> np.ndarray:
-    """Non-negative coefficients, every column of the design scaled to a mean square of one before the ridge."""
+    """Non-negative coefficients, every column of the design scaled to a mean square of one before the ridge; 0 for
+    those of nothing but zeros."""
     size = np.sqrt((design**2).mean(0))
-    size[size == 0] = 1.0
-    columns = design.shape[1]
-    rows = np.vstack([design / size, ridge * np.eye(columns)])
-    solution, _ = scipy.optimize.nnls(rows, np.concatenate([wanted, np.zeros(columns)]), maxiter=100 * columns)
-    scaled: np.ndarray = solution / size
+    told = np.flatnonzero(size)
+    columns = len(told)
+    rows = np.vstack([design[:, told] / size[told], ridge * np.eye(columns)])
+    found, _ = scipy.optimize.nnls(rows, np.concatenate([wanted, np.zeros(columns)]), maxiter=100 * columns)
+    scaled = np.zeros(len(size))
+    scaled[told] = found / size[told]
     return scaled
