@@ -1,6 +1,7 @@
 """Published networks, written from their papers: what predictors and fusion rules are tested on.
 
-`NETWORKS` names them; nothing heavy is imported before a network is built.
+`NETWORKS` names them, `STRANGERS` those that a predictor is tested on unseen; nothing heavy is imported before
+a network is built.
 """
 
 from __future__ import annotations
@@ -133,6 +134,57 @@ _ALL = (
 )
 
 NETWORKS: Mapping[str, Network] = MappingProxyType({network.name: network for network in _ALL})
+
+_TOKENS64: tuple[Input, ...] = (("input_ids", (1, 64), "int64"),)
+_CONVOLUTIONAL, _CELLS, _ATTENTION = "strangers_convolutional", "strangers_cells", "strangers_attention"
+_DENSE, _SEQUENCES = "strangers_dense", "strangers_sequences"
+
+
+def _of(name: str, *shape: int) -> tuple[Input, ...]:
+    return ((name, (1, *shape), "float32"),)
+
+
+_STRANGERS = (
+    _network("lenet5", "lenet", _CONVOLUTIONAL, "LeCun et al. 1998", inputs=_of("digit", 1, 28, 28)),
+    _network("alexnet", "alexnet", _CONVOLUTIONAL, "arXiv:1404.5997"),
+    _network("xception_short", "xception", _CONVOLUTIONAL, "arXiv:1610.02357", 32),
+    _network("efficientnet_v2_short", "efficientnet_v2", _CONVOLUTIONAL, "arXiv:2104.00298", 32),
+    _network("sknet26", "sknet", _CONVOLUTIONAL, "arXiv:1903.06586", 32),
+    _network("fasternet_t0", "fasternet", _CONVOLUTIONAL, "arXiv:2303.03667", 32),
+    _network("mobileone_s0", "mobileone", _CONVOLUTIONAL, "arXiv:2206.04040", 32),
+    _network("hrnet_w18_small", "hrnet", _CONVOLUTIONAL, "arXiv:1908.07919", 32),
+    _network("r2plus1d_narrow", "video", _CONVOLUTIONAL, "arXiv:1711.11248", inputs=_of("frames", 3, 8, 56, 56)),
+    _network("darts_cifar", "darts", _CELLS, "arXiv:1806.09055", 4, SMALL_IMAGE),
+    _network("nasnet_a_cifar", "nasnet", _CELLS, "arXiv:1707.07012", 4, SMALL_IMAGE),
+    _network("pvt_v2_b0", "pvt", _ATTENTION, "arXiv:2106.13797", 32),
+    _network("coatnet_short", "coatnet", _ATTENTION, "arXiv:2106.04803"),
+    _network("xcit_nano_12", "xcit", _ATTENTION, "arXiv:2106.09681"),
+    _network("gmlp_short", "gmlp", _ATTENTION, "arXiv:2105.08050"),
+    _network("yolox_nano", "yolox", _DENSE, "arXiv:2107.08430", 32, _of("image", 3, 256, 256)),
+    _network("pose_short", "pose", _DENSE, "arXiv:1804.06208", 32, _of("image", 3, 256, 192)),
+    _network("fast_scnn", "fast_scnn", _DENSE, "arXiv:1902.04502", inputs=_of("image", 3, 192, 384)),
+    _network("style_transfer", "style_transfer", _DENSE, "arXiv:1603.08155", 4, _of("image", 3, 160, 160)),
+    _network("dcgan_generator", "dcgan", _DENSE, "arXiv:1511.06434", inputs=_of("latent", 100)),
+    _network("fsrcnn_x3", "fsrcnn", _DENSE, "arXiv:1608.00367", 1, _of("luminance", 1, 96, 96)),
+    _network("rcan_short_x2", "rcan", _DENSE, "arXiv:1807.02758", 1, _of("image", 3, 48, 48)),
+    _network("pointnet", "pointnet", _SEQUENCES, "arXiv:1612.00593", inputs=_of("points", 3, 1024)),
+    _network("tcn", "tcn", _SEQUENCES, "arXiv:1803.01271", inputs=_of("signal", 1, 784)),
+    _network("wavenet_small", "wavenet", _SEQUENCES, "arXiv:1609.03499", inputs=_of("signal", 1, 2048)),
+    _network("lstm_classifier", "recurrent", _SEQUENCES, "Graves and Schmidhuber 2005", inputs=_TOKENS64),
+    _network("deepspeech_small", "recurrent", _SEQUENCES, "arXiv:1512.02595", inputs=_of("spectrogram", 1, 80, 100)),
+    _network("conformer_short", "conformer", _SEQUENCES, "arXiv:2005.08100", inputs=_of("spectrogram", 80, 200)),
+    _network("whisper_tiny_encoder", "whisper", _SEQUENCES, "arXiv:2212.04356", inputs=_of("spectrogram", 80, 600)),
+    _network("opt_small", "opt", _SEQUENCES, "arXiv:2205.01068", inputs=_TOKENS64),
+    _network("t5_small_encoder", "t5", _SEQUENCES, "arXiv:1910.10683", inputs=_TOKENS64),
+    _network("tabular_mlp", "tabular", _SEQUENCES, "arXiv:2106.11959", inputs=_of("features", 64)),
+    _network(
+        *("dlrm_small", "tabular", _SEQUENCES, "arXiv:1906.00091"),
+        inputs=(*_of("numbers", 13), ("categories", (1, 26), "int64")),
+    ),
+)
+
+STRANGERS: Mapping[str, Network] = MappingProxyType({network.name: network for network in _STRANGERS})
+"""Networks of kinds no stretch of which a general profile measures: what the predictor is tested on."""
 
 
 def names(family: str | None = None) -> tuple[str, ...]:

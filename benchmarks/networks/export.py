@@ -17,7 +17,7 @@ from akd_deploy.errors import BuildError, UsageError
 from akd_deploy.models.onnx_from_student import OPSET
 from benchmarks.networks import Input, Network
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def inputs_of(network: Network, image_size: int | None = None, batch: int = 1) -> tuple[Input, ...]:

@@ -17,8 +17,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from akd_deploy.errors import UsageError
 from akd_deploy.models.onnx_skeleton import filled, read_skeleton, skeleton, write_skeleton
-from akd_deploy.models.published import skeleton_path
-from benchmarks.networks import NETWORKS, names
+from akd_deploy.models.published import FAMILIES, skeleton_path
+from benchmarks.networks import NETWORKS, STRANGERS, names
 from benchmarks.networks.__main__ import main
 from benchmarks.networks.export import inputs_of, seeded, write_onnx
 
@@ -66,11 +66,27 @@ PUBLISHED = {
     "llama_15m": 15_191_712,
     "edsr_baseline_x2": 1_370_000,
 }
+PUBLISHED_STRANGERS = {
+    "lenet5": 61_706,
+    "alexnet": 61_100_840,
+    "fasternet_t0": 3_910_000,
+    "mobileone_s0": 2_080_000,
+    "pvt_v2_b0": 3_670_000,
+    "yolox_nano": 910_000,
+    "style_transfer": 1_679_235,
+    "pointnet": 3_480_000,
+    "t5_small_encoder": 35_330_816,
+}
 PUBLISHED_LARGER = {
     "language:bert_base": 109_482_240,
     "language:gpt2": 124_439_808,
     "language:llama_7b": 6_738_415_616,
     "dense_prediction:unet_published": 31_040_000,
+    "strangers_convolutional:xception": 22_855_952,
+    "strangers_convolutional:efficientnet_v2_s": 21_458_488,
+    "strangers_attention:gmlp_tiny": 5_870_000,
+    "strangers_cells:darts_published": 3_350_000,
+    "strangers_dense:rcan_x2": 15_440_000,
 }
 """Sizes too large for the zoo, of classes that the zoo uses at smaller ones."""
 
@@ -84,10 +100,11 @@ def parameters_of(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, *PUBLISHED_STRANGERS])
 def test_a_network_has_the_published_number_of_parameters(name: str) -> None:
     with torch.device("meta"):
-        assert parameters_of(NETWORKS[name].build()) == agreeing_with(PUBLISHED[name])
+        module = {**NETWORKS, **STRANGERS}[name].build()
+    assert parameters_of(module) == agreeing_with({**PUBLISHED, **PUBLISHED_STRANGERS}[name])
 
 
 @pytest.mark.parametrize("name", PUBLISHED_LARGER)
@@ -104,6 +121,23 @@ def test_names_are_unique_and_of_their_family() -> None:
     assert names("mobilenet") == ("mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large")
     families = {network.family for network in NETWORKS.values()}
     assert sorted(name for family in families for name in names(family)) == sorted(NETWORKS)
+
+
+def test_strangers_are_of_kinds_that_no_profile_knows() -> None:
+    assert len(STRANGERS) >= 24
+    assert [network.name for network in STRANGERS.values()] == list(STRANGERS)
+    assert not {*STRANGERS} & {*NETWORKS}
+    families = {network.family for network in STRANGERS.values()}
+    assert not families & {*FAMILIES, *(network.family for network in NETWORKS.values())}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_a_stranger_takes_the_inputs_that_it_says(name: str) -> None:
+    with torch.device("meta"):
+        module = STRANGERS[name].build().eval()
+        outputs = module(*(torch.zeros(i, dtype=getattr(torch, dtype)) for _, i, dtype in STRANGERS[name].input_shapes))
+    assert outputs.shape[0] == 1
+    assert outputs.numel() > 0
 
 
 def test_the_list_of_networks_imports_neither_torch_nor_nni() -> None:
@@ -174,6 +208,22 @@ def test_a_filled_skeleton_is_optimised_as_the_original(name: str, image_size: i
     onnx.checker.check_model(again)
     assert path.stat().st_size < 8_000
     assert optimised_counts(again, tmp_path) == optimised_counts(original, tmp_path)
+
+
+def test_the_command_writes_strangers_and_no_others_among_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--output", str(tmp_path), "--strangers", "--only", "lenet5", "dlrm_small"]) == 0
+    for path in sorted(tmp_path.iterdir()):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        feeds = {i: np.ones(shape, dtype) for i, shape, dtype in STRANGERS[path.stem].input_shapes}
+        (outputs,) = session.run(None, feeds)
+        assert np.isfinite(outputs).all()
+    assert {path.stem for path in tmp_path.iterdir()} == {"lenet5", "dlrm_small"}
+    for arguments in (["--only", "lenet5"], ["--strangers", "--only", "resnet18"]):
+        with pytest.raises(SystemExit):
+            main(["--output", str(tmp_path), *arguments])
+        assert "not among the" in capsys.readouterr().err
 
 
 def test_one_seed_gives_one_file(tmp_path: Path) -> None:
