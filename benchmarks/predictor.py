@@ -1,6 +1,6 @@
 """Our latency predictor beside published ones, on latency tables: errors, ranks and intervals beside the noise.
 
-    python -m benchmarks.predictor latency_tables/h200_torch_fp16 --protocol both --markdown results.md
+    python -m benchmarks.predictor latency_tables/h200_torch_fp16 --protocol all --markdown results.md
 
 A TABLE is a latency table's folder with probes and whole networks. For each table and protocol a table of predictors
 is printed, and below it the networks that a predictor does not predict, with the operators it knows nothing of. The
@@ -20,13 +20,26 @@ from pathlib import Path
 from akd_deploy.errors import AkdError
 from akd_deploy.latency_table import NETWORK, PROBE, LatencyTable, read_table
 from benchmarks.predictors import CONTENDERS, Predicted
-from benchmarks.predictors.protocols import FAMILY_OUT, PROBES_ONLY, PROTOCOLS, Line, family_of, run_protocol
+from benchmarks.predictors.protocols import (
+    FAMILY_OUT,
+    PROBES_ONLY,
+    PROTOCOLS,
+    UNSEEN_KINDS,
+    Line,
+    family_of,
+    run_protocol,
+    tested_by,
+)
 
 CHOICES: Mapping[str, Sequence[str]] = {
+    "unseen": (UNSEEN_KINDS,),
     "probes": (PROBES_ONLY,),
+    "quick": (UNSEEN_KINDS, PROBES_ONLY),
     "family": (FAMILY_OUT,),
     "both": (PROBES_ONLY, FAMILY_OUT),
+    "all": (UNSEEN_KINDS, FAMILY_OUT, PROBES_ONLY),
 }
+"""Those that a table has networks for are shown."""
 COLUMNS = (
     "predictor", "fitted on", "predicted", "MAPE", "MAPE, common", "±5 %", "±10 %", "τ", "Spearman", "worst",
     "90 % held", "σ", "MAPE / 0.8 σ",
@@ -130,7 +143,7 @@ def as_json(line: Line) -> dict[str, object]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", type=Path, nargs="+", metavar="TABLE")
-    parser.add_argument("--protocol", choices=CHOICES, default="both")
+    parser.add_argument("--protocol", choices=CHOICES, default="all")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="PREDICTOR")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE")
@@ -151,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 protocol, table, [CONTENDERS[name] for name in given.only], lambda text: print(text, file=sys.stderr)
             )
             for protocol in CHOICES[given.protocol]
+            if tested_by(protocol, table)
         }
         results.append(
             {

@@ -33,11 +33,13 @@ class Contender:
     """A predictor by the name it has in results.
 
     `from_networks`: it learns from whole networks. On a table without any it takes probes for small networks.
+    `calibrated_on_networks`: it learns from probes, and makes use of networks where there are some.
     """
 
     name: str
     fit: Fit
     from_networks: bool = False
+    calibrated_on_networks: bool = False
 
 
 def _of(module: str, function: str) -> Fit:
@@ -48,7 +50,7 @@ def _of(module: str, function: str) -> Fit:
 
 
 _ALL = (
-    Contender("ours", _of("ours", "fit_ours")),
+    Contender("ours", _of("ours", "fit_ours"), calibrated_on_networks=True),
     Contender("table sum", _of("additive", "fit_table_sum")),
     Contender("forest per kernel", _of("additive", "fit_kernel_forests")),
     Contender("affine in MACs", _of("whole_network", "fit_affine_in_macs"), from_networks=True),

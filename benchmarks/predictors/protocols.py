@@ -12,32 +12,51 @@ from akd_deploy.errors import AkdError, UncoveredOperatorError
 from akd_deploy.latency_table import NETWORK, LatencyTable, TableRow
 from akd_deploy.predictor.scores import Scores, scores_of
 from akd_deploy.search_space import SPACES
-from benchmarks.networks import NETWORKS
+from benchmarks.networks import NETWORKS, STRANGERS
 from benchmarks.predictors import Contender, Predict, Predicted
 
+UNSEEN_KINDS = "unseen kinds"
 PROBES_ONLY = "probes only"
 FAMILY_OUT = "leave one family out"
 PROTOCOLS: Mapping[str, str] = {
+    UNSEEN_KINDS: (
+        "Tested on networks of kinds that no stretch is of (`benchmarks.networks.STRANGERS`). Fitted on all stretches, "
+        "and predictors that learn from whole networks on the other networks."
+    ),
     PROBES_ONLY: (
         "Fitted on the probes alone, among them stretches of the tested networks, and tested on every network. "
         "A second line for predictors that learn from whole networks: on all networks but the tested one."
     ),
     FAMILY_OUT: (
         "For each family its networks are predicted by what was fitted without any row of that family: neither its "
-        "networks nor stretches of them."
+        "networks nor stretches of them. Fitted on the stretches of the other families; a second line for predictors "
+        "that have use for whole networks: on stretches and networks of the other families."
     ),
 }
-ON_PROBES, ON_OTHER_NETWORKS, ON_OTHER_FAMILIES = "probes", "the other networks", "the other families"
+ON_PROBES, ON_OTHER_NETWORKS = "probes", "the other networks"
+ON_OTHER_PROBES, ON_OTHER_FAMILIES = "probes of other families", "the other families"
 
 Answer = Predicted | AkdError
 """A prediction, or the reason why there is none."""
 Progress = Callable[[str], None]
 
 
+def is_stranger(row: TableRow) -> bool:
+    """Whether a row is of a network of a kind that a general profile has no stretches of."""
+    return row.family in STRANGERS
+
+
+def tested_by(protocol: str, table: LatencyTable) -> list[TableRow]:
+    """The networks that a protocol tests."""
+    return [row for row in table.of_kind(NETWORK) if is_stranger(row) == (protocol == UNSEEN_KINDS)]
+
+
 def family_of(row: TableRow) -> str:
     """The family of a published network, the search space of a row drawn from one, else the row's own."""
     if row.family in NETWORKS:
         return NETWORKS[row.family].family
+    if row.family in STRANGERS:
+        return STRANGERS[row.family].family
     space = row.family.partition("-")[0]
     return space if space in SPACES else row.family
 
@@ -97,27 +116,39 @@ def _reason(error: AkdError) -> str:
 
 def run_protocol(protocol: str, table: LatencyTable, contenders: Iterable[Contender], told: Progress) -> list[Line]:
     """The lines of one protocol, in the contenders' order; `told` hears which fit comes next."""
-    networks = table.of_kind(NETWORK)
+    tested = tested_by(protocol, table)
+    known = LatencyTable(table.header, tuple(row for row in table.rows if not is_stranger(row)))
+    probes = LatencyTable(table.header, tuple(row for row in known.rows if row.kind != NETWORK))
     answered: list[tuple[str, str, list[Answer]]] = []
     for contender in contenders:
-        if protocol == PROBES_ONLY:
-            probes = LatencyTable(table.header, tuple(row for row in table.rows if row.kind != NETWORK))
+        if protocol == FAMILY_OUT:
+            if not contender.from_networks:
+                answers = _without_each(contender, probes, tested, family_of, told)
+                answered.append((contender.name, ON_OTHER_PROBES, answers))
+            if contender.from_networks or contender.calibrated_on_networks:
+                answers = _without_each(contender, known, tested, family_of, told)
+                answered.append((contender.name, ON_OTHER_FAMILIES, answers))
+            continue
+        if protocol == PROBES_ONLY or not contender.from_networks:
             told(f"{contender.name}: {protocol}")
-            answered.append((contender.name, ON_PROBES, _answers(contender, probes, networks)))
-            if contender.from_networks:
-                answers = _without_each(contender, table, lambda row: row.name, told)
-                answered.append((contender.name, ON_OTHER_NETWORKS, answers))
-        else:
-            answers = _without_each(contender, table, family_of, told)
-            answered.append((contender.name, ON_OTHER_FAMILIES, answers))
-    return lines_of(networks, answered)
+            answered.append((contender.name, ON_PROBES, _answers(contender, probes, tested)))
+        if protocol == UNSEEN_KINDS and contender.from_networks:
+            told(f"{contender.name}: {protocol}")
+            answered.append((contender.name, ON_OTHER_NETWORKS, _answers(contender, known, tested)))
+        elif contender.from_networks:
+            answers = _without_each(contender, known, tested, lambda row: row.name, told)
+            answered.append((contender.name, ON_OTHER_NETWORKS, answers))
+    return lines_of(tested, answered)
 
 
 def _without_each(
-    contender: Contender, table: LatencyTable, group_of: Callable[[TableRow], str], told: Progress
+    contender: Contender,
+    table: LatencyTable,
+    networks: Sequence[TableRow],
+    group_of: Callable[[TableRow], str],
+    told: Progress,
 ) -> list[Answer]:
-    """Every network predicted by what was fitted on the rows outside its group."""
-    networks = table.of_kind(NETWORK)
+    """Every network predicted by what was fitted on the table's rows outside its group."""
     groups = list(dict.fromkeys(group_of(row) for row in networks))
     found: dict[str, Answer] = {}
     for done, group in enumerate(groups):

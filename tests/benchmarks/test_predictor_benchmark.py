@@ -25,6 +25,7 @@ from benchmarks.predictors.protocols import (
     ON_OTHER_NETWORKS,
     ON_PROBES,
     PROBES_ONLY,
+    UNSEEN_KINDS,
     Line,
     family_of,
     lines_of,
@@ -162,7 +163,12 @@ def test_probes_only_shows_no_network_and_families_left_out_are_gone_in_full(tab
     families = {family_of(r) for r in table.rows}
     left_out = [families - {family_of(r) for r in t.rows} for t in seen]
     assert sorted(map(tuple, left_out)) == sorted((family,) for family in families)
-    assert all(t.of_kind(NETWORK) for t in seen)
+    assert not any(t.of_kind(NETWORK) for t in seen)
+
+    seen.clear()
+    lines(FAMILY_OUT, table, replace(stub, calibrated_on_networks=True))
+    assert [bool(t.of_kind(NETWORK)) for t in seen] == [False] * len(families) + [True] * len(families)
+    assert not any(t.of_kind(NETWORK) and {family_of(r) for r in t.rows} == families for t in seen)
 
     seen.clear()
     lines(PROBES_ONLY, table, replace(stub, from_networks=True))
@@ -171,12 +177,36 @@ def test_probes_only_shows_no_network_and_families_left_out_are_gone_in_full(tab
         assert set(table.rows) - set(t.rows) == {tested}
 
 
+def test_networks_of_unseen_kinds_are_tested_by_themselves_and_nothing_is_fitted_on_them(table: LatencyTable) -> None:
+    strange = row(NETWORK, "lenet5", {elementwise("Add", 16, 7): 3}, "network-lenet5")
+    widened = LatencyTable(table.header, (*table.rows, strange))
+    seen: list[LatencyTable] = []
+
+    def fit(given: LatencyTable) -> Predict:
+        seen.append(given)
+        return lambda counts: Predicted(1e-3)
+
+    stub = Contender("stub", fit)
+    for protocol, whole in ((UNSEEN_KINDS, ("lenet5",)), (PROBES_ONLY, NAMES), (FAMILY_OUT, NAMES)):
+        for contender in (stub, replace(stub, from_networks=True), replace(stub, calibrated_on_networks=True)):
+            for line in lines(protocol, widened, contender).values():
+                assert line.networks == whole
+    assert not any(strange in t.rows for t in seen)
+    seen.clear()
+    (line,) = lines(UNSEEN_KINDS, widened, replace(stub, from_networks=True)).values()
+    assert [len(t.of_kind(NETWORK)) for t in seen] == [len(NAMES)]
+    seen.clear()
+    (line,) = lines(UNSEEN_KINDS, widened, stub).values()
+    assert line.fitted_on == ON_PROBES
+    assert [t.rows for t in seen] == [table.of_kind(PROBE)]
+
+
 def test_each_network_is_predicted_by_the_fit_that_left_it_out(table: LatencyTable) -> None:
     """A predictor that says how much it was fitted on tells the fits apart."""
     stub = Contender("stub", lambda given: lambda counts: Predicted(float(len(given.rows))))
     (line,) = lines(FAMILY_OUT, table, stub).values()
     for tested, answer in zip(table.of_kind(NETWORK), line.answers, strict=True):
-        kept = [r for r in table.rows if family_of(r) != family_of(tested)]
+        kept = [r for r in table.of_kind(PROBE) if family_of(r) != family_of(tested)]
         assert isinstance(answer, Predicted)
         assert answer.latency_s == len(kept)
 
@@ -376,7 +406,7 @@ def test_the_command_prints_and_writes_a_table_for_each_protocol(
         assert text in printed
     (result,) = json.loads((tmp_path / "r.json").read_text())
     assert result["digest"] == widened.digest()
-    assert list(result["protocols"]) == [PROBES_ONLY, FAMILY_OUT]
+    assert list(result["protocols"]) == [FAMILY_OUT, PROBES_ONLY]
     for found in result["protocols"].values():
         for line in found:
             assert len(line["predictions"]) + len(line["unpredicted"]) == line["networks"] == len(NAMES) + 1
