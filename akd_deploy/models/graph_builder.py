@@ -44,7 +44,7 @@ class Graph:
     def weight(self, *shape: int) -> str:
         """Values like a trained layer's, drawn when the model is written: mean, deviation, least."""
         tensor = TensorProto(name=f"w{len(self.constants)}", data_type=TensorProto.FLOAT, dims=shape)
-        tensor.doc_string = "0.1 0.05 -0.5"
+        tensor.doc_string = "0 0.1 -0.5"
         self.constants.append(tensor)
         return tensor.name
 

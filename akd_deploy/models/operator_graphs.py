@@ -15,11 +15,11 @@ from akd_deploy.models.operators_on_sequences import SEQUENCE_OPERATORS
 
 FAMILY = "operators"
 """What rows of them are called."""
-MAPS = ((32, 40), (96, 14))
+MAPS = ((16, 96), (96, 14))
 """Channels, and rows and columns, of feature maps."""
-SEQUENCES = ((128, 64), (320, 196))
+SEQUENCES = ((64, 48), (320, 256))
 """Width and tokens of sequences."""
-IMAGES = ((32, 64), (48, 192))
+IMAGES = ((16, 28), (48, 192))
 """Channels of what is made of or becomes an image, and its rows and columns."""
 OPERATOR_GRAPHS = (
     len(MAPS) * len(MAP_OPERATORS) + len(SEQUENCES) * len(SEQUENCE_OPERATORS) + len(IMAGES) * len(IMAGE_OPERATORS)
@@ -28,13 +28,15 @@ OPERATOR_GRAPHS = (
 
 
 def operator_graphs(batch: int) -> dict[str, onnx.ModelProto]:
-    """Name, like `GroupNormalization 32x40`, → the network's skeleton (`onnx_skeleton`)."""
+    """Name, like `GroupNormalization 16x96`, → the network's skeleton (`onnx_skeleton`)."""
     graphs = {}
     for name, recipe in MAP_OPERATORS.items():
         for channels, size in MAPS:
             graph = Graph(batch, channels, size)
             image = graph.given(channels // 2, size, size)
-            graph.x = graph("Relu", graph.conv(image, channels // 2, channels))
+            activated = graph("Relu", graph.conv(image, channels // 2, channels))
+            # Of either sign at random, as what activations meet in networks: some branch on it.
+            graph.x = graph("Sub", activated, graph.constant(0.1))
             graphs[f"{name} {channels}x{size}"] = graph.model(recipe(graph))
     for name, recipe in SEQUENCE_OPERATORS.items():
         for width, tokens in SEQUENCES:

@@ -16,6 +16,24 @@ def _then_conv(name: str, **attributes: Any) -> Recipe:
     return lambda g: g.conv(g(name, g.x, **attributes), g.width, g.width)
 
 
+def _of_positive(name: str) -> Recipe:
+    return lambda g: g.conv(g(name, g("Add", g("Abs", g.x), g.constant(0.1))), g.width, g.width)
+
+
+def _alone(name: str, *more: tuple[int, ...], **attributes: Any) -> Recipe:
+    """Where no convolution has laid the channels out in blocks: as many rows and columns, fewer channels."""
+    return lambda g: g(
+        name, g("Mul", g.given(g.width // 4, g.extent, g.extent), g.constant(0.5)), *(g.whole(*one) for one in more),
+        **attributes,
+    )  # fmt: skip
+
+
+def _resized_alone(g: Graph) -> str:
+    half = g("Mul", g.given(g.width // 4, g.extent, g.extent), g.constant(0.5))
+    return g("Resize", half, "", g.constant([1, 1, 2, 2]), mode="nearest", nearest_mode="floor",
+             coordinate_transformation_mode="asymmetric")  # fmt: skip
+
+
 def _normalized(name: str, **attributes: Any) -> Recipe:
     return lambda g: g.conv(
         g("Relu", g(name, g.x, g.weight(g.width), g.weight(g.width), **attributes)), g.width, g.width
@@ -195,7 +213,8 @@ def _recipes() -> dict[str, Recipe]:
         "LRN": _then_conv("LRN", size=5),
         **{name: _then_conv(name) for name in (
             "HardSwish", "HardSigmoid", "Mish", "Elu", "Selu", "Celu", "Softplus", "Softsign", "LeakyRelu", "Sigmoid",
-            "Tanh", "Gelu", "Abs", "Neg", "Sqrt", "Exp", "Erf", "Reciprocal", "Floor")},
+            "Tanh", "Gelu", "Abs", "Neg", "Exp", "Erf", "Floor")},
+        **{name: _of_positive(name) for name in ("Sqrt", "Reciprocal")},
         "ThresholdedRelu": _then_conv("ThresholdedRelu"),
         "Relu6": lambda g: g.conv(g("Clip", g("Add", g.x, g.x), g.constant(0), g.constant(6)), g.width, g.width),
         "Silu": _gated("Sigmoid"), "HardSwishPattern": _gated("HardSigmoid", alpha=1 / 6, beta=0.5),
@@ -232,6 +251,11 @@ def _recipes() -> dict[str, Recipe]:
         "TransposeLast": _dilated_transposed((0, 2, 3, 1)), "TransposeFirst": _dilated_transposed((0, 3, 1, 2)),
         "GridSample": lambda g: g.conv(g("GridSample", g.x, g.given(g.extent, g.extent, 2)), g.width, g.width),
         "TileMap": _tiled,
+        "MaxPoolAlone": _alone("MaxPool", kernel_shape=[2, 2], strides=[2, 2]),
+        "MaxPool3Alone": _alone("MaxPool", kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4),
+        "AveragePoolAlone": _alone("AveragePool", kernel_shape=[2, 2], strides=[2, 2]),
+        "AveragePool3Alone": _alone("AveragePool", kernel_shape=[3, 3], strides=[1, 1], pads=[1] * 4),
+        "GlobalAveragePoolAlone": _alone("GlobalAveragePool"), "ResizeNearestAlone": _resized_alone,
         **{f"Convolved{name}": _activated(name) for name in (
             "Tanh", "Sigmoid", "HardSwish", "HardSigmoid", "Elu", "Selu", "Gelu", "Mish", "Softplus", "LeakyRelu")},
         "ConvolvedSilu": _convolved_silu, "FlattenGemm": _flattened,

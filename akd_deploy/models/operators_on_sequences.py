@@ -149,6 +149,14 @@ def _scattered(g: Graph) -> str:
     return g("ScatterElements", g.x, ids, g("Mul", g.x, g.x), axis=1)
 
 
+def _picked_pairs(g: Graph) -> str:
+    """Some of a square of scores, as of interactions between features."""
+    scores = g("MatMul", g.x, g("Transpose", g.x, perm=[0, 2, 1]))
+    places = np.array([(i, j) for i in range(16) for j in range(i)])
+    kept = g("GatherND", g("Transpose", scores, perm=[1, 2, 0]), g.constant(places, np.int64))
+    return g("Sigmoid", g("Transpose", kept, perm=[1, 0]))
+
+
 def _one_hot(g: Graph) -> str:
     ids = g("ArgMax", g.x, axis=-1, keepdims=0)
     hot = g("OneHot", ids, g.constant(g.width, np.int64), g.constant([0, 1]))
@@ -324,7 +332,7 @@ def _recipes() -> dict[str, Recipe]:
         "EinsumDense": lambda g: g("Einsum", g.x, g.weight(g.width, g.width), equation="bld,de->ble"),
         "RotaryEmbedding": _rotary, "RepeatedHeads": _repeated,
         "Embedding": _embedded, "FirstToken": _first_token, "ClassToken": _expanded,
-        "GatherElements": _picked, "ScatterElements": _scattered, "OneHot": _one_hot,
+        "GatherElements": _picked, "GatherPairs": _picked_pairs, "ScatterElements": _scattered, "OneHot": _one_hot,
         "LogSoftmax": lambda g: g("LogSoftmax", g.dense(g.x, g.width, g.width), axis=-1),
         "TokenSoftmax": lambda g: g.dense(g("Softmax", g.x, axis=1), g.width, g.width),
         "Softmax": lambda g: g.dense(g("Softmax", g.x, axis=-1), g.width, g.width),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from math import ceil, exp2, gcd, log2, sqrt
 from math import prod as _prod
+from types import MappingProxyType
 
 import numpy as np
 
@@ -198,6 +199,8 @@ def _layout(name: object) -> int | None:
     return 0 if list(name) == sorted(name) else 1
 
 
+FUSED_NAMES: Mapping[str, str] = MappingProxyType({"FusedConv": "Conv", "FusedGemm": "Gemm"})
+"""What ONNX Runtime calls an operator with an activation in it → without: a coordinate tells the two apart."""
 _INTERPOLATING = ("resize", "upsample", "interpolate")
 
 
@@ -206,7 +209,9 @@ def regime(kernel: Kernel) -> str:
     """Kernels of one regime are assumed to cost alike: the operator, for products their kind, for interpolations their
     mode, for transpositions whether rows stay whole, for a softmax whether it is along rows, and for reorders from
     which layout to which."""
-    kind = dimensions(kernel).kind
+    kind, op = dimensions(kernel).kind, kernel.op
+    if kind in CONVOLUTIONS or kind in PRODUCTS:
+        op = FUSED_NAMES.get(op, op)
     order, mode = kernel.attribute("perm"), kernel.attribute("mode")
     if isinstance(mode, str) and any(part in kernel.op.lower() for part in _INTERPOLATING):
         return f"{kernel.op}/{mode}"
@@ -217,7 +222,7 @@ def regime(kernel: Kernel) -> str:
     source, target = _layout(kernel.attribute("from_layout")), _layout(kernel.attribute("layout"))
     if source is not None and target is not None:
         return f"{kernel.op}/{LAYOUTS[source]}-{LAYOUTS[target]}"
-    return kernel.op if kind in ("", "pool") else f"{kernel.op}/{kind}"
+    return op if kind in ("", "pool") else f"{op}/{kind}"
 
 
 def macs(kernel: Kernel) -> int:

@@ -12,6 +12,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableR
 from akd_deploy.models.published import FAMILY_OF
 from akd_deploy.predictor.cold_weights import (
     COLD_NOISE,
+    MOST_COLD,
     NO_COLD_WEIGHTS,
     ColdWeights,
     Stacked,
@@ -47,8 +48,6 @@ MIN_PROBES = 2 * FOLDS
 """Below so few nothing is fitted."""
 UNSEEN_FOLDS = 10
 """Of families that networks are predicted without: the fewer a fold leaves out, the less it tells too wide a width."""
-LEAST_WARM = 0.1
-"""Share of a probe's latency that is left to its kernels, however cold its weights."""
 WORTH_ANOTHER_FIT = 0.01
 """Share of any probe's latency that its own cold weights take, from which kernel costs are fitted again."""
 UNKNOWN_NOISE = 0.9
@@ -98,7 +97,7 @@ def _fit(
     for row in rows:
         seen = observation_of(row.counts(), row.measurement, unknown)
         cold_s = _cold_s(row, cold_weights, seen.latency_s)
-        warm_s = max(seen.latency_s - cold_s, LEAST_WARM * seen.latency_s)
+        warm_s = max(seen.latency_s - cold_s, (1 - MOST_COLD) * seen.latency_s)
         noise = np.hypot(seen.noise * seen.latency_s, COLD_NOISE * cold_s) / warm_s
         observations.append(replace(seen, latency_s=warm_s, noise=float(noise)))
     return fit_kernel_costs(observations, start, rounds)
