@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from akd_deploy.engines import load_engine
@@ -67,6 +68,21 @@ def test_the_runtime_takes_every_graph_and_gives_finite_numbers(tmp_path: Path, 
             for value in outputs(model, tmp_path).values():
                 if name.partition(" ")[0] not in ("SequenceReciprocal", "Reciprocal", "Sqrt"):  # of whatever there is
                     assert np.isfinite(value).all(), name
+
+
+def test_activations_meet_values_of_either_sign_at_random() -> None:
+    for name in ("LeakyRelu 16x96", "PRelu 96x14", "SequenceElu 64x48"):
+        model = onnx.ModelProto()
+        model.CopyFrom(operator_graphs(1)[name])
+        activation = next(node for node in model.graph.node if node.op_type in ("LeakyRelu", "PRelu", "Elu"))
+        model.graph.output.append(onnx.ValueInfoProto(name=activation.input[0]))
+        session = onnxruntime.InferenceSession(filled(model, np.random.default_rng(0)).SerializeToString())
+        rng = np.random.default_rng(1)
+        feeds = {one.name: rng.normal(size=one.shape).astype(np.float32) for one in session.get_inputs()}
+        signs = np.signbit(session.run([activation.input[0]], feeds)[0])
+        assert 0.2 < signs.mean() < 0.8, name
+        # Neighbours in memory often differ.
+        assert (signs[..., 1:] != signs[..., :-1]).mean() > 0.2, name
 
 
 def test_operators_are_all_in_a_plan_with_room_and_spread_over_its_beginning() -> None:

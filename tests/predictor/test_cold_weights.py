@@ -15,6 +15,7 @@ from akd_deploy.latency_table import NETWORK, PROBE, STACK, LatencyTable, TableH
 from akd_deploy.measurement import Measurement
 from akd_deploy.predictor.cold_weights import (
     COLD_NOISE,
+    MOST_COLD,
     NO_COLD_WEIGHTS,
     PLACE_STEP,
     ColdWeights,
@@ -124,6 +125,24 @@ def test_levels_and_what_each_class_pays_for_them_are_found() -> None:
     np.testing.assert_allclose(np.log2(fitted.held_bytes), np.log2(TRUE.held_bytes), atol=PLACE_STEP)
     np.testing.assert_allclose(fitted.others_bytes_per_s, TRUE.others_bytes_per_s)
     np.testing.assert_allclose(fitted.per_byte_s, TRUE.per_byte_s, rtol=0.3)
+
+
+def test_no_probe_pays_more_for_its_own_weights_than_it_takes() -> None:
+    """Stacks tell differences: as measured once, the best explanation was a probe of 427 µs that pays 1.7 ms."""
+    own = np.array([0.0, 0.0, 0.0, 0.0, 9.9e6])
+    measured = {426.7e-6: {2: 2171e-6, 3: 3101e-6, 7: 9409e-6, 14: 19490e-6, 27: 38499e-6},
+                484.5e-6: {2: 2177e-6, 3: 4975e-6, 7: 12809e-6}}  # fmt: skip
+    few = [
+        Stacked(copies * own, own, copies * alone_s, alone_s, whole_s - copies * alone_s)
+        for alone_s, stacks in measured.items()
+        for copies, whole_s in stacks.items()
+    ]
+    many = np.array([0.0, 0.0, 0.0, 1.1e6, 0.0])
+    few += [Stacked(n * many, many, n * 3e-4, 3e-4, n * 1.1e6 * 45e-12 * (n > 7)) for n in (2, 4, 8, 16, 32, 64, 128)]
+    fitted = fit_cold_weights(few)
+    assert fitted.per_byte_s.any()
+    for alone_s in measured:
+        assert fitted.seconds(own, alone_s).sum() <= MOST_COLD * alone_s
 
 
 def test_what_passes_besides_is_told_from_a_networks_own_bytes() -> None:

@@ -17,6 +17,7 @@ from akd_deploy.predictor.features import (
     dimensions,
     macs,
     regime,
+    setting,
     window_and_width,
     with_window_and_type,
 )
@@ -187,6 +188,19 @@ def test_features_of_any_kernel_are_finite_and_as_many_as_of_any_other(kernel: K
     assert all(math.isfinite(value) and value >= 0 for value in (*terms, *place))
     assert terms[0] == 1.0  # no kernel is without a launch
     assert regime(kernel).startswith(kernel.op)
+
+
+def test_a_fused_operator_is_of_the_regime_of_the_plain_one_and_another_setting() -> None:
+    image = (1, 16, 32)
+    for op in ("Conv", "Gemm"):
+        window = (("kernel_size", (3,)),) if op == "Conv" else ()
+        inputs = (image, (16, 16, 3), (16,)) if op == "Conv" else ((1, 16), (16, 32), (32,))
+        output = image if op == "Conv" else (1, 32)
+        plain = Kernel(op, inputs, (output,), attributes=window)
+        fused = Kernel(f"Fused{op}", inputs, (output,), attributes=(("activation", "Relu"), *window))
+        assert regime(fused) == regime(plain)
+        assert setting(fused) != setting(plain)
+        assert coordinates(fused) != coordinates(plain)
 
 
 def test_reorders_between_other_layouts_are_other_regimes_and_a_kernels_own_layout_is_a_coordinate() -> None:
