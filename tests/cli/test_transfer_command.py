@@ -7,9 +7,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 from command_line import TARGET, Answer, call, written
 from hidden_devices import Bench, HiddenDevice, table_of_items
+from onnx import TensorProto, helper
 
 from akd_deploy.latency_table import read_table, write_table
 from akd_deploy.pipeline import transfer
@@ -101,6 +103,18 @@ def test_a_transfer_is_profiled_fitted_asked_and_resumed_like_any_other(
     feasible = call(tmp_path, "feasible", "--target", TARGET, *space, "--json")
     assert feasible.code == 0, feasible
     assert 0 < feasible.data["min_s"] < feasible.data["median_s"] < feasible.data["max_s"]
+
+    strange = helper.make_graph(
+        [helper.make_node("Sinh", ["x"], ["y"])],
+        "g",
+        *([helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 12, 12])] for name in ("x", "y")),
+    )
+    onnx.save_model(
+        helper.make_model(strange, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "sinh.onnx"
+    )
+    refused = call(tmp_path, "predict", "--target", TARGET, "--onnx", tmp_path / "sinh.onnx", "--json")
+    assert (refused.code, refused.data["uncovered"]) == (2, ["Sinh"])
+    assert f"on its sources ({', '.join(KNOWN)}) and transfer again" in refused.error["next"]
 
     longer = profile(tmp_path, sources, *both(sources), "--resume", "--probes", 12)
     assert longer.data["rows"] == 12

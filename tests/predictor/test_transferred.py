@@ -189,3 +189,15 @@ def test_what_a_transfer_is_calibrated_on_knows_how_uncertain_cold_weights_are(
     added_s = cold.predicted_s - place * warm.predicted_s / before
     assert added_s.max() > 0
     np.testing.assert_allclose(cold.spread_s - place * warm.spread_s / before, COLD_NOISE * added_s, atol=1e-15)
+
+
+def test_items_are_as_unsure_as_a_predictor_says_of_networks(sources: dict[str, Predictor], items: list[Item]) -> None:
+    latency_s = np.array([1e-4 + 1e-6 * i for i in range(len(items))])
+    costs = item_costs(items, latency_s)
+    predictor = replace(
+        next(iter(sources.values())), model=costs.model, factor=costs.factor, cold_weights=NO_COLD_WEIGHTS
+    )
+    for place, spread_s in zip(costs.covered.tolist(), costs.spread_s.tolist(), strict=True):
+        if items[place].kind == NETWORK:
+            kernels_s = sum(n * predictor.costs([kernel])[0].told_spread_s for kernel, n in items[place].kernels)
+            assert spread_s == pytest.approx(float(predictor.spread_s(np.array(kernels_s), np.zeros(()))))
