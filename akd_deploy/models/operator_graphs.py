@@ -34,9 +34,7 @@ def operator_graphs(batch: int) -> dict[str, onnx.ModelProto]:
         for channels, size in MAPS:
             graph = Graph(batch, channels, size)
             image = graph.given(channels // 2, size, size)
-            activated = graph("Relu", graph.conv(image, channels // 2, channels))
-            # Of either sign at random, as what activations meet in networks: some branch on it.
-            graph.x = graph("Sub", activated, graph.constant(0.1))
+            graph.x = graph("Relu", graph.conv(image, channels // 2, channels))
             graphs[f"{name} {channels}x{size}"] = graph.model(recipe(graph))
     for name, recipe in SEQUENCE_OPERATORS.items():
         for width, tokens in SEQUENCES:

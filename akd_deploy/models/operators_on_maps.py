@@ -12,12 +12,22 @@ from onnx import TensorProto
 from akd_deploy.models.graph_builder import Graph, Recipe
 
 
+def _signed(g: Graph) -> str:
+    """What there is so far, of either sign at random, as what activations meet in networks: some branch on it. Runtimes
+    take channels out of their blocks for it."""
+    return g("Sub", g.x, g.constant(0.1))
+
+
+def _activation(name: str, **attributes: Any) -> Recipe:
+    return lambda g: g.conv(g(name, _signed(g), **attributes), g.width, g.width)
+
+
 def _then_conv(name: str, **attributes: Any) -> Recipe:
     return lambda g: g.conv(g(name, g.x, **attributes), g.width, g.width)
 
 
 def _of_positive(name: str) -> Recipe:
-    return lambda g: g.conv(g(name, g("Add", g("Abs", g.x), g.constant(0.1))), g.width, g.width)
+    return lambda g: g.conv(g(name, g("Add", g.x, g.constant(0.1))), g.width, g.width)
 
 
 def _alone(name: str, *more: tuple[int, ...], **attributes: Any) -> Recipe:
@@ -41,7 +51,11 @@ def _normalized(name: str, **attributes: Any) -> Recipe:
 
 
 def _gated(gate: str, **attributes: Any) -> Recipe:
-    return lambda g: g.conv(g("Mul", g.x, g(gate, g.x, **attributes)), g.width, g.width)
+    def gated(g: Graph) -> str:
+        x = _signed(g)
+        return g.conv(g("Mul", x, g(gate, x, **attributes)), g.width, g.width)
+
+    return gated
 
 
 def _reduced_map(name: str) -> Recipe:
@@ -211,11 +225,11 @@ def _recipes() -> dict[str, Recipe]:
         "InstanceNormalization": _normalized("InstanceNormalization"),
         "BatchNormalization": _normalized_sum, "BatchNormalizationFirst": _normalized_input,
         "LRN": _then_conv("LRN", size=5),
-        **{name: _then_conv(name) for name in (
+        **{name: _activation(name) for name in (
             "HardSwish", "HardSigmoid", "Mish", "Elu", "Selu", "Celu", "Softplus", "Softsign", "LeakyRelu", "Sigmoid",
             "Tanh", "Gelu", "Abs", "Neg", "Exp", "Erf", "Floor")},
         **{name: _of_positive(name) for name in ("Sqrt", "Reciprocal")},
-        "ThresholdedRelu": _then_conv("ThresholdedRelu"),
+        "ThresholdedRelu": _activation("ThresholdedRelu"),
         "Relu6": lambda g: g.conv(g("Clip", g("Add", g.x, g.x), g.constant(0), g.constant(6)), g.width, g.width),
         "Silu": _gated("Sigmoid"), "HardSwishPattern": _gated("HardSigmoid", alpha=1 / 6, beta=0.5),
         "PRelu": lambda g: g.conv(g("PRelu", g.conv(g.x, g.width, g.width), g.weight(g.width, 1, 1)), g.width, g.width),

@@ -23,6 +23,7 @@ PRODUCTS = ("shared", "batched")
 
 _PRODUCT_NAMES = frozenset({"mm", "bmm", "addmm", "baddbmm", "matmul", "linear", "einsum", "dot"})
 _RECURRENT_PARTS = ("lstm", "gru", "rnn")
+_TRANSPOSED = ("transpose", "deconv")
 _PRODUCT_PARTS = ("gemm", "matmul", "fullyconnected", "matrix_multiply", "matrixmultiply")
 
 
@@ -140,7 +141,7 @@ def _convolution(kernel: Kernel, weight: Shape, batch: int, elements: int, strid
     count = _whole(kernel.attribute("groups"), 1)
     window = max(1, prod(weight[2:]))
     moved = (stride, max(1, prod(_sizes(kernel.attribute("dilations")))))
-    if "transpose" in kernel.op.lower() or kernel.attribute("transposed") == 1:
+    if any(part in kernel.op.lower() for part in _TRANSPOSED) or kernel.attribute("transposed") == 1:
         out = max(1, weight[1] * count)
         return Dimensions("transposed", batch, weight[0] / count, out, elements / batch / out, window, count, *moved)
     ungrouped = "pointwise" if window == 1 else "dense"

@@ -128,7 +128,7 @@ def test_levels_and_what_each_class_pays_for_them_are_found() -> None:
 
 
 def test_no_probe_pays_more_for_its_own_weights_than_it_takes() -> None:
-    """Stacks tell differences only. These were measured (ONNX Runtime on an AMD EPYC), and are explained best by weights
+    """Stacks tell differences only. These were measured (ONNX Runtime on an AMD EPYC), and explained best by weights
     that cost a probe more than half as much again as it takes."""
     mixed, batches = np.array([0, 0, 847_400, 206_080, 0.0]), np.array([0, 0, 0, 0, 9_935_104.0])
     stacks = [

@@ -94,6 +94,16 @@ def conv(out_shape, weight, in_shape=(1, 1, 1, 1), groups=1, strides=(1, 1)) -> 
         ),
         pytest.param(
             Kernel(
+                "Deconvolution",
+                ((1, 16, 6, 6), (16, 8, 4, 4), (8,)),
+                ((1, 8, 12, 12),),
+                attributes=(("kernel_size", (4, 4)), ("groups", 1), ("strides", (2, 2))),
+            ),
+            36 * 16 * 8 * 16,
+            id="transposed, as OpenVINO calls it",
+        ),
+        pytest.param(
+            Kernel(
                 "QLinearConv",
                 ((1, 6, 6, 16), (), (), (24, 16, 1, 1)),
                 ((1, 6, 6, 24),),
