@@ -281,8 +281,11 @@ def _read_header(directory: Path) -> tuple[TableHeader, Path, str]:
     """The header, the rows file it names and the SHA-256 it promises."""
     header_path = directory / HEADER_NAME
     if not header_path.is_file():
+        below = sorted(str(path.parent) for path in directory.glob(f"*/{HEADER_NAME}"))
         raise MissingFileError(
-            asked=f"a latency table in {directory}", found=f"no {HEADER_NAME}", next="Run `akd-deploy profile`."
+            asked=f"a latency table in {directory}",
+            found=f"no {HEADER_NAME}",
+            next=f"Name a table below it: {', '.join(below)}." if below else "Run `akd-deploy profile`.",
         )
     try:
         fields = json.loads(header_path.read_text(encoding="utf-8"))

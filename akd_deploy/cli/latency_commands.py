@@ -223,18 +223,19 @@ def profile(
             f"{data['rows']} measurements of {data['kernels']} kernels in {data['seconds']:.0f} s, "
             f"σ between processes {format_sigma(data['sigma'])} → {directory}"
         )
-        if data.get("expected_error") is not None:
+        complete = profiled.measured >= profiled.planned
+        if data.get("expected_error") is not None and not data["too_few_to_fit"]:
             console.print(
                 f"expected error of a network like those measured: {data['expected_error']:.1%} (forecast from what is "
                 "measured and how often; `fit` scores it)"
             )
             if limit is not None and data["expected_error"] > limit:
                 console.print(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
-            elif planned.ended == GAIN:
+            elif planned.ended == GAIN and complete:
                 console.print(f"more would lower it by less than {LEAST_GAIN:.0%} of itself; --probes measures so many")
         for name, why in data["left_out"].items():
             console.print(f"left out: {name}: {why}", markup=False, highlight=False)
-        if profiled.measured < profiled.planned:
+        if not complete:
             console.print(
                 f"time was enough for {profiled.measured:,} of {profiled.planned:,} planned blocks; "
                 "--resume measures more"

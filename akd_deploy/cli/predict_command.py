@@ -87,6 +87,7 @@ def predict(
         "overhead_s": prediction.overhead_s,
         "kernels_from": prediction.kernels_from,
         "sigma": latency.predictor.sigma,
+        "table": str(latency.directory),
         "notes": [*notes, *latency.predictor.scores.warnings()],
         "layers": terms,
     }
@@ -105,9 +106,12 @@ def predict(
         for note in data["notes"]:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         if layers:
-            rows = [(t.name, t.kernel.op, format_seconds(t.latency_s)) for t in prediction.layers]
-            rows.append(("(each call)", "", format_seconds(prediction.overhead_s)))
-            console.print(table("Kernels", ("name", "operator", ">latency"), rows))
+            rows = [
+                (t.name, t.kernel.op, format_seconds(t.latency_s), ", ".join(one.dimension for one in t.outside))
+                for t in prediction.layers
+            ]
+            rows.append(("(each call)", "", format_seconds(prediction.overhead_s), ""))
+            console.print(table("Kernels", ("name", "operator", ">latency", "outside the profiled range in"), rows))
 
     emit(Outcome(data, show), as_json)
 

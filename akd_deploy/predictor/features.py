@@ -396,7 +396,7 @@ COORDINATES: tuple[tuple[str, Callable[[float], float]], ...] = (
     ("positions", _less_one),
     ("batch", _power),
     ("elements moved", _less_one),
-    ("vectors of output channels", _less_one),
+    ("output channels in vectors of 16", _less_one),
     ("window", _power),
     ("stride", _power),
     ("dilation", _power),
@@ -409,8 +409,8 @@ COORDINATES: tuple[tuple[str, Callable[[float], float]], ...] = (
     ("layout", float),
     ("along columns", float),
     ("fused exponentials", _doubled),
-    ("aliasing", float),
-    ("denormal share", lambda value: _less_one(value) / DENORMAL_SLOWNESS),
+    ("strides that meet in one set of a cache", float),
+    ("share of denormal numbers", lambda value: _less_one(value) / DENORMAL_SLOWNESS),
 )
 """What each of `coordinates` is called in messages, and from it back to the quantity; of `layout` the position among
 `LAYOUTS`."""

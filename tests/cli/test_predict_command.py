@@ -56,6 +56,19 @@ def test_it_says_what_the_interval_was_calibrated_on(workshop, huge):
     assert told["calibrated_on"] == fitted["calibrated_on"] == "networks"
     text = " ".join(workshop.call("predict", "--target", TARGET, "--onnx", huge).stdout.split())
     assert "calibrated on networks" in text
+    assert told["table"] == str(workshop.table)
+
+
+def test_layers_say_in_what_they_are_outside(workshop, huge):
+    text = " ".join(workshop.call("predict", "--target", TARGET, "--onnx", huge, "--layers").stdout.split())
+    assert "outside the profiled range in" in text
+
+
+def test_a_folder_of_tables_is_told_from_a_table(workshop, huge):
+    place = workshop.table.parent
+    refused = workshop.call("predict", "--target", TARGET, "--onnx", huge, "--table", place, "--json")
+    assert (refused.code, refused.error["kind"]) == (2, "missing_file")
+    assert refused.error["next"] == f"Name a table below it: {workshop.table}."
 
 
 @pytest.mark.parametrize(("batch", "noted"), [(8, True), (1, False), ("batch", False)])
@@ -70,6 +83,9 @@ def test_a_profile_too_small_to_fit_says_so_at_once(tmp_path):
     few = ("--onnx", added(tmp_path / "three.onnx", 1, 16, 6, 6, terms=3), "--blocks", 1)
     answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
     assert answer.code == 0, answer
+    again = " ".join(call(tmp_path, "profile", "--target", TARGET, *few, "--resume").stdout.split())
+    assert "too few to fit a predictor to (10 stretches at least)" in again
+    assert "expected error" not in again
     assert answer.data["too_few_to_fit"] is True
     refused = call(tmp_path, "fit", "--target", TARGET, "--json")
     assert (refused.code, refused.error["kind"]) == (2, "usage")
