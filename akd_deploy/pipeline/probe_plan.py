@@ -199,8 +199,12 @@ def plan_probes(
             wanted.append(kernels)
         except AkdError as error:
             unlisted[name] = error.found
+        found = 0
         for window, counts in _candidates(FAMILY_OF.get(name, name), model, kernels, listed, rng, held):
             candidates.setdefault(window.name, (window, counts))
+            found += 1
+        if not found:
+            unlisted.setdefault(name, "no stretch of it can be measured on its own")
         on_listed(done + 1, len(networks))
     if not candidates:
         raise UsageError(

@@ -37,10 +37,21 @@ def scale_s(predicted_s: np.ndarray, spread_s: np.ndarray) -> np.ndarray:
     return spread_s + SPREAD_FLOOR * predicted_s
 
 
+def ends_s(predicted_s: np.ndarray, half_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end of an interval in seconds: `half_s` above the prediction, and below it by the same factor.
+
+    Where little is known a latency may be several times the predicted one or one of several parts of it, never 0.
+    """
+    upper = predicted_s + half_s
+    lower = predicted_s * np.divide(predicted_s, upper, out=np.zeros_like(upper), where=upper > 0)
+    return lower, upper
+
+
 def score(point: CalibrationPoint, factor: float = 1.0) -> float:
-    """|measured − factor × predicted| over the scale."""
+    """Over the scale, how far above factor × predicted an interval must reach for its `ends_s` to hold `measured_s`."""
     predicted = factor * point.predicted_s
-    return abs(point.measured_s - predicted) / float(scale_s(np.array(predicted), np.array(factor * point.spread_s)))
+    above = max(point.measured_s - predicted, predicted * (predicted / point.measured_s - 1))
+    return above / float(scale_s(np.array(predicted), np.array(factor * point.spread_s)))
 
 
 def quantile(scores: Sequence[float], coverage: float) -> float:

@@ -12,7 +12,7 @@ from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import UncoveredOperatorError, UsageError
 from akd_deploy.kernel import ExecutedKernel, Kernel
 from akd_deploy.predictor.cold_weights import NO_COLD_WEIGHTS, ColdWeights, weight_bytes
-from akd_deploy.predictor.conformal import network_spread_s, scale_s
+from akd_deploy.predictor.conformal import ends_s, network_spread_s, scale_s
 from akd_deploy.predictor.kernel_cost import KernelCost, KernelCostModel, OutOfRange
 from akd_deploy.predictor.scores import Scores
 
@@ -141,8 +141,7 @@ class Predictor:
 
     def interval_s(self, latency_s: np.ndarray, spread_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper end for summed latencies and spreads, any shape."""
-        half = self.width * scale_s(latency_s, spread_s)
-        return np.maximum(latency_s - half, 0.0), latency_s + half
+        return ends_s(latency_s, self.width * scale_s(latency_s, spread_s))
 
     def predict(
         self,

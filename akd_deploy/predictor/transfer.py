@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from akd_deploy.predictor.conformal import scale_s
+from akd_deploy.predictor.conformal import ends_s, scale_s
 from akd_deploy.predictor.transfer_prior import Setting, TransferPrior, refusal
 
 DEGREES_OF_FREEDOM = 4.0
@@ -135,8 +135,7 @@ class Transferred:
 
     def interval_s(self, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends (items,); `width` comes from `transfer_calibration.calibrated_width`."""
-        half = width * scale_s(self.latency_s, self.spread_s)
-        return np.maximum(self.latency_s - half, 0.0), self.latency_s + half
+        return ends_s(self.latency_s, width * scale_s(self.latency_s, self.spread_s))
 
 
 def predict_items(belief: Belief) -> Transferred:

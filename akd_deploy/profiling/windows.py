@@ -205,7 +205,7 @@ def model_windows(model: onnx.ModelProto, count: int, rng: np.random.Generator) 
     """Windows of 1 to `MAX_NODES` nodes of a network with static shapes, chosen to cover its distinct nodes.
 
     Random windows are drawn until every node that can be measured is covered, and on until there are `count` of them;
-    fewer where the network has no more. The whole network is never one of them.
+    fewer where the network has no more. A whole network of several nodes is never one of them.
     """
     graph = _take_apart(model)
     signatures = [_signature(graph, node) for node in graph.nodes]
@@ -228,7 +228,7 @@ def drawn_windows(family: str, network: onnx.ModelProto, rng: np.random.Generato
     """Windows of a network's skeleton in random order, each node's own and a longer one from there by turns: every
     stretch at most once, and an end to them when hardly any new ones are drawn."""
     graph = _take_apart(network)
-    starts = [i for i, node in enumerate(graph.nodes) if node.op_type not in FUSED_INTO_PRODUCER]
+    starts = _starts(graph.nodes)
     seen: set[tuple[int, int]] = set()
     for turn in range(MAX_NODES):
         for start in rng.permutation(np.array(starts, int)).tolist():
@@ -272,9 +272,14 @@ def masked_windows(family: str, network: onnx.ModelProto) -> list[Window]:
     return list(windows.values())
 
 
+def _starts(nodes: Sequence[onnx.NodeProto]) -> list[int]:
+    """Where windows may start."""
+    return [i for i, node in enumerate(nodes) if len(nodes) == 1 or node.op_type not in FUSED_INTO_PRODUCER]
+
+
 def _candidates(nodes: Sequence[onnx.NodeProto], count: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """Every node's own window first, in random order, then random ones; bounded."""
-    starts = [i for i, node in enumerate(nodes) if node.op_type not in FUSED_INTO_PRODUCER]
+    starts = _starts(nodes)
     if not starts:
         return
     for start in rng.permutation(starts):
@@ -285,11 +290,11 @@ def _candidates(nodes: Sequence[onnx.NodeProto], count: int, rng: np.random.Gene
 
 
 def _until_fused(nodes: Sequence[onnx.NodeProto], start: int, stop: int) -> tuple[int, int]:
-    """The window, longer by the nodes that its last one absorbs."""
+    """The window, longer by the nodes that its last one absorbs; all nodes only where there is one."""
     while (
         stop < len(nodes)
         and nodes[stop].op_type in FUSED_INTO_PRODUCER
         and nodes[stop].input[0] in nodes[stop - 1].output
     ):
         stop += 1
-    return start, (stop if stop - start < len(nodes) else len(nodes) - 1)
+    return start, (stop if stop - start < len(nodes) or len(nodes) == 1 else len(nodes) - 1)

@@ -91,6 +91,21 @@ def test_a_profile_too_small_to_fit_says_so_at_once(tmp_path):
     assert (refused.code, refused.error["kind"]) == (2, "usage")
 
 
+def test_networks_of_one_operator_are_profiled_and_ones_that_cannot_be_are_named(tmp_path):
+    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
+
+    given, result = (
+        make_tensor_value_info(n, k, [1, 8]) for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT64))
+    )
+    graph = make_graph([make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)], "g", [given], [result])
+    onnx.save_model(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8), tmp_path / "whole.onnx")
+    few = ("--onnx", added(tmp_path / "one.onnx", 1, 16, 6, 6), "--onnx", tmp_path / "whole.onnx", "--blocks", 1)
+    answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
+    assert answer.code == 0, answer
+    assert answer.data["probes"] == 1
+    assert answer.data["left_out"] == {"whole": "no stretch of it can be measured on its own"}
+
+
 def test_a_predictor_that_is_no_good_warns_of_itself():
     good = scores_of(np.array([1.0, 2.1]), np.array([1.0, 2.0]))
     assert good.warnings() == []

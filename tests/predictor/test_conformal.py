@@ -9,6 +9,7 @@ from akd_deploy.predictor.conformal import (
     SPREAD_FLOOR,
     CalibrationPoint,
     by_family_quantile,
+    ends_s,
     in_place_factor,
     quantile,
     scale_s,
@@ -52,7 +53,25 @@ def test_quantile_covers_a_new_exchangeable_score_as_often_as_promised() -> None
 def test_score_is_the_residual_over_spread_and_floor() -> None:
     assert score(point(1.3)) == pytest.approx(0.3 / (0.1 + SPREAD_FLOOR))
     assert score(point(2.0), factor=2.0) == 0
+    # Half as long as predicted is as far off as twice as long.
+    assert score(point(0.5)) == pytest.approx(score(point(2.0)))
     assert scale_s(np.array(2.0), np.array(0.0)) == pytest.approx(2 * SPREAD_FLOOR)
+
+
+@pytest.mark.parametrize("measured", [0.01, 0.2, 0.7, 0.999, 1.0, 1.2, 3.0, 40.0])
+def test_an_interval_holds_what_scores_no_more_than_its_width(measured: float) -> None:
+    own = score(point(measured))
+    for width, held in ((1.0001 * own + 1e-9, True), (0.9999 * own - 1e-9, False)):
+        low, high = ends_s(np.array(1.0), np.array(max(width, 0.0) * scale_s(np.array(1.0), np.array(0.1))))
+        assert (low <= measured <= high) == (held or measured == 1.0)
+        assert 0 < low <= 1 <= high
+        assert 1 / low == pytest.approx(high)
+
+
+def test_nothing_at_all_has_no_interval_below_it() -> None:
+    low, high = ends_s(np.zeros(2), np.array([0.0, 1.0]))
+    assert low.tolist() == [0.0, 0.0]
+    assert high.tolist() == [0.0, 1.0]
 
 
 def test_a_family_unlike_the_rest_sets_the_width() -> None:
