@@ -236,6 +236,7 @@ def _recipes() -> dict[str, Recipe]:
         "ConvTranspose2": _upsampled(2, 0), "ConvTranspose4": _upsampled(4, 1), "ConvTranspose3": _upsampled(3, 1, 1),
         "DilatedConv2": conv(dilation=2), "DilatedConv4": conv(dilation=4),
         "DilatedDepthwise": conv(dilation=2, deep=True),
+        "DilatedConv8": conv(dilation=8), "GroupConv2": conv(groups=2), "GroupConv8": conv(groups=8),
         "GroupConv4": conv(groups=4), "GroupConv16": conv(groups=16),
         "Depthwise5": conv(window=5, deep=True), "Depthwise7": conv(window=7, deep=True),
         "Conv5": conv(window=5), "Conv7Strided": conv(window=7, strides=[2, 2]),

@@ -290,6 +290,16 @@ def _cast(kind: int) -> Recipe:
     return lambda g: g("Cast", g("Cast", g.dense(g.x, g.width, g.width), to=kind), to=TensorProto.FLOAT)
 
 
+def _row_product(wider: int) -> Recipe:
+    """One row for all tokens, without a bias that runtimes would make a Gemm of."""
+
+    def multiply(g: Graph) -> str:
+        row = g("ReduceMean", g.x, g.whole(1), keepdims=1)
+        return g("Tanh", g("MatMul", row, g.weight(g.width, wider * g.width)))
+
+    return multiply
+
+
 def _flat_product(g: Graph) -> str:
     flat = g("Reshape", g.x, g.whole(-1, g.width))
     return g("Gemm", flat, g.weight(g.width, g.width), g.weight(g.width), transB=1)
@@ -342,7 +352,7 @@ def _recipes() -> dict[str, Recipe]:
         "ArgMin": lambda g: g("Cast", g("ArgMin", g.x, axis=-1), to=TensorProto.FLOAT),
         "Cast": _cast(TensorProto.INT32), "CastBool": _cast(TensorProto.BOOL),
         "TransposeTokens": lambda g: g.dense(g("Transpose", g.x, perm=[0, 2, 1]), g.extent, g.extent),
-        "Gemm": _flat_product,
+        "RowProduct": _row_product(1), "WideRowProduct": _row_product(4), "Gemm": _flat_product,
         "LSTM": _recurrent("LSTM", 4), "LSTMBidirectional": _recurrent("LSTM", 4, "bidirectional"),
         "GRU": _recurrent("GRU", 3), "GRUBidirectional": _recurrent("GRU", 3, "bidirectional"),
         "RNN": _recurrent("RNN", 1), "Conv1d": _conv_1d(3), "Conv1dDepthwise": _conv_1d(5, deep=True),
