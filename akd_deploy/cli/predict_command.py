@@ -99,6 +99,7 @@ def predict(
             f"at {prediction.coverage:.0%}, calibrated on {prediction.calibrated_on}; "
             f"kernels from the {prediction.kernels_from}",
             markup=False,
+            soft_wrap=True,
         )
         if not prediction.in_domain:
             for line in _outside_lines(prediction):

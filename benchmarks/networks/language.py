@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -114,11 +116,19 @@ class CausalDecoder(nn.Module):
     (batch, tokens) integers → (batch, tokens, vocabulary) logits by the transposed embedding.
     """
 
-    def __init__(self, depth: int, width: int, heads: int, vocabulary: int, context: int) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        vocabulary: int,
+        context: int,
+        block: Callable[[int, int], nn.Module] = DecoderBlock,
+    ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(DecoderBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.future: Tensor
         future = torch.full((context, context), torch.finfo(torch.float32).min).triu(1)

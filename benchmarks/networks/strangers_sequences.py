@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.networks.blocks import Attention, FeedForward
+from benchmarks.networks.language import CausalDecoder
 
 
 def _points(*widths: int) -> list[nn.Module]:
@@ -270,29 +271,9 @@ def whisper_tiny_encoder() -> nn.Module:
     return WhisperEncoder(384, 4, 6, 600)
 
 
-class ReluDecoder(nn.Module):
-    """Zhang et al. 2022, arXiv:2205.01068 (OPT), small: learned positions, ReLU, logits by the transposed embedding."""
-
-    def __init__(self, depth: int, width: int, heads: int, vocabulary: int, context: int) -> None:
-        super().__init__()
-        self.words = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(EncoderBlock(width, heads, nn.ReLU) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.future: Tensor
-        future = torch.full((context, context), torch.finfo(torch.float32).min).triu(1)
-        self.register_buffer("future", future, persistent=False)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        tokens = input_ids.shape[1]
-        x = self.words(input_ids) + self.positions.weight[:tokens]
-        for block in self.blocks:
-            x = block(x, self.future[:tokens, :tokens])
-        return self.norm(x) @ self.words.weight.T
-
-
 def opt_small() -> nn.Module:
-    return ReluDecoder(4, 512, 8, 8_192, 128)
+    """Zhang et al. 2022, arXiv:2205.01068 (OPT), small: learned positions, ReLU, logits by the transposed embedding."""
+    return CausalDecoder(4, 512, 8, 8_192, 128, lambda width, heads: EncoderBlock(width, heads, nn.ReLU))
 
 
 class T5Layer(nn.Module):

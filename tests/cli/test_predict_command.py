@@ -1,114 +1,134 @@
-"""What `predict` says beside the latency: what the interval rests on, and what of the network nobody measured."""
+"""`akd-deploy predict`: who says what a network executes, on a table that is written here."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from command_line import TARGET, call
-from onnx import TensorProto, helper
+from command_line import TARGET, Answer, call
+from engines.engine_graphs import GRAPHS, Graph
 
-from akd_deploy.predictor.scores import scores_of
+from akd_deploy.device import cpu_fingerprint
+from akd_deploy.engines import load_engine
+from akd_deploy.engines.onnxruntime_engine import OnnxRuntimeEngine
+from akd_deploy.fusion.onnxruntime_cpu import RUNTIME_VERSION, why_not
+from akd_deploy.kernel import Kernel
+from akd_deploy.latency_table import PROBE, LatencyTable, TableHeader, TableRow, write_table
+from akd_deploy.measurement import Measurement
+from akd_deploy.pipeline.kernels import KernelReader
+from akd_deploy.target import load_target
+
+if why_not(f"{RUNTIME_VERSION}.0", cpu_fingerprint()) is not None:
+    pytest.skip("needs an x86 CPU", allow_module_level=True)
+
+PROBES = 24
 
 
-def added(path: Path, *shape: int | str, terms: int = 1) -> Path:
-    """A network of so many additions."""
-    given, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
-    nodes = [helper.make_node("Add", ["x", "x"], [f"h{terms - 1}" if terms > 1 else "y"], "sum")]
-    nodes += [
-        helper.make_node("Add", [f"h{i}", "x"], [f"h{i - 1}" if i > 1 else "y"], f"sum{i}")
-        for i in range(terms - 1, 0, -1)
-    ]
-    graph = helper.make_graph(nodes, "g", [given], [result])
-    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+def known_network(folder: Path) -> Path:
+    path = folder / "known.onnx"
+    path.write_bytes(GRAPHS["inverted_bottleneck"]().SerializeToString())
     return path
 
 
-@pytest.fixture
-def huge(tmp_path):
-    return added(tmp_path / "huge.onnx", 1, 512, 64, 64)
+def refused_network(folder: Path) -> Path:
+    """With an operator that the runtime has and the rules do not know."""
+    graph = Graph()
+    path = folder / "refused.onnx"
+    y = graph("QuickGelu", "x", domain="com.microsoft")
+    path.write_bytes(graph.model({"x": [1, 8]}, [graph("Relu", y)]).SerializeToString())
+    return path
 
 
-def test_kernels_outside_the_profiled_range_are_named_with_the_range(workshop, huge):
-    told = workshop.call("predict", "--target", TARGET, "--onnx", huge, "--json").data
-    assert told["in_domain"] is False
-    (layer,) = told["layers"]
-    moved = next(one for one in layer["outside"] if one["dimension"] == "elements moved")
-    low, high = moved["measured"]
-    assert low <= high < moved["value"] / 2**0.5
-    text = workshop.call("predict", "--target", TARGET, "--onnx", huge).stdout
-    assert "outside the profiled range: 1 of 1 kernels, " in text
-    assert f"elements moved {moved['value']:,.0f} (measured: {low:,.0f} to {high:,.0f})" in text
+def row(number: int, kernels: Sequence[Kernel], rng: np.random.Generator) -> TableRow:
+    counts = {kernel: 1 + number % 3 for kernel in kernels}
+    seconds = 1e-6 + sum(n * (1e-6 + 1e-10 * kernel.traffic_bytes) for kernel, n in counts.items())
+    samples = tuple((seconds * rng.normal(1, 0.01, 6)).tolist())
+    return TableRow(PROBE, "f", tuple(counts.items()), Measurement(f"p{number}", samples, (0, 0, 1, 1, 2, 2)))
 
 
-def test_a_network_within_the_range_has_nothing_outside(workshop, twin):
-    answer = workshop.call("predict", "--target", TARGET, "--onnx", twin.onnx, "--json").data
-    outside = [layer for layer in answer["layers"] if layer["outside"]]
-    assert answer["in_domain"] == (not outside)
-
-
-def test_it_says_what_the_interval_was_calibrated_on(workshop, huge):
-    told = workshop.call("predict", "--target", TARGET, "--onnx", huge, "--json").data
-    fitted = workshop.call("fit", "--target", TARGET, "--json").data
-    assert told["calibrated_on"] == fitted["calibrated_on"] == "networks"
-    text = " ".join(workshop.call("predict", "--target", TARGET, "--onnx", huge).stdout.split())
-    assert "calibrated on networks" in text
-    assert told["table"] == str(workshop.table)
-
-
-def test_layers_say_in_what_they_are_outside(workshop, huge):
-    text = " ".join(workshop.call("predict", "--target", TARGET, "--onnx", huge, "--layers").stdout.split())
-    assert "outside the profiled range in" in text
-
-
-def test_a_folder_of_tables_is_told_from_a_table(workshop, huge):
-    place = workshop.table.parent
-    refused = workshop.call("predict", "--target", TARGET, "--onnx", huge, "--table", place, "--json")
-    assert (refused.code, refused.error["kind"]) == (2, "missing_file")
-    assert refused.error["next"] == f"Name a table below it: {workshop.table}."
-
-
-@pytest.mark.parametrize(("batch", "noted"), [(8, True), (1, False), ("batch", False)])
-def test_a_model_of_another_batch_is_predicted_as_it_is_and_that_is_said(workshop, tmp_path, batch, noted):
-    path = added(tmp_path / "batched.onnx", batch, 16, 6, 6)
-    told = workshop.call("predict", "--target", TARGET, "--onnx", path, "--json").data
-    notes = [note for note in told["notes"] if "batch" in note]
-    assert notes == (["the model's own batch is 8, the target's 1: predicted as the model is"] if noted else [])
-
-
-def test_a_profile_too_small_to_fit_says_so_at_once(tmp_path):
-    few = ("--onnx", added(tmp_path / "three.onnx", 1, 16, 6, 6, terms=3), "--blocks", 1)
-    answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
-    assert answer.code == 0, answer
-    again = " ".join(call(tmp_path, "profile", "--target", TARGET, *few, "--resume").stdout.split())
-    assert "too few to fit a predictor to (10 stretches at least)" in again
-    assert "expected error" not in again
-    assert answer.data["too_few_to_fit"] is True
-    refused = call(tmp_path, "fit", "--target", TARGET, "--json")
-    assert (refused.code, refused.error["kind"]) == (2, "usage")
-
-
-def test_networks_of_one_operator_are_profiled_and_ones_that_cannot_be_are_named(tmp_path):
-    from onnx.helper import make_graph, make_model, make_node, make_opsetid, make_tensor_value_info
-
-    given, result = (
-        make_tensor_value_info(n, k, [1, 8]) for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT64))
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of probes of the kernels of both networks."""
+    folder = tmp_path_factory.mktemp("table")
+    target = load_target(TARGET)
+    engine = load_engine(target)
+    reader = KernelReader(engine, cpu_fingerprint(), engine.version())
+    kernels = list(
+        dict.fromkeys(
+            executed.kernel
+            for network in (known_network(folder), refused_network(folder))
+            for executed in reader.read(network).executed
+        )
     )
-    graph = make_graph([make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)], "g", [given], [result])
-    onnx.save_model(make_model(graph, opset_imports=[make_opsetid("", 17)], ir_version=8), tmp_path / "whole.onnx")
-    few = ("--onnx", added(tmp_path / "one.onnx", 1, 16, 6, 6), "--onnx", tmp_path / "whole.onnx", "--blocks", 1)
-    answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
-    assert answer.code == 0, answer
-    assert answer.data["probes"] == 1
-    assert answer.data["left_out"] == {"whole": "no stretch of it can be measured on its own"}
+    rng = np.random.default_rng(0)
+    rows = [row(i, [kernels[i % len(kernels)], kernels[(3 * i + 1) % len(kernels)]], rng) for i in range(PROBES)]
+    header = TableHeader(target, cpu_fingerprint(), engine.version(), {"seconds": 0.01}, "2026-01-01T00:00:00+00:00")
+    write_table(LatencyTable(header, tuple(rows)), folder / "table")
+    return folder / "table"
 
 
-def test_a_predictor_that_is_no_good_warns_of_itself():
-    good = scores_of(np.array([1.0, 2.1]), np.array([1.0, 2.0]))
-    assert good.warnings() == []
-    assert replace(good, mape=0.71).warnings() == [
-        "the predictor's own mean error is 71%: too few measurements, or ones unlike each other; decide nothing by it"
-    ]
+def predict(folder: Path, table: Path, network: Path, *more: object) -> Answer:
+    return call(folder, "predict", "--target", TARGET, "--table", table, "--onnx", network, *more)
+
+
+def test_predict_says_who_said_what_is_executed(tmp_path: Path, table: Path) -> None:
+    network = known_network(tmp_path)
+    found = {
+        source: predict(tmp_path, table, network, "--json", "--kernels", source).data
+        for source in ("auto", "rules", "runtime")
+    }
+    assert [data["kernels_from"] for data in found.values()] == ["rules", "rules", "runtime"]
+    assert len({data["latency_s"] for data in found.values()}) == 1
+    assert len({str(data["layers"]) for data in found.values()}) == 1
+    assert predict(tmp_path, table, network).stdout.rstrip().endswith("kernels from the rules")
+
+
+def test_the_runtime_answers_for_what_rules_refuse(tmp_path: Path, table: Path) -> None:
+    network = refused_network(tmp_path)
+    assert predict(tmp_path, table, network, "--json").data["kernels_from"] == "runtime"
+    answer = predict(tmp_path, table, network, "--json", "--kernels", "rules")
+    assert (answer.code, answer.error["kind"]) == (2, "usage")
+    assert "QuickGelu" in answer.error["found"]
+
+
+def test_an_unknown_source_is_refused_with_the_known_ones(tmp_path: Path, table: Path) -> None:
+    answer = predict(tmp_path, table, known_network(tmp_path), "--json", "--kernels", "guess")
+    assert (answer.code, answer.error["kind"]) == (2, "unknown_name")
+    assert "auto, rules, runtime" in answer.error["next"]
+
+
+def test_a_file_that_was_predicted_once_needs_nobody_asked_again(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = known_network(tmp_path)
+    first = predict(tmp_path, table, network, "--json", "--kernels", "runtime").data
+    monkeypatch.setattr(OnnxRuntimeEngine, "executed_kernels", None)
+    assert predict(tmp_path, table, network, "--json", "--kernels", "runtime").data == first
+    assert len(list((tmp_path / "home" / "kernels").iterdir())) == 1
+
+
+def test_a_network_without_the_values_of_its_weights_is_predicted_too(tmp_path: Path, table: Path) -> None:
+    network = known_network(tmp_path)
+    whole = predict(tmp_path, table, network, "--json").data
+    model = onnx.load(network)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            tensor.ClearField("raw_data")
+    network.write_bytes(model.SerializeToString())
+    assert predict(tmp_path, table, network, "--json").data == whole
+
+
+def test_predict_works_without_the_runtime_where_rules_do(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    assert predict(tmp_path, table, known_network(tmp_path), "--json").data["kernels_from"] == "rules"
+    answer = predict(tmp_path, table, refused_network(tmp_path), "--json")
+    assert (answer.code, answer.error["kind"]) == (5, "missing_runtime")
+    assert "not installed" in answer.error["found"]
+    assert "QuickGelu" in answer.error["found"]

@@ -1,4 +1,4 @@
-"""`profile`: a killed one is gone on with or refused, and a time limit is kept."""
+"""`profile`: a killed one is gone on with or refused, a time limit is kept, and what is too little is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from additions import added
 from command_line import TARGET, call
+from onnx import TensorProto, helper
 
 from akd_deploy.latency_table import NETWORK, read_table
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
@@ -126,3 +128,29 @@ def test_networks_that_it_is_calibrated_on_are_counted_as_such(twin, tmp_path):
     data = answer.data
     assert data["networks"] == len([row for row in read_table(Path(data["table"])).rows if row.kind == NETWORK])
     assert data["networks"] > 0
+
+
+def test_a_profile_too_small_to_fit_says_so_at_once(tmp_path):
+    few = ("--onnx", added(tmp_path / "three.onnx", 1, 16, 6, 6, terms=3), "--blocks", 1)
+    answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
+    assert answer.code == 0, answer
+    again = " ".join(call(tmp_path, "profile", "--target", TARGET, *few, "--resume").stdout.split())
+    assert "too few to fit a predictor to (10 stretches at least)" in again
+    assert "expected error" not in again
+    assert answer.data["too_few_to_fit"] is True
+    refused = call(tmp_path, "fit", "--target", TARGET, "--json")
+    assert (refused.code, refused.error["kind"]) == (2, "usage")
+
+
+def test_networks_of_one_operator_are_profiled_and_ones_that_cannot_be_are_named(tmp_path):
+    given, result = (
+        helper.make_tensor_value_info(n, k, [1, 8]) for n, k in (("x", TensorProto.FLOAT), ("y", TensorProto.INT64))
+    )
+    graph = helper.make_graph([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.INT64)], "g", [given], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(model, tmp_path / "whole.onnx")
+    few = ("--onnx", added(tmp_path / "one.onnx", 1, 16, 6, 6), "--onnx", tmp_path / "whole.onnx", "--blocks", 1)
+    answer = call(tmp_path, "profile", "--target", TARGET, *few, "--json")
+    assert answer.code == 0, answer
+    assert answer.data["probes"] == 1
+    assert answer.data["left_out"] == {"whole": "no stretch of it can be measured on its own"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,11 @@ def test_what_cannot_be_ranked_has_no_rank_correlation(predicted: list[float], m
     assert scores.spearman is None
     assert scores.coverage is None
     assert scores.floor_mape is None
+
+
+def test_a_predictor_that_is_no_good_warns_of_itself():
+    good = scores_of(np.array([1.0, 2.1]), np.array([1.0, 2.0]))
+    assert good.warnings() == []
+    assert replace(good, mape=0.71).warnings() == [
+        "the predictor's own mean error is 71%: too few measurements, or ones unlike each other; decide nothing by it"
+    ]
