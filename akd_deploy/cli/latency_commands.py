@@ -82,7 +82,7 @@ def profile(
     """Measure the kernels of a search space, or of given networks, on a target and write its latency table."""
     from akd_deploy.engines import load_engine
     from akd_deploy.latency_table import HEADER_NAME, NETWORK, PROBE, read_table, table_directory
-    from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN, Enough, LiveError
+    from akd_deploy.pipeline.expected_error import LEAST_GAIN, Enough, LiveError
     from akd_deploy.pipeline.planning import Domain, planned_probes
     from akd_deploy.pipeline.probe_plan import (
         GENERAL_MINUTES,
@@ -225,14 +225,8 @@ def profile(
         )
         complete = profiled.measured >= profiled.planned
         if data.get("expected_error") is not None and not data["too_few_to_fit"]:
-            console.print(
-                f"expected error of a network like those measured: {data['expected_error']:.1%} (forecast from what is "
-                "measured and how often; `fit` scores it)"
-            )
-            if limit is not None and data["expected_error"] > limit:
-                console.print(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
-            elif planned.ended == GAIN and complete:
-                console.print(f"more would lower it by less than {LEAST_GAIN:.0%} of itself; --probes measures so many")
+            for line in expectation_lines(data["expected_error"], limit, planned.ended if complete else None):
+                console.print(line)
         for name, why in data["left_out"].items():
             console.print(f"left out: {name}: {why}", markup=False, highlight=False)
         if not complete:
@@ -252,6 +246,26 @@ def profile(
             console.print(f"{profiled.torn_lines} torn line of a killed profile's journal was left out")
 
     emit(Outcome(data, show), as_json)
+
+
+def expectation_lines(expected: float, limit: float | None, ended: str | None) -> list[str]:
+    """What a profile may expect of its predictor, and whether more would help.
+
+    Args:
+        limit: the error that was asked for.
+        ended: why no more were planned; None where not all of the plan was measured.
+    """
+    from akd_deploy.pipeline.expected_error import GAIN, LEAST_GAIN
+
+    lines = [
+        f"expected error of a network like those measured: {expected:.1%} (forecast from what is measured and how "
+        "often; `fit` scores it)"
+    ]
+    if limit is not None and expected > limit:
+        lines.append(f"that is more than the {limit:.1%} asked for: --resume with more --probes or --minutes")
+    elif ended == GAIN:
+        lines.append(f"more would lower it by less than {LEAST_GAIN:.0%} of itself; --probes measures so many")
+    return lines
 
 
 def fit(target: TargetName, directory: Table = None, as_json: Json = False) -> None:

@@ -12,8 +12,10 @@ from additions import added
 from command_line import TARGET, call
 from onnx import TensorProto, helper
 
+from akd_deploy.cli.latency_commands import expectation_lines
 from akd_deploy.latency_table import NETWORK, read_table
 from akd_deploy.models.onnx_from_student import onnx_from_architecture
+from akd_deploy.pipeline.expected_error import GAIN
 from akd_deploy.profiling.measured_journal import JOURNAL_NAME, MeasuredJournal
 from akd_deploy.search_space import load_space
 
@@ -154,3 +156,11 @@ def test_networks_of_one_operator_are_profiled_and_ones_that_cannot_be_are_named
     assert answer.code == 0, answer
     assert answer.data["probes"] == 1
     assert answer.data["left_out"] == {"whole": "no stretch of it can be measured on its own"}
+
+
+def test_nobody_is_told_that_more_hardly_helps_before_all_of_the_plan_is_measured():
+    cases = ((None, GAIN), (None, None), (0.03, GAIN))
+    said = [" ".join(expectation_lines(0.128, limit, ended)) for limit, ended in cases]
+    assert all("12.8%" in text for text in said)
+    assert ["more would lower it" in text for text in said] == [True, False, False]
+    assert ["more than the 3.0% asked for" in text for text in said] == [False, False, True]

@@ -85,13 +85,18 @@ def test_activations_meet_values_of_either_sign_at_random() -> None:
         assert (signs[..., 1:] != signs[..., :-1]).mean() > 0.2, name
 
 
-def test_pools_and_resizing_stand_where_channels_are_in_blocks_and_where_they_are_not() -> None:
-    listed = Lister(TARGET)
-    found = {kernel.op for model in operator_graphs(1).values() for kernel in listed(model)}
-    for name in ("MaxPool", "AveragePool", "GlobalAveragePool"):
-        assert {name, f"nchwc.{name}"} <= found
-    assert {"Resize", "nchwc.Upsample", "nchwc.Conv"} <= found
-    assert {"Conv", "FusedConv"} & found
+@pytest.mark.parametrize(
+    ("name", "op"),
+    [
+        ("MaxPool3", "nchwc.MaxPool"), ("MaxPool3Alone", "MaxPool"),
+        ("AveragePool3", "nchwc.AveragePool"), ("AveragePool3Alone", "AveragePool"),
+        ("GlobalAveragePool", "nchwc.GlobalAveragePool"), ("GlobalAveragePoolAlone", "GlobalAveragePool"),
+        ("ResizeNearest", "nchwc.Upsample"), ("ResizeNearestAlone", "Resize"),
+    ],
+)  # fmt: skip
+def test_pools_and_resizing_stand_where_channels_are_in_blocks_and_where_they_are_not(name: str, op: str) -> None:
+    for size in ("16x96", "96x14"):
+        assert op in {kernel.op for kernel in Lister(TARGET)(operator_graphs(1)[f"{name} {size}"])}
 
 
 def test_operators_are_all_in_a_plan_with_room_and_spread_over_its_beginning() -> None:
