@@ -73,6 +73,12 @@ class TableHeader:
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocol", MappingProxyType(dict(sorted(self.protocol.items()))))
 
+    @property
+    def imported_from(self) -> str | None:
+        """The tool that measured the rows; None where they were profiled here."""
+        source = self.protocol.get("source")
+        return None if source is None else str(source)
+
     def differences(self, other: TableHeader) -> list[str]:
         """One line for each field that keeps the two from merging."""
         lines = [f"device {line}" for line in self.device.differences(other.device)]

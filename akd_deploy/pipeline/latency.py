@@ -77,18 +77,26 @@ class TargetLatency:
             try:
                 prediction = self.predictor.predict(found.executed, asked, found.kernels_from)
             except UncoveredOperatorError as error:
-                if self.table.header.transfer is None:
-                    raise
-                sources = ", ".join(source.target for source in self.table.header.transfer.sources)
-                raise UncoveredOperatorError(
-                    error.uncovered,
-                    asked,
-                    f"This table was transferred: profile them on its sources ({sources}) and transfer again, or "
-                    "delete it and profile the target itself.",
-                ) from error
+                raise UncoveredOperatorError(error.uncovered, asked, self._how_to_cover(path)) from error
             if remember:
                 self._predicted.keep(found, prediction)
         return prediction
+
+    def _how_to_cover(self, path: Path) -> str:
+        """What to do about operators of a file that the table says nothing about."""
+        header = self.table.header
+        if header.transfer is not None:
+            sources = ", ".join(source.target for source in header.transfer.sources)
+            return (
+                f"This table was transferred: profile them on its sources ({sources}) and transfer again, or delete it "
+                "and profile the target itself."
+            )
+        if header.imported_from is not None:
+            return (
+                f"This table was imported: have {header.imported_from} measure a network that has them, then "
+                f"`akd-deploy import-table {header.imported_from} FILES --target {self.target.name} --append`."
+            )
+        return f"Profile them: `akd-deploy profile --target {self.target.name} --onnx {path} --resume`."
 
     def predict_architecture(self, architecture: Architecture, kernels: str = AUTO) -> Prediction:
         """Predict an architecture from the kernels its whole network executes; `kernels` as for `predict_model`."""

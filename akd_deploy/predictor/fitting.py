@@ -256,7 +256,9 @@ def _scored(
 
 
 def _profile_more(table: LatencyTable) -> str:
-    name = table.header.target.name
+    name, tool = table.header.target.name, table.header.imported_from
+    if tool is not None:
+        return f"Import more of the same: `akd-deploy import-table {tool} FILES --target {name} --append`."
     return (
         f"Profile more of the same: `akd-deploy profile --target {name} --resume`, its networks or space, `--probes N`."
     )

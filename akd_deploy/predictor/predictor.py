@@ -106,7 +106,7 @@ class Predictor:
             raise UncoveredOperatorError(
                 uncovered,
                 asked=asked,
-                next=f"Profile them: `akd-deploy profile --target {self.target} --onnx MODEL --resume`.",
+                next=f"Profile a network that has them: `akd-deploy profile --target {self.target} --onnx … --resume`.",
             )
         different = list(dict.fromkeys(kernels))  # networks repeat their blocks
         result = {}

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from akd_deploy.architecture import Architecture
+from akd_deploy.latency_table import HEADER_NAME
 from akd_deploy.pipeline.latency import profile_target, target_latency
 from akd_deploy.profiling.profile import ProfilePlan
 from akd_deploy.recipes.paired_seeds import Difference, architecture_shift, holm, kendall, paired, rank_agreement
@@ -92,6 +93,12 @@ class Study:
             "arch": architecture.as_dict(), "method": method, "seed": seed, "training": dict(training), **more,
         }  # fmt: skip
 
+    def latencies(self, target: str) -> np.ndarray:
+        """(networks,) predicted seconds on a target."""
+        job = {"folder": str(self.folder), "space": dict(self.space.settings), "target": target}
+        (found,) = self.ledger.results(latencies, [job], f"latencies on {target}")
+        return np.array(found["seconds"])
+
     def table(
         self, what: str, method: str, teacher: str, first: int, seeds: int, training: Mapping[str, Any], score: str
     ) -> np.ndarray:
@@ -121,16 +128,16 @@ def networks_of(space: SearchSpace) -> list[Architecture]:
     return list({space.network_digest(a): a for a in (space.from_tokens(tokens) for tokens in every)}.values())
 
 
-def latencies(space: SearchSpace, architectures: Sequence[Architecture], target_name: str, folder: Path) -> np.ndarray:
-    """(networks,) predicted seconds on a target; its table of the space is measured first where there is none."""
-    target = load_target(target_name)
-    directory = folder / "latency_tables" / target_name
-    if not (directory / "header.json").is_file():
-        print(f"profiling {target_name} …")
+def latencies(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Predicted seconds of every network of a space on a target, whose table of the space is measured first."""
+    target, space = load_target(job["target"]), load_space("mobile", job["space"])
+    directory = Path(job["folder"]) / "latency_tables" / target.name
+    if not (directory / HEADER_NAME).is_file():
+        print(f"profiling {target.name} …")
         plan = ProfilePlan(probes=160, networks=24, seed=0)
         profile_target(target, space, plan, directory, resume=directory.is_dir(), on_model=lambda done, total: None)
     compiled = target_latency(target, directory).compile(space)
-    return compiled.predict(architectures)[0]
+    return {"seconds": compiled.predict(networks_of(space))[0].tolist()}
 
 
 def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
@@ -138,6 +145,8 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     began = time.perf_counter()
     study = Study(scale, folder, Ledger(folder / "trainings.jsonl", processes))
     found: dict[str, Any] = {"networks": len(study.architectures)}
+    # First of all, while nothing is being trained beside what is measured; kept, as another machine would differ.
+    latency_s = {name: study.latencies(name) for name in TARGETS}
     taught = study.ledger.results(train_teacher, study.teachers["ensemble"], "teachers")
     short, long = scale.short, scale.long
     tables = {
@@ -146,7 +155,6 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
         "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, max(2, scale.scoring_seeds), short, "reward"),
         "long": study.table("full, convnet", "kd", "convnet", SCORING, scale.scoring_seeds, long, "test"),
     }
-    latency_s = {name: latencies(study.space, study.architectures, name, folder) for name in TARGETS}
     found["bed"] = _print_bed(study, taught, tables)
     found["ranking"] = _print_ranking(study, tables)
     found["gain"] = _print_gain(tables, latency_s)

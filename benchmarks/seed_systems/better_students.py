@@ -17,10 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from akd_deploy.configuration import CertificateTable
 from akd_deploy.distill import TrainingSettings, train
+from akd_deploy.latency_table import HEADER_NAME
 from akd_deploy.models.gated_network import GatedNetwork, extract
 from akd_deploy.models.onnx_from_module import onnx_from_module, quick_onnx
+from akd_deploy.models.part import mask_from_text, mask_text
 from akd_deploy.pipeline.latency import TargetLatency, target_latency
+from akd_deploy.pipeline.shipping import certificate_of, certificate_protocol, measure_together
 from akd_deploy.recipes.better_students import (
     Cost,
     GateSearchSettings,
@@ -37,8 +41,8 @@ from akd_deploy.recipes.better_students import (
     within_budget,
 )
 from akd_deploy.recipes.paired_seeds import holm, paired
-from akd_deploy.target import load_target
-from benchmarks.seed_systems.ledger import Ledger
+from akd_deploy.target import Target, load_target
+from benchmarks.seed_systems.ledger import Ledger, Work
 from benchmarks.seed_systems.students import (
     bank_of,
     dataset_of,
@@ -85,6 +89,16 @@ class Study:
 
     def teacher_job(self) -> dict[str, Any]:
         return teacher_job(self.folder, self.scale.data, "resnet", self.scale.teacher)
+
+    def target_job(self, target: str) -> dict[str, Any]:
+        return {
+            "teacher": self.teacher_job(), "group": self.scale.group, "target": target, "probes": self.scale.probes,
+        }  # fmt: skip
+
+    def alone(self, work: Work, job: Mapping[str, Any], what: str) -> Mapping[str, Any]:
+        """What one job gives, nothing beside it; kept like a training, as another machine would measure otherwise."""
+        (result,) = self.ledger.results(work, [job], what)
+        return result
 
     def students(self, masks: Mapping[str, Sequence[np.ndarray]], what: str) -> dict[tuple[str, bool], np.ndarray]:
         """(name, inherits) → (seeds,) test accuracies, the mean over a name's masks."""
@@ -165,10 +179,12 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     row("teacher on the test images", f"{teacher['test']:.2%}")
     row("kept whole", "; ".join(f"{why} ({count})" for why, count in gated.kept_whole.items()))
     found: dict[str, Any] = {"teacher": teacher["test"]}
+    # Before parts are trained, so that nothing else is done beside what is measured.
+    units = {target: study.alone(unit_latencies, study.target_job(target), f"{target}") for target in scale.targets}
     for share in scale.budgets:
         found[f"{share}"] = _print_budget(study, gated, share)
     for target in scale.targets:
-        found[target] = _print_latency(study, gated, target)
+        found[target] = _print_latency(study, gated, target, units[target])
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
 
@@ -249,52 +265,93 @@ def _random_alike(masks: Sequence[np.ndarray]) -> float:
 def predicted_s(latency: TargetLatency, gated: GatedNetwork, mask: np.ndarray) -> float:
     """The part's predicted latency on a target, seconds."""
     with tempfile.TemporaryDirectory() as scratch:
-        shape = (latency.target.batch, *gated.graph.input_shape)
-        path = quick_onnx(extract(gated, mask), shape, Path(scratch) / "part.onnx")
-        return latency.predict_model(path, remember=False).latency_s
+        return latency.predict_model(_written(latency.target, gated, mask, Path(scratch)), remember=False).latency_s
 
 
-def _print_latency(study: Study, gated: GatedNetwork, target: str) -> dict[str, Any]:
-    """The same with the penalty in proportion to predicted latency, on one target."""
-    directory = study.folder / "latency_tables" / target
-    if not (directory / "header.json").is_file():
-        _profile(gated, target, directory, study.scale.probes)
-    latency = target_latency(load_target(target), directory)
-    whole = predicted_s(latency, gated, np.ones(len(gated.units), bool))
-    budget = LATENCY_BUDGET * whole
-    shares = unit_costs(gated, lambda mask: predicted_s(latency, gated, mask))
-    least = predicted_s(
-        latency,
-        gated,
-        within_budget(
-            gated, uniform_width(gated), lambda mask: float(mask.sum()), float(len(set(u.layer for u in gated.units)))
-        ),
-    )
-    seconds = (whole - least) * shares / shares.sum()
-    results = study.ledger.results(
-        search_part, _searches(study, budget, {}, [least, *seconds.tolist()]), f"gates for {target}"
-    )
+def _written(target: Target, gated: GatedNetwork, mask: np.ndarray, folder: Path) -> Path:
+    return quick_onnx(extract(gated, mask), (target.batch, *gated.graph.input_shape), folder / "part.onnx")
+
+
+def _latency(job: Mapping[str, Any], gated: GatedNetwork) -> TargetLatency:
+    """A target's predictor; its table of the teacher's parts is measured first where there is none."""
+    directory = Path(job["teacher"]["folder"]) / "latency_tables" / job["target"]
+    if not (directory / HEADER_NAME).is_file():
+        _profile(gated, job["target"], directory, job["probes"])
+    return target_latency(load_target(job["target"]), directory)
+
+
+def unit_latencies(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Predicted seconds of the whole teacher and of a unit in every layer; the units' shares of what is between."""
+    gated = gated_of(job["teacher"], job["group"])
+    latency = _latency(job, gated)
 
     def cost(mask: np.ndarray) -> float:
         return predicted_s(latency, gated, mask)
 
-    masks = {
-        "gates (KL), latency": [within_budget(gated, r["order"], cost, budget) for r in results],
-        "uniform width": [within_budget(gated, uniform_width(gated), cost, budget)],
+    layers = float(len({unit.layer for unit in gated.units}))
+    least = within_budget(gated, uniform_width(gated), lambda mask: float(mask.sum()), layers)
+    shares = unit_costs(gated, cost)
+    return {
+        "whole_s": cost(np.ones(len(gated.units), bool)),
+        "least_s": cost(least),
+        "shares": (shares / shares.sum()).tolist(),
     }
-    accuracy = study.students(masks, f"students for {target}")
-    section(f"At {LATENCY_BUDGET:.0%} of the teacher's predicted latency on {target} ({budget * 1e6:.0f} µs)")
-    for name, chosen in masks.items():
-        microseconds = np.mean([cost(mask) for mask in chosen]) * 1e6
-        share = np.mean([gated.macs(mask) for mask in chosen]) / gated.macs()
+
+
+def parts_within(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The largest part that each order of units gives within a latency budget, all measured together and certified."""
+    gated = gated_of(job["teacher"], job["group"])
+    latency, table = _latency(job, gated), CertificateTable()
+
+    def cost(mask: np.ndarray) -> float:
+        return predicted_s(latency, gated, mask)
+
+    # A certificate is about what is slower than the median: the budget of predictions is so much less.
+    within_s = job["budget_s"] / latency.certificate_factor(table)
+    masks = [within_budget(gated, np.array(order), cost, within_s) for order in job["orders"]]
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {}
+        for number, mask in enumerate(masks):
+            (Path(scratch) / str(number)).mkdir()
+            paths[f"{number}"] = (latency.target, _written(latency.target, gated, mask, Path(scratch) / f"{number}"))
+        measured = measure_together(paths, certificate_protocol(table), np.random.default_rng(0))
+    found = [measured[name].measurement for name in paths]
+    return {
+        "masks": [mask_text(mask) for mask in masks],
+        "predicted_s": [cost(mask) for mask in masks],
+        "measured_s": [one.statistics_s() for one in found],
+        "certified": [certificate_of(one, job["budget_s"], table).ok for one in found],
+    }
+
+
+def _print_latency(study: Study, gated: GatedNetwork, target: str, units: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the penalty in proportion to predicted latency, on one target."""
+    budget_s = LATENCY_BUDGET * units["whole_s"]
+    seconds = ((units["whole_s"] - units["least_s"]) * np.array(units["shares"])).tolist()
+    searches = _searches(study, budget_s, {}, [units["least_s"], *seconds])
+    results = study.ledger.results(search_part, searches, f"gates for {target}")
+    orders = [*(r["order"] for r in results), uniform_width(gated).tolist()]
+    parts = study.alone(
+        parts_within, {**study.target_job(target), "budget_s": budget_s, "orders": orders}, f"parts for {target}"
+    )
+    kept = [mask_from_text(text) for text in parts["masks"]]
+    names = {"gates (KL), latency": slice(0, len(results)), "uniform width": slice(len(results), None)}
+    accuracy = study.students({name: kept[which] for name, which in names.items()}, f"students for {target}")
+    section(f"Within {budget_s * 1e6:.0f} µs, {LATENCY_BUDGET:.0%} of the teacher's predicted latency on {target}")
+    for name, which in names.items():
+        share = np.mean([gated.macs(mask) for mask in kept[which]]) / gated.macs()
+        medians = [one["median"] for one in parts["measured_s"][which]]
         row(
-            f"{name} ({microseconds:.0f} µs, {share:.0%} of operations)",
+            f"{name} ({share:.0%} of operations)",
+            f"predicted {np.mean(parts['predicted_s'][which]) * 1e6:.0f} µs, measured {np.mean(medians) * 1e6:.0f}, "
+            f"{sum(parts['certified'][which])} of {len(medians)} certified; "
             f"{accuracy[name, False].mean():.2%} | {accuracy[name, True].mean():.2%}",
         )
     for inherits in (False, True):
         difference = paired(accuracy["gates (KL), latency", inherits], accuracy["uniform width", inherits])
         row(f"gates less uniform width, {'inherited' if inherits else 'from scratch'}", interval(difference))
-    return {f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()}
+    scores = {f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()}
+    return {"budget_s": budget_s, **parts, **scores}
 
 
 def _profile(gated: GatedNetwork, target: str, directory: Path, probes: int) -> None:

@@ -18,11 +18,23 @@ Job = Mapping[str, Any]
 """JSON types only: everything that the result depends on, and under `folder`, at any depth, where files are kept."""
 Work = Callable[[Job], Mapping[str, Any]]
 """Does one job in a process of its own kind; a module's function."""
+LONGEST = 2_000
+"""Characters of a list that a ledger keeps whole."""
 
 
 def key_of(job: Job) -> str:
     """Equal exactly for jobs that differ in nothing but their folders."""
     return hashlib.sha256(json.dumps(without_folders(job), sort_keys=True).encode()).hexdigest()[:20]
+
+
+def told(value: Any) -> Any:
+    """A job as a ledger keeps it: long lists, as a process's weights, by a digest of what they hold."""
+    if isinstance(value, Mapping):
+        return {name: told(one) for name, one in value.items()}
+    text = json.dumps(value)
+    if not isinstance(value, list) or len(text) <= LONGEST:
+        return value
+    return {"sha256": hashlib.sha256(text.encode()).hexdigest()[:20], "length": len(value)}
 
 
 def without_folders(value: Any) -> Any:
@@ -66,7 +78,7 @@ class Ledger:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write("\n" if torn else "")
                 for done, (key, job, result, seconds) in enumerate(self._done(work, missing), start=1):
-                    entry = {"key": key, "job": without_folders(job), "result": result, "seconds": seconds}
+                    entry = {"key": key, "job": told(without_folders(job)), "result": result, "seconds": seconds}
                     file.write(json.dumps(entry) + "\n")
                     file.flush()
                     self._known[key] = entry

@@ -88,7 +88,8 @@ def _fresh(kind: str, dataset: Dataset, seed: int) -> nn.Module:
     return residual_network(dataset.classes, seed)
 
 
-def _save_trained(network: nn.Module, dataset: Dataset, seed: int, settings: TrainingSettings, path: Path) -> None:
+def save_trained(network: nn.Module, dataset: Dataset, seed: int, settings: TrainingSettings, path: Path) -> None:
+    """Train a network on the teacher's images by their labels and write its weights."""
     from safetensors.torch import save
 
     views = ViewBank(dataset.teacher_train, dataset.views, seed)
@@ -109,7 +110,7 @@ def load_teacher(job: Mapping[str, Any]) -> Teacher:
         if job["kind"] == "convnet":
             save_convnet(train_member(dataset, job["member"], job["members"], job["seed"], job["skew"], settings), path)
         else:
-            _save_trained(_fresh(job["kind"], dataset, job["seed"]), dataset, job["seed"], settings, path)
+            save_trained(_fresh(job["kind"], dataset, job["seed"]), dataset, job["seed"], settings, path)
     if job["kind"] == "convnet":
         network: nn.Module = load_convnet(path)
     else:

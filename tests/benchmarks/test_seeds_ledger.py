@@ -66,6 +66,23 @@ def test_a_ledger_holds_in_another_folder_and_names_none(tmp_path, jobs) -> None
     assert key_of(there[0]) != key_of({**there[0], "teachers": [{"folder": "there", "kind": "resnet"}]})
 
 
+def test_a_ledger_keeps_of_a_long_list_what_tells_it_from_others(tmp_path, jobs) -> None:
+    path = tmp_path / "t.jsonl"
+    long = [[0.5 + i, 1.5] for i in range(500)]
+    both = [
+        {**jobs[0], "weights": long, "few": [1, 2]},
+        {**jobs[0], "weights": [*long[:-1], [0.0, 0.0]], "few": [1, 2]},
+    ]
+    Ledger(path, 1).results(work, both, "squares")
+    kept = [json.loads(line)["job"] for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [job["few"] for job in kept] == [[1, 2], [1, 2]]
+    assert [job["weights"]["length"] for job in kept] == [500, 500]
+    assert kept[0]["weights"]["sha256"] != kept[1]["weights"]["sha256"]
+    assert len(path.read_bytes()) < 2_000
+    Ledger(path, 1).results(work, both, "squares")
+    assert len(calls(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("kind", ["convnet", "mixer", "resnet"])
 def test_a_teacher_whose_weights_are_gone_is_trained_again_to_the_same(tmp_path, kind) -> None:
     data = {

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from additions import added
 from command_line import Answer, call, written
 
 from akd_deploy.engines import load_engine
@@ -135,6 +136,12 @@ def test_a_profile_of_this_machine_s_onnx_runtime_is_fitted_and_predicts(tmp_pat
     assert predicted.code == 0, predicted
     assert predicted.data["uncovered"] == []
     assert 0 <= predicted.data["interval_s"][0] <= predicted.data["latency_s"] <= predicted.data["interval_s"][1]
+    added(tmp_path / "other.onnx", 1, 16, 6, 6)
+    given = ("--target", target.name, "--table", answer.data["table"], "--onnx", "other.onnx", "--json")
+    uncovered = call(tmp_path, "predict", *given)
+    assert (uncovered.code, uncovered.error["uncovered"]) == (2, ["Add"])
+    assert "imported" in uncovered.error["next"]
+    assert f"akd-deploy import-table onnxruntime FILES --target {target.name} --append" in uncovered.error["next"]
 
 
 @pytest.mark.parametrize(("kernels", "operator"), [("engine", "nchwc.Conv"), ("onnx", "Conv")])

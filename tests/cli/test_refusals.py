@@ -299,6 +299,7 @@ def test_an_operator_the_table_does_not_know_is_named_and_never_costs_nothing(wo
     assert answer.error["kind"] == "uncovered_operator"
     assert "Sinh" in answer.data["uncovered"]
     assert answer.error["uncovered"] == answer.data["uncovered"]
+    assert answer.error["next"] == f"Profile them: `akd-deploy profile --target {TARGET} --onnx {path} --resume`."
     assert "Sinh" in answer.error["found"]
     assert "latency_s" not in answer.data
 
