@@ -32,6 +32,13 @@ def binomial_cdf(successes: int, trials: int, probability: float) -> float:
     return float(min(1.0, np.exp(peak) * np.exp(log_terms - peak).sum()))
 
 
+def share_upper_bound(hits: int, trials: int, confidence: float) -> float:
+    """Exact upper bound of a share of which `hits` of `trials` independent draws are (Clopper & Pearson 1934)."""
+    from scipy.stats import beta
+
+    return 1.0 if hits >= trials else float(beta.ppf(confidence, hits + 1, trials - hits))
+
+
 def samples_needed(percentile: float, confidence: float) -> int:
     """Smallest sample in which the largest value bounds the percentile: 29, 59, 299 for p90, p95, p99 at 95 %."""
     check_levels(percentile, confidence)

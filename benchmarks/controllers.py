@@ -127,7 +127,9 @@ class Bench:
 
 def main(path: str, seeds: str = str(SEEDS)) -> None:
     """Print the regret of every strategy, and its paired difference to random search's."""
-    torch.set_num_threads(1)  # a controller of sixteen units is slowed a hundredfold by threads that wait for each other
+    torch.set_num_threads(
+        1
+    )  # a controller of sixteen units is slowed a hundredfold by threads that wait for each other
     began, bench = time.perf_counter(), Bench(read_table(Path(path)))
     count = int(seeds)
     print(f"{len(bench.known)} networks; mean regret over {count} seeds in points of distilled accuracy, how often the")

@@ -10,6 +10,7 @@ from akd_deploy.bounds import (
     clustered_upper_bound_s,
     order_statistic_upper_bound_s,
     samples_needed,
+    share_upper_bound,
 )
 from akd_deploy.errors import UsageError
 from benchmarks.simulations import bound_coverage, true_percentile_s
@@ -156,3 +157,13 @@ def test_two_processes_or_a_lower_percentile_have_no_bound():
     with pytest.raises(UsageError, match=r"p10.*below 50"):
         clustered_upper_bound_s(dict.fromkeys(range(10), samples), 10, 0.95)
     assert clustered_upper_bound_s({**dict.fromkeys(range(9), samples), 9: samples * np.nan}, 90, 0.95) == np.inf
+
+
+def test_a_share_is_bounded_exactly():
+    # None of n: (1 − share)^n = 1 − confidence.
+    assert share_upper_bound(0, 10, 0.99) == pytest.approx(1 - 0.01**0.1)
+    assert share_upper_bound(0, 44, 0.99) == pytest.approx(1 - 0.01 ** (1 / 44))
+    assert share_upper_bound(10, 10, 0.99) == 1
+    for hits in range(10):
+        bound = share_upper_bound(hits, 10, 0.95)
+        assert binomial_cdf(hits, 10, bound) == pytest.approx(0.05)

@@ -70,6 +70,8 @@ def test_a_certificate_states_its_evidence():
         "pooled_ok": True,
         "clustered_ok": True,
         "clustered_upper_s": 1e-3,  # the medians are equal: the bound is the 998th of all samples
+        "failing_blocks": 1,  # the fourth, by itself
+        "failing_share_upper": pytest.approx(0.50435, abs=1e-5),
     }
     blocks[4] = blocks[3]
     failed = certify(blocks, budget_s=2e-3, percentile=99, confidence=0.99)

@@ -253,7 +253,8 @@ def _certificate(c: dict[str, Any]) -> str:
         f"p{c['percentile']:g} ≤ {format_seconds(c['budget_s'])} at {c['confidence']:.0%}: {verdict} "
         f"({c['exceeding']} of {c['samples']} over, {c['allowed']} allowed; "
         f"worst process {c['worst_block_exceeding']:.1%} over; "
-        f"over processes {'not bounded' if upper_s is None else f'below {format_seconds(upper_s)}'})"
+        f"over processes {'not bounded' if upper_s is None else f'below {format_seconds(upper_s)}'}; "
+        f"{c['failing_blocks']} of {c['blocks']} processes missed it: at most {c['failing_share_upper']:.0%} of all do)"
     )
 
 

@@ -112,10 +112,11 @@ def verify(
         if verification.ok:
             known = "authentic" if verification.authentic else "unchanged; give --key or --digest to know it is ours"
             console.print(f"ok: {known}", markup=False)
-        if verification.manifest is not None:
+            assert verification.manifest is not None
             _show_certificate(verification.manifest, console)
 
-    certificate = None if verification.manifest is None else _certificate(verification.manifest)
+    # What a bundle says of itself is worth nothing where it is not what it was written as.
+    certificate = _certificate(verification.manifest) if verification.ok and verification.manifest else None
     data = {**verification.as_dict(), "certificate": certificate}
     emit(Outcome(data, show, 0 if verification.ok else VerificationError.exit_code), as_json)
 
@@ -156,7 +157,7 @@ def load(
             "differences": differences,
             "inputs": inputs,
             "outputs": outputs,
-            "certificate": _certificate(loaded.manifest),
+            "certificate": None if loaded.rebuilt else _certificate(loaded.manifest),
             "finite": all(bool(np.isfinite(array).all()) for array in arrays.values()),
         }
 
@@ -170,7 +171,10 @@ def load(
         console.print(
             "one inference on zeros: " + ("done" if data["finite"] else "done, with values that are not finite")
         )
-        _show_certificate(loaded.manifest, console)
+        if loaded.rebuilt:
+            console.print("no certificate: the bundle's is of its own engine, not of what was built now")
+        else:
+            _show_certificate(loaded.manifest, console)
         if differences:
             console.print("measured elsewhere, so that its certificate says nothing about this machine:")
             for line in differences:

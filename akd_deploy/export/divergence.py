@@ -56,7 +56,9 @@ def first_divergence(
 ) -> Divergence | None:
     """The first tensor, in the second network's order, that differs by more than `max_rel` of its largest value.
 
-    Compares the tensors that both networks name alike. All of them are looked at in order, not by halving:
+    Compares the tensors that both networks name alike; where the second quantises one, what its other nodes read of
+    it, after quantising and back: a quantiser drops a Relu where the quantised range cuts off what is below zero, and
+    before that the tensor is another. All of them are looked at in order, not by halving:
     a difference may vanish again further on (a clip hides it), so halving could step over the first. Exposing a
     tensor as an output stops the runtime from fusing across it; a fault that only the fused form has shows
     no divergence here.
@@ -87,13 +89,15 @@ def first_divergence(
             found="no tensor that both networks name alike",
             next="Compare a network with a conversion that keeps its names.",
         )
+    back = _dequantised(network_b)
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(shared), TENSORS_PER_RUN):
             names = shared[start : start + TENSORS_PER_RUN]
             values_a = evaluate(_saved_exposed(network_a, names, Path(folder) / "a.onnx"), feeds)
-            values_b = evaluate_b(_saved_exposed(network_b, names, Path(folder) / "b.onnx"), feeds)
-            for i, name in enumerate(names):
-                parity = output_parity(name, [(values_a[name], values_b[name])])
+            read = [back.get(name, name) for name in names]
+            values_b = evaluate_b(_saved_exposed(network_b, read, Path(folder) / "b.onnx"), feeds)
+            for i, (name, read_as) in enumerate(zip(names, read, strict=True)):
+                parity = output_parity(name, [(values_a[name], values_b[read_as])])
                 too_far = max_rel is not None and not parity.max_rel <= max_rel
                 turned = min_cosine is not None and not parity.cosine >= min_cosine
                 if too_far or turned or parity.non_finite:
@@ -102,6 +106,16 @@ def first_divergence(
                         name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i, parity.cosine
                     )
     return None
+
+
+def _dequantised(model: onnx.ModelProto) -> dict[str, str]:
+    """Tensor → what it is after it was quantised and dequantised, where the network does that."""
+    dequantised = {node.input[0]: node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return {
+        node.input[0]: dequantised[node.output[0]]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.output[0] in dequantised
+    }
 
 
 def exposed(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -17,6 +18,8 @@ from akd_deploy.export.lint_rules import NETWORK_RULES
 from akd_deploy.export.onnx_file import name_nodes, parse_onnx
 from akd_deploy.export.operators import UNSUPPORTED
 from akd_deploy.target import Target
+
+Rule = Callable[[LintGraph], Iterable[Finding]]
 
 LARGE_BYTES = 1024
 """Weights larger than this have no part in shapes and types; inference copies what it is given, several times."""
@@ -61,7 +64,7 @@ def lint_onnx(
         return (_corrupt_graph(error.found),)
     name_nodes(model)
     typed = _loosely_inferred(model)
-    before = [f for rule in FILE_RULES.values() for f in rule(LintGraph(typed, target, granularity, costs))]
+    before = _findings(FILE_RULES, LintGraph(typed, target, granularity, costs))
     try:
         onnx.checker.check_model(model)
         inferred = _with_weights(
@@ -70,8 +73,20 @@ def lint_onnx(
     except (onnx.checker.ValidationError, InferenceError) as error:
         # What the rules found fails the checker as well; they say it better.
         return _sorted(before) or (_corrupt_graph(str(error)),)
-    graph = LintGraph(inferred, target, granularity, costs)
-    return _sorted([*before, *(finding for rule in NETWORK_RULES.values() for finding in rule(graph))])
+    except ValueError as error:  # a type of tensor, or a name, that is none
+        return _sorted([*before, _corrupt_graph(str(error))])
+    return _sorted([*before, *_findings(NETWORK_RULES, LintGraph(inferred, target, granularity, costs))])
+
+
+def _findings(rules: Mapping[str, Rule], graph: LintGraph) -> list[Finding]:
+    """What every rule finds; a network that a rule cannot even read, though the file is an ONNX file, is corrupt."""
+    found: list[Finding] = []
+    for name, rule in rules.items():
+        try:
+            found += rule(graph)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            found.append(_corrupt_graph(f"rule {name} cannot read it ({type(error).__name__}: {error})"))
+    return found
 
 
 def _sorted(findings: list[Finding]) -> tuple[Finding, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -123,6 +124,7 @@ def _load(
     root = Path(folder.name)
     engine = engine_of(_without_paths(facts.target))
     engine.require(engine.why_not())
+    _check_threads(path, facts.target)
     fit = fit_here(facts, engine.version(), engine.fingerprint())
     if fit.blocks and not rebuild:
         raise MismatchError(
@@ -148,6 +150,17 @@ def _load(
         # A file of a later version may be no file to this one.
         rebuilt, session = True, engine.load(_rebuilt(engine, root, name, facts))
     return LoadedBundle(session, engine, name, facts, manifest, verification.authentic, rebuilt, fit, folder)
+
+
+def _check_threads(path: Path, target: Target) -> None:
+    """More threads than CPUs wait for each other, thousands of them for ever."""
+    threads, cpus = target.engine_options.get("threads", 1), os.cpu_count() or 1
+    if not isinstance(threads, int) or threads > cpus:
+        raise MismatchError(
+            asked=f"the engine of {path} on this machine",
+            found=f"{threads} threads, and {cpus} CPUs here",
+            next="Load it on a machine with as many CPUs, or build its network for a target of fewer threads.",
+        )
 
 
 def _rebuilt(engine: Engine, root: Path, name: str, facts: EngineFacts) -> Path:

@@ -7,8 +7,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import Any
+from unicodedata import category
 
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import CorruptFileError, UsageError
@@ -30,6 +32,9 @@ MAX_FILES = 1_000
 """An engine is one to three files; a thousand leaves room for labels and documents and stays quick to check."""
 MAX_NAME_BYTES = 200
 """Every file system takes 255 bytes per component; the rest is for the temporary names of unpackers."""
+MAX_WHOLE = 2**63 - 1
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters that turn the direction of a text, so that it reads as another."""
 MAX_DEPTH = 8
 """Folders inside folders; bundles need two."""
 
@@ -44,7 +49,9 @@ ROLES: Mapping[str, str] = {
     "document": "labels, licences, reports",
 }
 
-_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]*")
+_COMPONENT = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._+-]*[A-Za-z0-9_+-])?")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""What Windows takes for a device, whatever folder it is in and whatever follows a dot."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 _PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".npy", ".ckpt")
@@ -162,7 +169,9 @@ def name_problem(name: str) -> str | None:
     if len(parts) > MAX_DEPTH:
         return f"{name!r} is more than {MAX_DEPTH} folders deep"
     if not all(_COMPONENT.fullmatch(part) for part in parts):
-        return f"{name!r} is not a relative path of letters, digits and ._+- with forward slashes"
+        return f"{name!r} is not a relative path of letters, digits and ._+- (no dot last) with forward slashes"
+    if any(_DEVICES.fullmatch(part) for part in parts):
+        return f"{name!r} is a device on Windows"
     if name.lower().endswith(_PICKLES):
         return f"{name!r} may be a pickle, which runs code when it is loaded"
     return None
@@ -222,6 +231,10 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
     stated = body.pop("manifest_sha256")
     if hashlib.sha256(canonical_json(body)).hexdigest() != stated:
         raise _corrupt(where, "a checksum that does not fit: the manifest was changed")
+    for key, value in body.items():
+        _check_plain(value, key, where)
+    for key in ("certificate", "latency"):
+        _check_promises(body[key] or {}, key, where)
     if body["signed_by"] is not None and not _PUBLIC_KEY.fullmatch(body["signed_by"]):
         raise _corrupt(where, "'signed_by' is no Ed25519 public key in hexadecimal")
     files = _files_from_json(body["files"], where)
@@ -231,10 +244,40 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
     return manifest
 
 
+def _check_plain(value: Any, at: str, where: str) -> None:
+    """Only what can be printed and computed with: texts without control characters, whole numbers of 64 bits."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_plain(key, at, where)
+            _check_plain(inner, f"{at}.{key}"[:MAX_NAME_BYTES], where)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, at, where)
+    elif isinstance(value, str) and any(
+        (category(character) in ("Cc", "Cs") and character not in "\n\t") or character in _TURNS for character in value
+    ):
+        raise _corrupt(where, f"{at!r} holds control characters")
+    elif isinstance(value, int) and abs(value) > MAX_WHOLE:
+        raise _corrupt(where, f"{at!r} is a whole number of more than 64 bits")
+
+
+def _check_promises(facts: Mapping[str, Any], key: str, where: str) -> None:
+    """What is told as a promise is one: numbers where numbers belong, in their range."""
+    for name, low, high in (("budget_s", 0.0, inf), ("percentile", 0.0, 100.0), ("confidence", 0.0, 1.0)):
+        value = facts.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
+            raise _corrupt(where, f"{name!r} of its {key} is no number between {low:g} and {high:g}")
+    if not isinstance(facts.get("ok", False), bool):
+        raise _corrupt(where, f"'ok' of its {key} is neither true nor false")
+
+
 def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:
     if len(files) > MAX_FILES:
         raise _corrupt(where, f"{len(files)} files, more than {MAX_FILES}")
     seen: dict[str, str] = {name: name for name in UNLISTED}
+    folders: dict[str, str] = {}
     entries = {}
     for name, entry in files.items():
         problem = name_problem(name)
@@ -243,6 +286,10 @@ def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:
         if name.lower() in seen:
             raise _corrupt(where, f"{name!r} and {seen[name.lower()]!r} are one file where case does not count")
         seen[name.lower()] = name
+        for end in (i for i, character in enumerate(name) if character == "/"):
+            folder = folders.setdefault(name[:end].lower(), name[:end])
+            if folder != name[:end]:
+                raise _corrupt(where, f"{name[:end]!r} and {folder!r} are one folder where case does not count")
         if not isinstance(entry, dict) or set(entry) != {"sha256", "bytes", "role"}:
             raise _corrupt(where, f"the entry of {name!r} is not sha256, bytes and role")
         sha256, size, role = entry["sha256"], entry["bytes"], entry["role"]
@@ -253,6 +300,8 @@ def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:
         if not isinstance(role, str) or role not in ROLES:
             raise _corrupt(where, f"the role of {name!r} is not one of {', '.join(ROLES)}")
         entries[name] = FileEntry(sha256, size, role)
+    for both in sorted(folders.keys() & seen.keys()):
+        raise _corrupt(where, f"{seen[both]!r} is a file, and a folder of others")
     return entries
 
 

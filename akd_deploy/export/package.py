@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from akd_deploy.errors import UnknownNameError, UsageError, VerificationError
-from akd_deploy.export.bundle import BundleFile, check_staged, finish_bundle, replaced_whole, write_bundle
+from akd_deploy.export.bundle import BundleFile, check_staged, finish_bundle, is_bundle, replaced_whole, write_bundle
 from akd_deploy.export.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest
 from akd_deploy.export.stored_zip import write_stored_zip
 from akd_deploy.export.triton import triton_config, triton_platform
-from akd_deploy.export.verify import bundle_order, verify_bundle
+from akd_deploy.export.verify import Verification, bundle_order, verify_bundle
 
 FORMATS = ("dir", "zip", "triton")
 
@@ -20,15 +20,15 @@ FORMATS = ("dir", "zip", "triton")
 def package_bundle(
     bundle: Path, format: str, out: Path, *, key: Path | None = None, force: bool = False, model_name: str | None = None
 ) -> Manifest:
-    """Write a bundle that is a directory in another form, verified before and after.
+    """Write a bundle in another form, verified before and after.
 
     Args:
-        bundle: a directory that `write_bundle` made.
+        bundle: a directory that `write_bundle` made, or a ZIP file of one.
         format: one of `FORMATS`.
         out: the directory, the ZIP file, or the Triton model repository (made where it is not there).
         key: PEM file of the Ed25519 private key to sign with; without one a signature there is kept.
         force: replace a bundle that is there already.
-        model_name: what Triton calls the model; the bundle directory's name by default.
+        model_name: what Triton calls the model; the bundle's name by default.
 
     Returns:
         The manifest of what was written; its `digest` is what `verify --digest` expects.
@@ -41,19 +41,29 @@ def package_bundle(
     """
     if format not in FORMATS:
         raise UnknownNameError("format", format, FORMATS)
-    verification = verify_bundle(bundle)
-    if not verification.ok or verification.manifest is None or not bundle.is_dir():
+    if bundle.is_file() and is_bundle(bundle):
+        with tempfile.TemporaryDirectory(prefix="akd-unpacked-") as temporary:
+            folder = Path(temporary) / (model_name or bundle.stem)
+            folder.mkdir()
+            _require_whole(bundle, verify_bundle(bundle, copy_to=folder))
+            return package_bundle(folder, format, out, key=key, force=force)
+    manifest = _require_whole(bundle, verify_bundle(bundle))
+    if format == "dir":
+        return _as_directory(bundle, manifest, out, key, force)
+    if format == "zip":
+        return _as_zip(bundle, manifest, out, key, force)
+    return _as_triton(bundle, manifest, out, key, force, model_name or bundle.resolve().name)
+
+
+def _require_whole(bundle: Path, verification: Verification) -> Manifest:
+    if not verification.ok or verification.manifest is None:
         raise VerificationError(
             asked=f"the bundle {bundle} to package",
-            found="; ".join(verification.problems) or "a ZIP file, not a directory",
+            found="; ".join(verification.problems),
             next="Write the bundle again.",
             problems=list(verification.problems),
         )
-    if format == "dir":
-        return _as_directory(bundle, verification.manifest, out, key, force)
-    if format == "zip":
-        return _as_zip(bundle, verification.manifest, out, key, force)
-    return _as_triton(bundle, verification.manifest, out, key, force, model_name or bundle.resolve().name)
+    return verification.manifest
 
 
 def _as_directory(bundle: Path, manifest: Manifest, out: Path, key: Path | None, force: bool) -> Manifest:

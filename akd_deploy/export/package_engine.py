@@ -5,22 +5,30 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 import akd_deploy
+from akd_deploy.certificate import certify
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict
 from akd_deploy.export.manifest import BundleFacts, Manifest
+from akd_deploy.export.onnx_file import read_onnx
 from akd_deploy.export.package import package_bundle
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.trusted import built_record
+from akd_deploy.measurement import Measurement
 from akd_deploy.storage import file_sha256
+from akd_deploy.target import Target
+
+SAMPLES_NAME = "latency_samples.json"
 
 
 def package_engine(
@@ -38,13 +46,14 @@ def package_engine(
     Args:
         engine: the engine file, as it was built.
         format, out, key, force: as those of `package_bundle`.
-        bench: what `bench -o` wrote about this very file, for the latency and the certificate.
-        source: the network before it was cast or quantised.
+        bench: what `bench -o` wrote about this very file, for the latency and the certificate, which are computed
+            again from its samples; those go into the bundle too.
+        source: the network before it was cast or quantised: of the same inputs and outputs.
 
     Raises:
         VerificationError: the file was not built here, or changed since.
         MissingFileError, MismatchError: the network it was built from is gone, or another one now; the bench is
-            of another file or target.
+            of another file or target, or says what its samples do not; the source is of another network.
         UsageError: a network whose weights are in files of their own.
     """
     record = built_record(engine)
@@ -52,6 +61,7 @@ def package_engine(
     target = built.target
     files = [] if target.engine == "torch" else [BundleFile(*_network(record, engine), "onnx")]
     if source is not None:
+        _check_source(source, files)
         files.append(BundleFile(source.name, source, "source"))
     folder = f"engines/{target.name}"
     name, parts = f"{folder}/{engine.name}", tuple(f"{folder}/{part}" for part in record["parts"])
@@ -61,6 +71,10 @@ def package_engine(
     told = {} if bench is None else _bench(bench, engine, facts)
     with tempfile.TemporaryDirectory(prefix="akd-package-") as temporary:
         bundle = Path(temporary) / engine.stem
+        if told:
+            samples = Path(temporary) / SAMPLES_NAME
+            samples.write_text(samples_document(target, told["blocks_s"]), encoding="utf-8")
+            files.append(BundleFile(samples.name, samples, "document"))
         runner = [GeneratedFile(RUNNER_NAME, "runner", runner_source)] if has_runner(target) else []
         write_bundle(bundle, files, _facts(name, facts, told, record), generated=runner)
         return package_bundle(bundle, format, out, key=key, force=force)
@@ -89,16 +103,54 @@ def _network(record: dict[str, Any], engine: Path) -> tuple[str, Path]:
     return path.name, path
 
 
+def samples_document(target: Target, blocks_s: Mapping[str, Sequence[float]]) -> str:
+    """The samples that a bundle's latency and certificate come from, process by process, as JSON."""
+    blocks = {block: [float(sample) for sample in samples] for block, samples in blocks_s.items()}
+    return json.dumps({"target": target.name, "blocks_s": blocks}) + "\n"
+
+
+def _check_source(source: Path, files: Sequence[BundleFile]) -> None:
+    """A network's source has its inputs and outputs, whatever their precision."""
+    for file in files:
+        wanted, found = (_interface(path) for path in (file.source, source))
+        if wanted != found:
+            raise MismatchError(
+                asked=f"{source} as what {file.source.name} was made from",
+                found=f"{found}, not {wanted}",
+                next="Give the network that was cast or quantised.",
+            )
+
+
+def _interface(path: Path) -> str:
+    graph = read_onnx(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+
+    def told(values: Iterable[onnx.ValueInfoProto]) -> str:
+        shapes = {value.name: value.type.tensor_type.shape.dim for value in values if value.name not in weights}
+        return ", ".join(f"{name} {[d.dim_param or d.dim_value for d in dims]}" for name, dims in shapes.items())
+
+    return f"inputs {told(graph.input)} and outputs {told(graph.output)}"
+
+
 def _bench(bench: Path, engine: Path, facts: EngineFacts) -> dict[str, Any]:
-    """A bench's record, which must be of this file on this target."""
+    """A bench's record, which must be of this file on this target, and say what its samples say."""
     try:
         told = json.loads(bench.read_text(encoding="utf-8"))
         measured_s, target = told["latency_stats_s"], told["target"]
         sha256, device, version = told["sha256"], told["device"], told["engine_version"]
         found = {"target": target, "file": sha256, "engine_version": version}
-        certificate = told["certificate"]
-        if not isinstance(measured_s, dict) or not isinstance(device, dict):
-            raise TypeError("latency_stats_s and device are no objects")
+        certificate, blocks_s = told["certificate"], told["blocks"]
+        if not isinstance(measured_s, dict) or not isinstance(device, dict) or not isinstance(blocks_s, dict):
+            raise TypeError("latency_stats_s, device and blocks are no objects")
+        measured = Measurement(
+            engine.name,
+            tuple(sample for samples in blocks_s.values() for sample in samples),
+            tuple(int(block) for block, samples in blocks_s.items() for _ in samples),
+        )
+        anew = None
+        if certificate is not None:
+            asked = (float(certificate[key]) for key in ("budget_s", "percentile", "confidence"))
+            anew = certify(measured.blocks, *asked).as_dict()
     except OSError as error:
         raise MissingFileError(asked=f"the bench {bench}", found=str(error), next="Check the path.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -115,7 +167,31 @@ def _bench(bench: Path, engine: Path, facts: EngineFacts) -> dict[str, Any]:
             found=f"another {', '.join(differing)}: {', '.join(str(found[key]) for key in differing)}",
             next="Measure this file on this target.",
         )
-    return {"measured_s": measured_s, "device": device, "certificate": certificate}
+    said = [
+        *(f"a {name} of {measured_s.get(name)}, not {value}" for name, value in measured.statistics_s().items()
+          if not _same(measured_s.get(name), value)),
+        *(f"{name} {certificate.get(name)} in its certificate, not {value}" for name, value in (anew or {}).items()
+          if not _same(certificate.get(name, value), value)),
+    ]  # fmt: skip
+    if said:
+        raise MismatchError(
+            asked=f"{bench} as the bench of {engine}",
+            found=f"{'; '.join(said)} by its own samples",
+            next="Measure again: nothing is signed that was not measured.",
+        )
+    accuracy, correct = told.get("accuracy"), told.get("correct")
+    known = isinstance(accuracy, float) and isinstance(correct, list)
+    return {
+        "measured_s": measured_s, "device": device, "certificate": anew, "blocks_s": blocks_s,
+        "accuracy": {"test": accuracy, "images": len(correct)} if known else None,
+    }  # fmt: skip
+
+
+def _same(stated: object, found: object) -> bool:
+    """Equal, or numbers that are but for rounding."""
+    if isinstance(found, float) and isinstance(stated, int | float) and not isinstance(stated, bool):
+        return isclose(stated, found, rel_tol=1e-9)
+    return stated == found
 
 
 def _facts(name: str, facts: EngineFacts, bench: dict[str, Any], record: dict[str, Any]) -> BundleFacts:
@@ -134,6 +210,7 @@ def _facts(name: str, facts: EngineFacts, bench: dict[str, Any], record: dict[st
         },
         latency=latency,
         certificate=certificate,
+        accuracy=bench.get("accuracy"),
         provenance={"network": {"name": Path(record["network"]["path"]).name, "sha256": record["network"]["sha256"]}},
         engines={name: facts},
     )

@@ -72,9 +72,10 @@ class OutputParity:
     """How one output differs over all samples.
 
     `max_rel` is max |difference| over max |reference| (element by element it would be meaningless near 0).
-    `cosine` is that of the worst sample. `top1_agreement` is the share of samples whose largest value along
-    the last axis is at the same place; None where there is one class or none. `non_finite` counts values
-    that are NaN or infinite on one side only, or infinite with different signs.
+    `cosine` is that of the worst sample. `top1_agreement` is the share of samples whose largest value is at the same
+    place, of outputs of (samples, classes); None of any other shape, whose classes, if it has any, nobody can know the
+    axis of, and where there is one class or none. `non_finite` counts values that are NaN or infinite on one side
+    only, or infinite with different signs.
     """
 
     name: str
@@ -185,7 +186,7 @@ def output_parity(name: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> 
             cosines.append(
                 _cosine(np.where(sample_plain, sample_a, 0).ravel(), np.where(sample_plain, sample_b, 0).ravel())
             )
-        if a.ndim >= 2 and a.shape[-1] > 1:
+        if a.ndim == 2 and a.shape[-1] > 1:
             hits += int((a.argmax(-1) == b.argmax(-1)).sum())
             decisions += a.argmax(-1).size
     if non_finite:

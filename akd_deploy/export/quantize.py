@@ -101,6 +101,8 @@ def quantize_onnx(
         typed, kept = result.model, result.kept_float32
         if kept:
             notes.append(f"{len(kept)} nodes stay in float32")
+        if mode == "fp16" and not calibration:
+            notes.append("NOT looked for: activations that overflow float16; give --samples, or run it on some")
         if mode == "bf16":
             notes.append("bfloat16 has float32's range: no activation overflows, so none was looked for")
     else:

@@ -76,7 +76,7 @@ def verify_bundle(
         path: a directory or a ZIP file that `package` wrote.
         key: PEM file with the Ed25519 public key that must have signed it.
         digest: the manifest's expected checksum, 64 hexadecimal digits (`sha256:` before it is allowed).
-        copy_to: an empty folder of the caller's own to write the listed files to, each chunk as it is hashed: what
+        copy_to: an empty folder of the caller's own to write the files to, each chunk as it is hashed: what
             lies there afterwards is what was verified, whatever becomes of `path` meanwhile. Only where there are no
             problems is the copy whole; where manifest, key or digest are wrong nothing is copied.
 
@@ -95,9 +95,13 @@ def verify_bundle(
     problems: list[str] = []
     with ExitStack() as stack:
         members = _directory_members(path, problems) if path.is_dir() else _zip_members(path, stack, problems)
-        manifest = _check_manifest(members, expected_key, expected_digest, problems)
+        manifest, unlisted = _check_manifest(members, expected_key, expected_digest, problems)
         if manifest is not None:
-            _check_files(members, manifest, problems, None if problems else copy_to)
+            copied = None if problems else copy_to
+            _check_files(members, manifest, problems, copied)
+            for name, data in unlisted.items() if copied is not None else ():
+                with _copy(copied, name) as write:
+                    write(data)
     proven = expected_key is not None or expected_digest is not None
     return Verification(
         problems=tuple(problems[:MAX_PROBLEMS]),
@@ -221,15 +225,17 @@ def _read_small(members: Mapping[str, _Member], name: str, limit: int, problems:
 
 def _check_manifest(
     members: Mapping[str, _Member], key: str | None, digest: str | None, problems: list[str]
-) -> Manifest | None:
+) -> tuple[Manifest | None, dict[str, bytes]]:
+    """The manifest, and the bytes of itself and of its signature."""
     data = _read_small(members, MANIFEST_NAME, MAX_MANIFEST_BYTES, problems)
     if data is None:
-        return None
+        return None, {}
+    read = {MANIFEST_NAME: data}
     try:
         manifest = manifest_from_bytes(data)
     except CorruptFileError as error:
         problems.append(f"{MANIFEST_NAME}: {error.found}")
-        return None
+        return None, {}
     if digest is not None and manifest.digest != digest:
         problems.append(f"{MANIFEST_NAME}: digest {manifest.digest}, not the expected {digest}")
     if key is not None and manifest.signed_by != key:
@@ -238,12 +244,13 @@ def _check_manifest(
     if manifest.signed_by is not None:
         signature = _read_small(members, SIGNATURE_NAME, MAX_SIGNATURE_BYTES, problems)
         if signature is not None:
+            read[SIGNATURE_NAME] = signature
             problem = signature_problem(signature, data, manifest.signed_by)
             if problem is not None:
                 problems.append(f"{SIGNATURE_NAME}: {problem}")
     elif SIGNATURE_NAME in members:
         problems.append(f"{SIGNATURE_NAME}: the manifest says it is not signed")
-    return manifest
+    return manifest, read
 
 
 def _check_files(members: Mapping[str, _Member], manifest: Manifest, problems: list[str], copy_to: Path | None) -> None:

@@ -20,7 +20,7 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.engines.nvidia import gpu_clocks
 from akd_deploy.errors import GateError, MismatchError, MissingFileError, UsageError
 from akd_deploy.measurement import Measurement
-from akd_deploy.pipeline.building import ready_models
+from akd_deploy.pipeline.building import audit_precision, ready_models
 from akd_deploy.pipeline.correctness import LabelledSamples, accuracy_record
 from akd_deploy.profiling.blocks import PATIENCE_S, Measured, Protocol, measure_blocks, pinned_cpus
 from akd_deploy.profiling.worker import no_device_clock
@@ -121,6 +121,7 @@ def bench_models(
         instead: model → the file to load instead: the copy of it that was checked.
 
     Raises:
+        BuildError: a budget to certify on a target of another precision than the model's.
         MismatchError: a model that changed while it was measured.
         AkdError: what `check_bench` does.
     """
@@ -130,6 +131,8 @@ def bench_models(
     protocol = settings.protocol
     files = {name: instead.get(path, path) for name, path in {"model": model, "other": other}.items() if path}
     hashes = {path: file_sha256(path) for path in files.values() if path.is_file()}
+    if settings.budget_s is not None and model not in instead:
+        audit_precision(engine, files["model"])
     with ready_models(engine, files) as models:
         if settings.samples is not None:  # a wrong file is told before minutes of measuring
             accuracy = accuracy_record(engine, models["model"], settings.samples)

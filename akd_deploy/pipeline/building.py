@@ -47,6 +47,18 @@ def built_as_typed(target: Target, path: Path, folder: Path) -> Path:
     return load_engine(target_as_typed(target, path)).loadable(path, folder)
 
 
+def audit_precision(engine: Engine, path: Path) -> None:
+    """Make sure that a network of the caller's own computes in the target's precision: what is built here is audited as
+    it is built, but an engine that loads ONNX files takes any.
+
+    Raises:
+        BuildError: it computes in another.
+    """
+    if engine.loads_models and path.suffix == ".onnx":
+        with tempfile.TemporaryDirectory(prefix="akd-audit-") as folder:
+            engine.build(path, Path(folder))
+
+
 @contextmanager
 def ready_models(engine: Engine, models: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     """Name → the file to load of each model, absolute: itself, or what the engine built from it for as long as this

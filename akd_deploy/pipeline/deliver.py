@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, facts_of_built
 from akd_deploy.export.manifest import BundleFacts
+from akd_deploy.export.package_engine import SAMPLES_NAME, samples_document
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
 from akd_deploy.export.verify import verify_bundle
 from akd_deploy.models.export_archive import archive_from_module
@@ -156,9 +156,9 @@ def bundle(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             network=None if is_archive(mode) else models[mode].name,
             parts=tuple(parts),
         )
-    samples = run.directory / "engines" / "latency_samples.json"
-    write_text_atomically(samples, json.dumps({"target": run.target.name, "blocks_s": main["blocks"]}) + "\n")
-    files.append(BundleFile("latency_samples.json", samples, "document"))
+    samples = run.directory / "engines" / SAMPLES_NAME
+    write_text_atomically(samples, samples_document(run.target, main["blocks"]))
+    files.append(BundleFile(SAMPLES_NAME, samples, "document"))
     prediction = run.prediction(results)
     facts = BundleFacts(
         target=run.target,

@@ -89,7 +89,11 @@ def _over_processes(certificate: Fields) -> str:
         return ""
     bound = "has no bound" if upper_s is None else f"is at most {latency(upper_s)}"
     asked = percentile(certificate.get("percentile"))
-    return f" In processes to come, which differ as these do, {asked} {bound}: {'' if ok else 'not '}within the budget."
+    told = f" In processes to come, which differ as these do, {asked} {bound}: {'' if ok else 'not '}within the budget."
+    if certificate.get("failing_share_upper") is None:
+        return told
+    failing, most = count(certificate.get("failing_blocks")), percent(certificate.get("failing_share_upper"))
+    return f"{told} Whatever else there is, as a second speed: {failing} of these missed it, at most {most} do."
 
 
 def _measured_sentences(measured: Fields | None, budget_s: float | None, asked: float | None) -> list[str]:

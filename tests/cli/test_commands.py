@@ -347,6 +347,9 @@ def test_package_and_verify_end_in_one_file_that_is_whole(twin, tmp_path):
     damaged = twin.workshop.call("verify", out, "--json")
     assert (damaged.code, damaged.data["ok"]) == (3, False)
     assert damaged.data["problems"]
+    # What a damaged bundle says of itself is not told.
+    assert damaged.data["certificate"] is None
+    assert "certificate" not in twin.workshop.call("verify", out).stdout
 
 
 @pytest.mark.parametrize("held", [True, False, None])

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from export_graphs import convnet, images, saved, weight
-from onnx import numpy_helper
+from export_graphs import convnet, images, network, saved, weight
+from onnx import helper, numpy_helper
 
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import MismatchError, UsageError
@@ -56,6 +56,36 @@ def test_equal_networks_and_their_float16_casts_show_no_divergence(source, tmp_p
     cast = saved(cast_model(convnet(), "fp16").model, tmp_path / "fp16.onnx")
     assert first_divergence(source, cast, images(1)[0], max_rel=1e-2) is None
     assert first_divergence(source, cast, images(1)[0], max_rel=1e-7) is not None
+
+
+def quantised_after(relu: bool, scale: float) -> onnx.ModelProto:
+    """A convolution, perhaps a Relu, and what a quantiser puts behind it: zero is the least that its range holds."""
+    names = ["c", "r"] if relu else ["r"]
+    nodes = [helper.make_node("Conv", ["x", "w"], [names[0]], "conv")]
+    nodes += [helper.make_node("Relu", ["c"], ["r"], "relu")] if relu else []
+    nodes += [
+        helper.make_node("QuantizeLinear", ["r", "s", "z"], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantise"),
+        helper.make_node("GlobalAveragePool", ["d"], ["logits"], "pool"),
+    ]
+    rng = np.random.default_rng(3)
+    weights = [weight("w", rng.standard_normal((4, 3, 1, 1))), weight("s", np.array(scale))]
+    zero = numpy_helper.from_array(np.array(0, np.uint8), "z")
+    return network(nodes, [*weights, zero], (1, 3, 8, 8), (1, 4, 1, 1), opset=21)
+
+
+def test_a_relu_that_the_quantised_range_replaces_is_no_divergence(tmp_path):
+    """What conv puts out is the Relu's by name, and is not until it is quantised."""
+    source = quantised_after(relu=True, scale=0.05)
+    del source.graph.node[2:4]
+    source.graph.node[2].input[0] = "r"
+    a = saved(source, tmp_path / "a.onnx")
+    b = saved(quantised_after(relu=False, scale=0.05), tmp_path / "b.onnx")
+    assert first_divergence(a, b, images(1)[0], None, min_cosine=0.99) is None
+    coarse = saved(quantised_after(relu=False, scale=8.0), tmp_path / "coarse.onnx")
+    found = first_divergence(a, coarse, images(1)[0], None, min_cosine=0.99)
+    assert found is not None
+    assert (found.node, found.tensor) == ("conv", "r")
 
 
 def test_networks_without_a_tensor_in_common_are_refused(source, tmp_path):

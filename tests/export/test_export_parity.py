@@ -32,6 +32,14 @@ def test_differences_by_hand():
     assert parity.top1_agreement == 0.5
 
 
+@pytest.mark.parametrize("shape", [(5,), (2, 1), (2, 3, 4), (2, 4, 8, 8)])
+def test_outputs_whose_classes_have_no_known_axis_are_not_judged_by_decisions(shape):
+    values = np.random.default_rng(0).standard_normal(shape)
+    parity = compare(values, values + 1e-3 * values[..., ::-1])
+    assert parity.top1_agreement is None
+    check_parity(parity, tolerance_for("int8"))
+
+
 def test_opposite_vectors_have_cosine_minus_one_and_zero_against_something_zero():
     assert compare([[1.0, 2.0]], [[-1.0, -2.0]]).cosine == pytest.approx(-1)
     assert compare([[0.0, 0.0]], [[1e-30, 0.0]]).cosine == 0

@@ -45,6 +45,53 @@ def test_a_clean_int8_network_has_no_finding(tmp_path, engine):
     assert lint_onnx(written.path, target(engine, "int8")) == ()
 
 
+def malformed(change) -> onnx.ModelProto:
+    model = network(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+            helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"], "quantise"),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"], "dequantise"),
+        ],
+        [weight("w", np.ones((4, 3, 1, 1))), weight("s", np.array(0.1)), weight("z", np.array(0, np.int8))],
+        output_shape=(1, 4, 8, 8),
+        opset=12,
+    )
+    change(model.graph)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda graph: graph.node[1].input.__delitem__(slice(1, None)),
+        lambda graph: graph.node[1].input.__delitem__(slice(0, None)),
+        lambda graph: graph.node[0].input.__delitem__(slice(1, None)),
+        lambda graph: graph.initializer[0].dims.__delitem__(slice(0, None)),
+        lambda graph: graph.initializer[1].dims.append(7),
+        lambda graph: graph.initializer[0].ClearField("raw_data"),
+        lambda graph: setattr(graph.initializer[0], "data_type", 77),
+        lambda graph: setattr(graph.input[0].type.tensor_type, "elem_type", 77),
+        lambda graph: graph.node[2].output.__delitem__(slice(0, None)),
+    ],
+)
+@pytest.mark.parametrize(("engine", "precision"), [("onnxruntime", "int8"), ("tensorrt-rtx", "fp16")])
+def test_a_malformed_network_is_told_as_corrupt_and_never_ends_lint(tmp_path, change, engine, precision):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(malformed(change).SerializeToString())
+    found = lint_onnx(path, target(engine, precision))
+    assert [finding for finding in found if finding.severity == "error"]
+
+
+def test_networks_changed_at_random_never_end_lint(tmp_path):
+    data, rng = convnet(channels=4, classes=3).SerializeToString(), np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(data)
+        for place in rng.integers(len(changed), size=rng.integers(1, 6)):
+            changed[place] = rng.integers(256)
+        (tmp_path / "m.onnx").write_bytes(changed)
+        lint_onnx(tmp_path / "m.onnx", target("tensorrt-rtx", "fp16"))
+
+
 def test_an_operator_that_the_engine_lacks_is_found_for_that_engine_alone(tmp_path):
     model = network([helper.make_node("Det", ["x"], ["logits"], "det")], [], output_shape=(1, 3))
     assert lint(model, tmp_path) == ()

@@ -101,7 +101,7 @@ def test_the_engine_is_loaded_from_a_private_copy_that_goes_with_the_session(tmp
         assert tmp_path not in place.parents
         private = place.parents[1]
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
-        assert bytes_of(private) == {n: d for n, d in bytes_of(bundle).items() if n != "manifest.json"}
+        assert bytes_of(private) == bytes_of(bundle)
         assert (loaded.name, loaded.rebuilt, loaded.authentic) == (NAME, False, False)
         assert loaded.fit.blocks == loaded.fit.differs == ()
     assert loaded.session.closed
@@ -206,6 +206,23 @@ def test_an_engine_that_does_not_fit_is_built_again_from_the_bundles_network(tmp
     network = (bundle / "student.onnx").read_bytes()
     assert machine.engine.built == [network]
     assert machine.engine.loaded == [b"built here from " + network[:8]]
+
+
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_more_threads_than_cpus_are_refused_before_they_wait_for_each_other(tmp_path, monkeypatch, rebuild):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for threads, refused in ((2, False), (3, True), (100_000, True)):
+        folder = tmp_path / str(threads)
+        folder.mkdir()
+        target = Target("cpu_test", "cpu", "onnxruntime", "fp32", engine_options={"threads": threads})
+        machine = Machine()
+        if not refused:
+            with machine.load(write_bundle_of(folder, target=target), rebuild=rebuild) as loaded:
+                assert not loaded.rebuilt
+            continue
+        with pytest.raises(MismatchError, match=f"{threads} threads, and 2 CPUs here"):
+            machine.load(write_bundle_of(folder, target=target), rebuild=rebuild)
+        assert machine.reached_the_runtime == []
 
 
 def test_an_engine_that_fits_is_not_built_again(bundle):

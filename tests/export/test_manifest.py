@@ -142,6 +142,19 @@ def test_the_digest_covers_every_fact():
         (lambda b: b["files"]["student.onnx"].update(more=1), "entry"),
         (lambda b: b["files"].update({"STUDENT.onnx": b["files"]["student.onnx"]}), "case"),
         (lambda b: b["files"].update({"Manifest.json": b["files"]["student.onnx"]}), "case"),
+        (lambda b: b["files"].update({"E/y": b["files"]["student.onnx"]}), "'E' and 'e' are one folder|'e' and 'E'"),
+        (lambda b: b["files"].update({"student.onnx/y": b["files"]["student.onnx"]}), "a file, and a folder"),
+        (lambda b: b["certificate"].update(percentile=10**400), "'certificate.percentile' is a whole number of more"),
+        (lambda b: b["latency"].update(budget_s=2**63), "'latency.budget_s' is a whole number of more"),
+        (lambda b: b["latency"].update(budget_s=-1), "'budget_s' of its latency is no number between 0 and inf"),
+        (lambda b: b["certificate"].update(budget_s="nan"), "'budget_s' of its certificate"),
+        (lambda b: b["certificate"].update(percentile=100), "'percentile' of its certificate"),
+        (lambda b: b["certificate"].update(confidence=True), "'confidence' of its certificate"),
+        (lambda b: b["certificate"].update(ok=1), "'ok' of its certificate is neither"),
+        (lambda b: b["device"].update(model="\x1b[2J"), "'device.model' holds control characters"),
+        (lambda b: b["device"].update(model="\ud800"), "'device.model' holds control characters"),
+        (lambda b: b["provenance"].update({"a": [{"b": "\u202egnp"}]}), "'provenance.a.b' holds control"),
+        (lambda b: b["provenance"].update({"\x07": 1}), "'provenance' holds control"),
         (lambda b: b["files"].update({"../x.onnx": b["files"]["student.onnx"]}), "relative path"),
         (lambda b: b["files"].update({"x.pkl": b["files"]["student.onnx"]}), "pickle"),
         (
@@ -201,7 +214,9 @@ def test_facts_that_are_no_json_are_not_written(value):
         manifest(accuracy={"mean": value}).to_bytes()
 
 
-@pytest.mark.parametrize("name", ["a", "student.onnx", "1/model.plan", "a_b/c-d+e.f", "x" * MAX_NAME_BYTES])
+@pytest.mark.parametrize(
+    "name", ["a", "student.onnx", "1/model.plan", "a_b/c-d+e.f", "console", "com10", "a..b", "x+", "x" * MAX_NAME_BYTES]
+)
 def test_plain_names_are_allowed(name):
     assert name_problem(name) is None
 
@@ -226,6 +241,11 @@ def test_plain_names_are_allowed(name):
         "a b",
         "a\nb",
         "ä",
+        "CON",
+        "x/aux.txt",
+        "Lpt1.bin",
+        "labels.",
+        "a./b",
         "a.PKL",
         "b/weights.pt",
         "\udc80",

@@ -26,6 +26,29 @@ def test_a_packaged_bundle_has_the_same_digest_and_verifies(tmp_path, keys, form
     assert verification.authentic
 
 
+@pytest.mark.parametrize("form", ["dir", "zip"])
+def test_a_zip_is_packaged_as_the_directory_it_holds(tmp_path, keys, form):
+    manifest = write_small_bundle(tmp_path, key=keys[0])
+    package_bundle(tmp_path / "bundle", "zip", tmp_path / "b.zip")
+    again = package_bundle(tmp_path / "b.zip", form, tmp_path / "out")
+    assert (again.digest, again.signed_by) == (manifest.digest, manifest.signed_by)
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / ("bundle" if form == "dir" else "b.zip"))
+    other, public = write_keys(tmp_path, "other", seed=2)
+    package_bundle(tmp_path / "b.zip", form, tmp_path / "signed", key=other)
+    assert verify_bundle(tmp_path / "signed", key=public).authentic
+
+
+def test_a_broken_zip_is_not_packaged(tmp_path):
+    write_small_bundle(tmp_path)
+    package_bundle(tmp_path / "bundle", "zip", tmp_path / "b.zip")
+    data = bytearray((tmp_path / "b.zip").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "b.zip").write_bytes(data)
+    with pytest.raises(VerificationError):
+        package_bundle(tmp_path / "b.zip", "dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_packages_have_the_same_bytes_each_time(tmp_path, keys):
     write_small_bundle(tmp_path)
     for form in ("dir", "zip", "triton"):

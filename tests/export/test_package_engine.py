@@ -7,12 +7,14 @@ import json
 import pytest
 from export_graphs import convnet, saved
 
+from akd_deploy.certificate import certify
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError, VerificationError
 from akd_deploy.export.load import load_bundle
 from akd_deploy.export.package_engine import package_engine
 from akd_deploy.export.trusted import record_built
 from akd_deploy.export.verify import verify_bundle
+from akd_deploy.measurement import Measurement
 from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
 
@@ -22,6 +24,17 @@ TARGETS = {name: Target(f"cpu_{name}", "cpu", name) for name in ("onnxruntime", 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("AKD_DEPLOY_HOME", str(tmp_path / "home"))
+
+
+BLOCKS_S = {block: [1e-3 + 1e-6 * sample for sample in range(50)] for block in range(10)}
+
+
+def measurement(blocks_s):
+    return Measurement(
+        "m",
+        tuple(sample for samples in blocks_s.values() for sample in samples),
+        tuple(block for block, samples in blocks_s.items() for _ in samples),
+    )
 
 
 def build(folder, name="onnxruntime"):
@@ -40,8 +53,10 @@ def bench_of(path, name="onnxruntime", **changes):
         "target": TARGETS[name].as_dict(),
         "device": dict(engine.fingerprint().facts),
         "engine_version": engine.version(),
-        "latency_stats_s": {"median": 1e-3, "p90": 2e-3, "p99": 3e-3},
-        "certificate": {"percentile": 90, "confidence": 0.99, "budget_s": 4e-3, "ok": True},
+        "latency_stats_s": measurement(BLOCKS_S).statistics_s(),
+        "blocks": {str(block): samples for block, samples in BLOCKS_S.items()},
+        "certificate": certify(measurement(BLOCKS_S).blocks, 4e-3, 90, 0.99).as_dict(),
+        "accuracy": None,
     } | changes
     file = path.parent / "bench.json"
     file.write_text(json.dumps(told), encoding="utf-8")
@@ -62,8 +77,11 @@ def test_the_bundle_holds_what_was_built_what_it_was_built_from_and_what_was_mea
     made = manifest.facts.engines[inside]
     assert (made.target, made.network) == (TARGETS[name], "net.onnx")
     assert list(made.parts) == manifest.with_role("engine_part")
-    assert manifest.facts.latency == {"measured_s": {"median": 1e-3, "p90": 2e-3, "p99": 3e-3}, "budget_s": 4e-3}
+    assert manifest.facts.latency == {"measured_s": measurement(BLOCKS_S).statistics_s(), "budget_s": 4e-3}
     assert manifest.facts.certificate["ok"] is True
+    package_engine(engine, "dir", tmp_path / "b", bench=bench_of(engine, name))
+    kept = json.loads((tmp_path / "b" / "latency_samples.json").read_text(encoding="utf-8"))
+    assert kept == {"target": f"cpu_{name}", "blocks_s": {str(block): s for block, s in BLOCKS_S.items()}}
     assert manifest.facts.provenance["network"]["sha256"] == file_sha256(tmp_path / "net.onnx")
     with load_bundle(tmp_path / "b.zip") as loaded:
         assert loaded.fit.differs == loaded.fit.blocks == ()
@@ -127,6 +145,45 @@ def test_a_bench_of_something_else_is_refused(tmp_path, changes, found):
     engine = build(tmp_path)
     with pytest.raises(MismatchError, match=found):
         package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, **changes))
+
+
+@pytest.mark.parametrize(
+    ("where", "changes", "found"),
+    [
+        ("certificate", {"budget_s": 1e-6}, "ok True in its certificate, not False"),
+        ("certificate", {"exceeding": 1}, "exceeding 1 in its certificate, not 0"),
+        ("certificate", {"failing_share_upper": 0.01}, "failing_share_upper 0.01 in its certificate"),
+        ("latency_stats_s", {"median": 1e-9}, "a median of 1e-09, not 0.0010"),
+        ("latency_stats_s", {"p99": "fast"}, "a p99 of fast, not"),
+    ],
+)
+def test_a_bench_that_says_what_its_samples_do_not_is_refused(tmp_path, where, changes, found):
+    engine = build(tmp_path)
+    told = json.loads(bench_of(engine).read_text(encoding="utf-8"))
+    with pytest.raises(MismatchError, match=found):
+        package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, **{where: told[where] | changes}))
+    assert not (tmp_path / "b.zip").exists()
+
+
+def test_a_certificate_of_before_its_bound_on_processes_is_computed_anew(tmp_path):
+    engine = build(tmp_path)
+    certificate = json.loads(bench_of(engine).read_text(encoding="utf-8"))["certificate"]
+    bound = certificate.pop("failing_share_upper")
+    package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, certificate=certificate))
+    assert verify_bundle(tmp_path / "b.zip").manifest.facts.certificate["failing_share_upper"] == bound
+
+
+def test_accuracy_that_was_measured_beside_goes_along(tmp_path):
+    engine = build(tmp_path)
+    package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, accuracy=0.75, correct=[1, 0, 1, 1]))
+    assert verify_bundle(tmp_path / "b.zip").manifest.facts.accuracy == {"test": 0.75, "images": 4}
+
+
+def test_a_source_of_another_network_is_refused(tmp_path):
+    engine = build(tmp_path)
+    other = saved(convnet(classes=3), tmp_path / "other.onnx")
+    with pytest.raises(MismatchError, match=r"as what net\.onnx was made from"):
+        package_engine(engine, "zip", tmp_path / "b.zip", source=other)
 
 
 def test_a_file_that_is_no_bench_is_refused(tmp_path):

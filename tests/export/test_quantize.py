@@ -173,6 +173,9 @@ def test_calibrations_are_named_and_refused():
 def test_few_calibration_samples_are_noted(source, tmp_path):
     assert quantize_onnx(source, "int8", images(4), tmp_path / "v.onnx").notes
     assert not quantize_onnx(source, "int8", images(32), tmp_path / "v.onnx").notes
+    (note,) = quantize_onnx(source, "fp16", [], tmp_path / "v.onnx").notes
+    assert note.startswith("NOT looked for: activations that overflow float16")
+    assert not quantize_onnx(source, "fp16", images(1), tmp_path / "v.onnx").notes
 
 
 def test_activations_that_overflow_float16_keep_their_nodes_in_float32(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pipeline.benched import HERE, classifier, install, steady
 
-from akd_deploy.errors import MismatchError, MissingFileError, UnknownNameError, UsageError
+from akd_deploy.engines import load_engine
+from akd_deploy.errors import BuildError, MismatchError, MissingFileError, UnknownNameError, UsageError
 from akd_deploy.measurement import Measurement
 from akd_deploy.pipeline import benching
 from akd_deploy.pipeline.benching import BenchSettings, bench_models, bench_protocol, upper_bounds_s
@@ -203,6 +205,16 @@ def meddling(monkeypatch, path: Path):
 
     monkeypatch.setattr(benching, "measure_blocks", measure_blocks)
     return opened
+
+
+def test_a_budget_is_not_certified_on_a_target_of_another_precision(monkeypatch, model):
+    told = install(monkeypatch, steady())
+    monkeypatch.setattr(benching, "load_engine", lambda _: load_engine(replace(HERE, precision="int8")))
+    with pytest.raises(BuildError, match="float32") as caught:
+        bench(model, budget_s=2e-3)
+    assert "int8" in caught.value.asked
+    assert told == []
+    bench(model)  # that is a measurement, and promises nothing
 
 
 def test_a_model_that_changes_while_it_is_measured_has_no_record(monkeypatch, model):
