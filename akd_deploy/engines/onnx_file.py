@@ -138,7 +138,8 @@ def _resolve_batch(model: onnx.ModelProto, path: Path, batch: int) -> None:
             raise UsageError(
                 asked=f"input {value.name!r} of {path.name} with no dynamic dimension but the batch",
                 found=f"dynamic {', '.join(dynamic)}",
-                next="Latency depends on every dimension: export the network with a fixed shape.",
+                next="Latency depends on every dimension: export the network with a fixed shape, or for TensorRT "
+                "give its range in the target's engine_options.shapes.",
             )
     # A network of fixed batch may fold it into another dimension (windows, tokens) but never lose it.
     if first_dims and not any(first % batch == 0 for first in first_dims):

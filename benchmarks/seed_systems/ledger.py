@@ -90,11 +90,12 @@ class Ledger:
         self, work: Work, missing: Sequence[tuple[str, Job]]
     ) -> Iterator[tuple[str, Job, Mapping[str, Any], float]]:
         if self.processes == 1 or len(missing) == 1:
+            _one_thread()
             for key, job in missing:
                 yield key, job, *_timed(work, job)
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.processes, mp_context=context, initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(self.processes, mp_context=context, initializer=_kindly) as pool:
             waiting = {pool.submit(_timed, work, job): (key, job) for key, job in missing}
             for ended in as_completed(waiting):
                 yield *waiting[ended], *ended.result()
@@ -110,4 +111,9 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _kindly() -> None:
+    """A process that only trains gives way to others."""
+    _one_thread()
     os.nice(5)
