@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -10,11 +10,13 @@ from onnx import TensorProto
 
 from akd_deploy.engines.denormals import DENORMAL_EXPONENTS, denormal_share, masks_before
 from akd_deploy.export.finding import Finding
-from akd_deploy.export.lint_graph import LintGraph, channels, float_values
+from akd_deploy.export.lint_graph import WEIGHTED, LintGraph, channels, float_values
 from akd_deploy.export.low_precision import LOW_PRECISIONS
 
 TYPICAL_ACTIVATION = 10.0
 """An input this large on every channel is not unusual after ReLU; picked by eye."""
+MULTIPLYING = (*WEIGHTED, "Einsum", "LSTM", "GRU", "RNN")
+"""Operators in which nearly all work is: constant weights or not."""
 SMALLEST_NORMAL = 2.0**-14
 """float16 keeps fewer and fewer bits of what is smaller, and none below 2⁻²⁵."""
 
@@ -34,8 +36,8 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
         if values is None:
             continue
         peak = _peak(values)
-        if not peak <= largest:
-            found = "infinite or NaN" if not np.isfinite(peak) else f"{peak:.3g}"
+        if peak > largest:  # of NaN another rule tells
+            found = "infinite" if np.isinf(peak) else f"{peak:.3g}"
             message = f"{name!r} reaches {found}, float16 ends at {largest:g}"
             node = readers[0].name if readers else ""
             yield Finding(rule, "error", node, message, "Rescale it, or keep its node in float32.")
@@ -54,6 +56,7 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
             message = f"{node.op_type} can reach {reach:.3g} on inputs of {TYPICAL_ACTIVATION:g}: beyond float16"
             fix = "Quantise with calibration samples, which finds what must stay in float32."
             yield Finding(rule, "warning", node.name, message, fix)
+    yield from _sums_in_float16(graph)
 
 
 def float16_underflow(graph: LintGraph) -> Iterator[Finding]:
@@ -113,12 +116,17 @@ def precision_lie(graph: LintGraph) -> Iterator[Finding]:
     wanted = graph.target.precision
     if graph.target.engine == "openvino" and wanted in ("fp16", "bf16"):
         return  # there the precision is a hint to the engine, which casts the float32 network itself
-    found = {node.name: _precision_of(graph, node) for node, _ in graph.weighted()}
+    if wanted in ("int8", "fp8"):  # products of two activations may stay: what is not between a Q and a DQ does
+        multiplying: Iterable[onnx.NodeProto] = (node for node, _ in graph.weighted())
+    else:
+        multiplying = (node for node in graph.nodes if node.op_type in MULTIPLYING and len(node.input) > 1)
+    found = {node.name: _precision_of(graph, node) for node in multiplying}
     allowed = {"tf32": ("fp32",)}.get(wanted, (wanted,))
     wrong = {name: precision for name, precision in found.items() if precision not in allowed}
     fix = f"Make the {wanted} variant with `akd-deploy quantize`, or choose a target of the precision it has."
     if found and len(wrong) == len(found):
-        message = f"the target says {wanted}; every weighted node computes in {', '.join(sorted(set(wrong.values())))}"
+        all_in = ", ".join(sorted(set(wrong.values())))
+        message = f"the target says {wanted}; every node that multiplies computes in {all_in}"
         yield Finding("precision-lie", "error", "", message, fix)
     elif wrong:
         for name, precision in wrong.items():
@@ -150,19 +158,105 @@ _FLOATS = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.DOUBLE: "fp64",
 }
-_FLOAT8 = (
+_FLOAT8 = {
     TensorProto.FLOAT8E4M3FN,
     TensorProto.FLOAT8E4M3FNUZ,
     TensorProto.FLOAT8E5M2,
     TensorProto.FLOAT8E5M2FNUZ,
-)
+}
+_INT8 = {TensorProto.INT8, TensorProto.UINT8, 0}
+"""Where a type is unknown, another rule says why."""
+
+
+LEAST_CAPABILITY: Mapping[str, int] = {"bf16": 80, "fp8": 89, "tf32": 80}
+"""Precision → the first compute capability that has it (NVIDIA's support matrix of TensorRT)."""
+
+
+def unsupported_precision(graph: LintGraph) -> Iterator[Finding]:
+    """A target of GPUs that lack its precision."""
+    least = LEAST_CAPABILITY.get(graph.target.precision)
+    named = graph.target.engine_options.get("compute_capabilities", ())
+    if least is None or not isinstance(named, tuple | list):
+        return
+    lacking = [name for name in map(str, named) if name[2:].isdigit() and int(name[2:]) < least]
+    if lacking:
+        message = f"{', '.join(lacking)} have no {graph.target.precision}, which begins at sm{least}"
+        yield Finding("unsupported-precision", "error", "", message, "Leave them out, or choose another precision.")
+
+
+def unsupported_type(graph: LintGraph) -> Iterator[Finding]:
+    """Texts, which no GPU computes with (tried with TensorRT-RTX 1.7)."""
+    if graph.target.engine.startswith("tensorrt"):
+        for value in graph.inputs:
+            if value.type.tensor_type.elem_type == TensorProto.STRING:
+                message = f"input {value.name!r} holds texts, of which TensorRT has no tensors"
+                yield Finding("unsupported-type", "error", "", message, "Turn texts into numbers before the network.")
+
+
+def nan_weight(graph: LintGraph) -> Iterator[Finding]:
+    """Weights that are not numbers: whatever reads them is none either."""
+    for name, tensor in graph.tensors.items():
+        values = float_values(tensor)
+        missing = 0 if values is None else int(np.isnan(values).sum())
+        if missing and (readers := graph.readers.get(name, [])):
+            message = f"{name!r}: {missing} of {values.size if values is not None else 0} values are NaN"
+            yield Finding("nan-weight", "error", readers[0].name, message, "Export the network again from weights.")
+
+
+def _sums_in_float16(graph: LintGraph) -> Iterator[Finding]:
+    """Operators that overflow float16 on ordinary numbers, where they are given float16."""
+    for node in graph.nodes:
+        if not node.input or graph.types.get(node.input[0], 0) != TensorProto.FLOAT16:
+            continue
+        if node.op_type == "Exp" and not _is_shifted(graph, node):
+            message = "overflows float16 from 11.1 on, and nothing before it keeps it below"
+        elif node.op_type in LONG_SUMS and (terms := _terms(graph, node)) * TYPICAL_ACTIVATION > _LARGEST:
+            message = f"sums {terms:,} terms, which reach {terms * TYPICAL_ACTIVATION:.3g} where each is 10"
+        else:
+            continue
+        yield Finding("float16-overflow", "warning", node.name, f"{node.op_type} {message}", "Keep it in float32.")
+    for node in graph.nodes:
+        if node.op_type == "BatchNormalization" and len(node.input) > 4:
+            scale, _, _, variance = (graph.constant(name) for name in node.input[1:5])
+            if scale is None or variance is None or _stays_float32(graph, graph.tensors[node.input[1]]):
+                continue
+            epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+            gain = float(np.max(np.abs(scale) / np.sqrt(np.maximum(variance, 0) + epsilon), initial=0.0))
+            if gain * TYPICAL_ACTIVATION > _LARGEST:
+                message = f"BatchNormalization multiplies by {gain:.3g}: inputs of 10 leave float16"
+                yield Finding("float16-overflow", "warning", node.name, message, "Keep it in float32.")
+
+
+def _is_shifted(graph: LintGraph, node: onnx.NodeProto) -> bool:
+    """Whether an exponential is of what its largest value was taken from, as softmax does it, or is clipped."""
+    before = graph.maker.get(node.input[0])
+    if before is None:
+        return False
+    if before.op_type == "Clip":
+        bounds = graph.clip_bounds(before)
+        return bounds is not None and bounds[1] <= np.log(_LARGEST)
+    return before.op_type == "Sub" and graph.maker_op(before.input[1]) == "ReduceMax"
+
+
+def _terms(graph: LintGraph, node: onnx.NodeProto) -> int:
+    """How many elements of its input each output of a reduction sums; 0 where shapes do not tell."""
+    shapes = [graph.shapes.get(name) for name in (node.input[0], node.output[0])]
+    sizes = [0 if shape is None or None in shape else int(np.prod([d or 0 for d in shape])) for shape in shapes]
+    return sizes[0] // sizes[1] if all(sizes) else 0
+
+
+LONG_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "CumSum")
+_LARGEST = LOW_PRECISIONS["fp16"].largest
 
 
 def _precision_of(graph: LintGraph, node: onnx.NodeProto) -> str:
     sources = [graph.maker.get(name) for name in node.input[:2]]
-    if all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
-        stored = graph.types.get(sources[1].input[0], 0)  # type: ignore[union-attr]
-        return "fp8" if stored in _FLOAT8 else "int8"
+    dequantised = [s for s in sources if s is not None and s.op_type == "DequantizeLinear"]
+    if len(dequantised) == len(sources):
+        stored = {graph.types.get(source.input[0], 0) for source in dequantised}
+        if stored <= _INT8:
+            return "int8"
+        return "fp8" if stored <= _FLOAT8 else TensorProto.DataType.Name(max(stored - _INT8)).lower()
     # After an operator that nobody knows, types are not known; its weight's is.
     element = graph.types.get(node.input[0], 0) or graph.types.get(node.input[1], 0)
     return _FLOATS.get(element, "an unknown type")

@@ -13,7 +13,10 @@ from akd_deploy.export.lint_precision import (
     double_cast,
     float16_overflow,
     float16_underflow,
+    nan_weight,
     precision_lie,
+    unsupported_precision,
+    unsupported_type,
 )
 from akd_deploy.export.lint_quantized import refused_qdq, unfused_qdq
 from akd_deploy.units import format_bytes, format_seconds
@@ -105,6 +108,9 @@ NETWORK_RULES: Mapping[str, Callable[[LintGraph], Iterator[Finding]]] = {
     "float16-underflow": float16_underflow,
     "denormal-mask": denormal_mask,
     "precision-lie": precision_lie,
+    "unsupported-precision": unsupported_precision,
+    "unsupported-type": unsupported_type,
+    "nan-weight": nan_weight,
     "double-cast": double_cast,
     "unused-weight": unused_weight,
 }

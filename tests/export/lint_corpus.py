@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,10 +38,12 @@ class Bad:
     engine: str
     precision: str
     expected: Expected
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def target(self) -> Target:
-        return Target("t", "cpu" if self.engine in ("onnxruntime", "openvino") else "rtx", self.engine, self.precision)
+        device = "cpu" if self.engine in ("onnxruntime", "openvino") else "rtx"
+        return Target("t", device, self.engine, self.precision, engine_options=self.options)
 
 
 @dataclass
@@ -382,6 +385,35 @@ def masked(value: float, windows: int = 0) -> onnx.ModelProto:
     return net.done(mixed, (2, tokens, width), size=(2, tokens, width))
 
 
+def with_texts() -> onnx.ModelProto:
+    model = convnet(CHANNELS)
+    model.graph.input.append(helper.make_tensor_value_info("label", TensorProto.STRING, [1]))
+    return model
+
+
+def in_float16(op: str) -> onnx.ModelProto:
+    """A weighted node in float16, and behind it an operator in float16 that leaves it, or a product in float32."""
+    net, side = Int8(), 256
+    net.constant("w", np.eye(side) / side, np.float16)
+    low = net.op("MatMul", [net.op("Cast", ["x"], "down", to=TensorProto.FLOAT16), "w"], "weighted")
+    if op == "MatMul":
+        high = net.op("Cast", [low], "up", to=TensorProto.FLOAT)
+        found = net.op(op, [high, net.op("Transpose", [high], "turned", perm=[0, 2, 1])], "odd")
+        return net.done(found, (1, side, side), size=(1, side, side))
+    axes = [net.constant("axes", [1, 2], np.int64)] if op == "ReduceSum" else []
+    found = net.op("Cast", [net.op(op, [low, *axes], "odd")], "up", to=TensorProto.FLOAT)
+    return net.done(found, (1, 1, 1) if axes else (1, side, side), size=(1, side, side))
+
+
+def recurrent() -> onnx.ModelProto:
+    net, steps, width = Int8(), 6, 16
+    net.constant("w", np.ones((1, 4 * width, width)) / width, np.float32)
+    net.constant("r", np.ones((1, 4 * width, width)) / width, np.float32)
+    return net.done(
+        net.op("LSTM", ["x", "w", "r"], "lstm", hidden_size=width), (steps, 1, 1, width), size=(steps, 1, width)
+    )
+
+
 BAD: Mapping[str, Bad] = {
     # Operators
     "an operator nobody has": Bad(lambda: inserted("SiLU"), ORT, "fp32", unsupported("odd")),
@@ -395,7 +427,7 @@ BAD: Mapping[str, Bad] = {
     "integer operators": Bad(q_operators, TRT, "int8", unsupported("product") | unfused("quantise")),
     "bfloat16 on the CPU provider": Bad(lambda: in_type(BRAIN), ORT, "bf16", unsupported("first", "second")),
     "float64 on the CPU provider": Bad(lambda: in_type(DOUBLE), ORT, "fp32", unsupported("first", "second") | LIE),
-    "int16 for TensorRT": Bad(lambda: eight_bits(INT16, 21), TRT, "int8", unsupported("q0", "d0", "wd")),
+    "int16 for TensorRT": Bad(lambda: eight_bits(INT16, 21), TRT, "int8", unsupported("q0", "d0", "wd") | LIE),
     "float8 of the other kind": Bad(lambda: eight_bits(E5M2, 19), RTX, "fp8", unsupported("q0", "d0", "wd")),
     # Q/DQ that an engine refuses
     "a zero point for TensorRT": Bad(
@@ -510,6 +542,26 @@ BAD: Mapping[str, Bad] = {
         lambda: inserted("Gelu", opset=17), OV, "fp32", unsupported("odd")
     ),
     "a shape that is not so": Bad(wrong_output, OV, "fp32", {("corrupt-graph", "")}),
+    "NaN among weights": Bad(
+        lambda: changed("b0", lambda values: np.where(np.arange(len(values)) == 3, np.nan, values)), ORT, "fp32",
+        {("nan-weight", "conv0")},
+    ),
+    "NaN among weights of float16": Bad(
+        lambda: cast_model(changed("b0", lambda values: values * np.nan), "fp16").model, TRT, "fp16",
+        {("nan-weight", "conv0")},
+    ),
+    "bfloat16 before Ampere": Bad(
+        lambda: cast_model(convnet(CHANNELS), "bf16").model, RTX, "bf16", {("unsupported-precision", "")},
+        {"compute_capabilities": ("sm75", "sm86")},
+    ),
+    "texts for TensorRT": Bad(with_texts, RTX, "fp32", {("unsupported-type", "")}),
+    "a gain beyond float16": Bad(lambda: normalised(1.0, 1e4), TRT, "fp16", {("float16-overflow", "odd"), *LIE}),
+    "an exponential in float16": Bad(lambda: in_float16("Exp"), TRT, "fp16", {("float16-overflow", "odd")}),
+    "a long sum in float16": Bad(lambda: in_float16("ReduceSum"), TRT, "fp16", {("float16-overflow", "odd")}),
+    "a product of activations left in float32": Bad(
+        lambda: in_float16("MatMul"), TRT, "fp16", {("precision-lie", "odd")}
+    ),
+    "a recurrent network in float32": Bad(recurrent, RTX, "fp16", LIE),
     "a weight nobody reads": Bad(with_extra_weight, OV, "fp32", {("unused-weight", "")}),
 }  # fmt: skip
 """Name → a network with seeded defects."""
@@ -548,10 +600,10 @@ def with_constant(values: float, op: str = "Add") -> onnx.ModelProto:
     return model
 
 
-def normalised(variance: float) -> onnx.ModelProto:
+def normalised(variance: float, gamma: float = 1.0) -> onnx.ModelProto:
     """The clean network with a BatchNormalization that nobody folded."""
     model = inserted("BatchNormalization")
-    values = {"gamma": 1.0, "beta": 0.0, "mean": 0.0, "variance": variance}
+    values = {"gamma": gamma, "beta": 0.0, "mean": 0.0, "variance": variance}
     next(n for n in model.graph.node if n.name == "odd").input.extend(values)
     model.graph.initializer.extend(weight(name, np.full(CHANNELS, value)) for name, value in values.items())
     return model

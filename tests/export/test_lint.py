@@ -202,7 +202,7 @@ def test_a_convolution_with_only_its_input_quantised_is_found(tmp_path):
     assert ("precision-lie", "error", "") in rules(findings)
 
 
-@pytest.mark.parametrize("value", [1e5, np.inf, np.nan])
+@pytest.mark.parametrize("value", [1e5, np.inf])
 def test_weights_that_float16_cannot_hold_are_found(tmp_path, value):
     model = convnet()
     tensor = next(t for t in model.graph.initializer if t.name == "b0")
