@@ -22,6 +22,8 @@ LAYOUT_OPS = frozenset({
 """Operators a runtime inserts around others; each changes only how its input's values are stored."""
 
 _NCHWC = "com.microsoft.nchwc"
+_CAST_PREFIX = "InsertedPrecisionFreeCast_"
+"""What ONNX Runtime puts before a tensor that it holds in float32 instead of float16."""
 _TOKEN = re.compile(r"(_new_reshape|_token_\d+)+$")
 _NCHWC_NAME = re.compile(r"(_mul|_bn|_add)?_nchwc(_token_\d+)?$")
 _ACTIVATIONS = frozenset({
@@ -272,4 +274,24 @@ def attribute_nodes(original: onnx.GraphProto, executed: Sequence[onnx.NodeProto
     layout change names the node whose input or output it reorders. Nodes that nothing reads belong to
     what feeds them.
     """
-    return _Attribution(original_graph(original), executed).run()
+    return _Attribution(original_graph(original), _without_cast_prefix(executed)).run()
+
+
+def _without_cast_prefix(executed: Sequence[onnx.NodeProto]) -> Sequence[onnx.NodeProto]:
+    """The nodes with tensors under their own names again, where the runtime computes in float32 what the network has in
+    float16; where both are there, each under its own."""
+    taken = {name for node in executed for name in (*node.input, *node.output)}
+    prefixed = {name for name in taken if name.startswith(_CAST_PREFIX)}
+    if not prefixed:
+        return executed
+    renamed = {name: name.removeprefix(_CAST_PREFIX) for name in prefixed}
+    renamed = {name: plain for name, plain in renamed.items() if plain not in taken}
+    result = []
+    for node in executed:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = node.name.removeprefix(_CAST_PREFIX)
+        copy.input[:] = [renamed.get(name, name) for name in node.input]
+        copy.output[:] = [renamed.get(name, name) for name in node.output]
+        result.append(copy)
+    return result

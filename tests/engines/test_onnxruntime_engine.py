@@ -333,6 +333,21 @@ def test_quantised_network_for_an_fp32_target_is_refused_by_layer(tmp_path):
         build(GRAPHS["quantized"](), tmp_path, "fp32")
 
 
+@pytest.mark.parametrize("name", ["conv_bn_relu", "residual"])
+def test_float16_networks_are_attributed_though_the_runtime_computes_in_float32(name, tmp_path):
+    """It renames every tensor that it holds in float32 instead."""
+    model = as_float16(GRAPHS[name]())
+    names = dict(zip(node_names(model.graph), (node.op_type for node in model.graph.node), strict=True))
+    convolutions = Counter(op for op in names.values() if op == "Conv")["Conv"]
+    kernels = [k for k in kernels_of(model, tmp_path) if k.kernel.op.endswith("Conv")]
+    inside = [[names[node] for node in kernel.nodes] for kernel in kernels]
+    assert len(kernels) == convolutions
+    assert [ops.count("Conv") for ops in inside] == [1] * convolutions
+    others = [k for k in kernels_of(model, tmp_path) if k.kernel.op in ("Max", "Relu", "Add", "ReduceMean")]
+    for kernel in others:
+        assert "Conv" not in [names[node] for node in kernel.nodes], kernel
+
+
 def test_float16_network_that_the_cpu_computes_in_float32_is_refused(tmp_path):
     with pytest.raises(BuildError, match=r"computing in float32.*Conv_0"):
         build(as_float16(GRAPHS["residual"]()), tmp_path, "fp16")
