@@ -90,6 +90,8 @@ def package(
 
     def show(console: Console) -> None:
         console.print(f"{output}: {len(manifest.files)} files, digest {manifest.digest}")
+        if format == "triton":
+            console.print("each folder in it is a bundle of its own, which `verify` takes", markup=False)
         _show_certificate(manifest, console)
 
     emit(Outcome(data, show), as_json)
@@ -208,6 +210,7 @@ def gate(
 
     loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
     limit = parse_fraction(max_regression)
+    benches = {"candidate": read_bench(candidate)} | ({"baseline": read_bench(baseline)} if baseline else {})
     if baseline is None:
         if loss is not None or across_versions:
             raise UsageError(
@@ -215,11 +218,11 @@ def gate(
                 found="no --baseline",
                 next="Give one: a record's own comparison is of latency alone.",
             )
-        result = gate_compared(read_bench(candidate), limit)
+        result = gate_compared(benches["candidate"], limit)
     else:
         result = gate_benches(
-            read_bench(baseline),
-            read_bench(candidate),
+            benches["baseline"],
+            benches["candidate"],
             limit,
             max_accuracy_loss=loss,
             across_versions=across_versions,
@@ -241,16 +244,24 @@ def gate(
             console.print(f"accuracy lower by {points(result.accuracy.loss)} percentage points{span}", markup=False)
         open_end = "" if result.conclusive else "; inconclusive: bench more"
         console.print("regressed" if result.regressed else f"no regression proven{open_end}")
+        for name, bench in benches.items():
+            if bench.disturbed:
+                told = f"{bench.disturbed} of {len(bench.blocks_s)} blocks of the {name} stayed disturbed: bench again"
+                console.print(told, markup=False)
         annotate(console)
 
     if as_json:  # workflow commands are read from either stream, and stdout is one JSON object
         annotate(stderr)
     _add_summary(os.environ.get("GITHUB_STEP_SUMMARY"), result.markdown())
-    emit(Outcome(result.as_dict(), show, GateError.exit_code if failed else 0), as_json)
+    data = result.as_dict() | {"disturbed": {name: bench.disturbed for name, bench in benches.items()}}
+    emit(Outcome(data, show, GateError.exit_code if failed else 0), as_json)
 
 
 def _add_summary(path: str | None, text: str) -> None:
-    """Append to the file that GitHub shows as a step's summary."""
-    if path:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(text)
+    """Append to the file that GitHub shows as a step's summary; the verdict does not hang on it."""
+    try:
+        if path:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        stderr.print(f"no summary in {path}: {error}", markup=False, highlight=False)

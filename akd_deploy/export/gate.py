@@ -26,7 +26,8 @@ class Bench:
     """What `bench --json` wrote: its header, the samples of each block in seconds, the accuracy where known.
 
     `correct` says for each sample whether it was answered rightly, and `samples_sha256` which samples these are.
-    `compared_s` are the blocks of the model that was measured in turn with this one, of the same names.
+    `compared_s` are the blocks of the model that was measured in turn with this one, of the same names; `disturbed`
+    counts those of this one that something else had a part in.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Bench:
     correct: np.ndarray | None = None
     samples_sha256: str | None = None
     compared_s: Mapping[str, np.ndarray] | None = None
+    disturbed: int = 0
 
     @property
     def block_medians_s(self) -> np.ndarray:
@@ -179,7 +181,7 @@ def read_bench(path: Path) -> Bench:
     """Read a bench file: `{"target", "device", "protocol", "blocks": {"0": [seconds, …], …}}`.
 
     Where "blocks" is missing, "samples" is read: a dict of blocks, or one block's list. "accuracy" and
-    "correct", one 1 or 0 for each sample, are optional; other keys but "engine_version" are not looked at.
+    "correct", one 1 or 0 for each sample, are optional, as are "engine_version" and "disturbed"; others are not read.
 
     Raises:
         MissingFileError, CorruptFileError: with the place in the file.
@@ -213,7 +215,7 @@ def read_bench(path: Path) -> Bench:
             raise _corrupt(path, '"correct" is no list of 0 and 1')
         if accuracy is None or abs(accuracy - sum(correct) / len(correct)) > 1e-9:
             raise _corrupt(path, f"accuracy {accuracy!r}, and {sum(correct)} of {len(correct)} samples correct")
-    version = fields.get(VERSION)
+    version, disturbed = fields.get(VERSION), fields.get("disturbed", 0)
     for key, text in ((VERSION, version), ("samples_sha256", digest)):
         if text is not None and not isinstance(text, str):
             raise _corrupt(path, f"{key} {text!r}, not a text")
@@ -226,6 +228,7 @@ def read_bench(path: Path) -> Bench:
         correct=None if correct is None else np.asarray(correct, bool),
         samples_sha256=digest,
         compared_s=compared_s,
+        disturbed=disturbed if type(disturbed) is int and disturbed > 0 else 0,
     )
 
 

@@ -105,3 +105,19 @@ def test_without_a_baseline_the_records_own_comparison_is_judged(tmp_path):
     assert (answer.code, answer.data["paired"], answer.data["ratio"]) == (3, True, pytest.approx(1.2))
     answer = call(tmp_path, "gate", "--candidate", pair, "--max-accuracy-loss", "1%", "--json")
     assert (answer.code, answer.error["found"]) == (2, "no --baseline")
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.0, 0), (1.2, 3)])
+def test_a_summary_that_cannot_be_written_hides_no_verdict(tmp_path, factor, code):
+    before, after = bench(tmp_path / "before.json"), bench(tmp_path / "after.json", factor)
+    environment = {"GITHUB_STEP_SUMMARY": str(tmp_path / "gone" / "summary.md")}
+    answer = call(tmp_path, "gate", "--baseline", before, "--candidate", after, environment=environment)
+    assert (answer.code, "regress" in answer.stdout) == (code, True)
+    assert "no summary in " in answer.stderr
+
+
+def test_blocks_that_stayed_disturbed_are_told(tmp_path):
+    answer = gate(tmp_path, 1.0, disturbed=3)
+    assert "3 of 8 blocks of the candidate stayed disturbed: bench again" in answer.stdout
+    told = gate(tmp_path, 1.0, "--json", disturbed=3).data["disturbed"]
+    assert told == {"candidate": 3, "baseline": 0}
