@@ -23,7 +23,7 @@ from akd_deploy.export.manifest import BundleFacts, Manifest
 from akd_deploy.export.onnx_file import read_onnx
 from akd_deploy.export.package import package_bundle
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
-from akd_deploy.export.trusted import built_record
+from akd_deploy.export.trusted import built_record, network_built_from
 from akd_deploy.measurement import Measurement
 from akd_deploy.storage import file_sha256
 from akd_deploy.target import Target
@@ -59,7 +59,7 @@ def package_engine(
     record = built_record(engine)
     built = engine_facts_from_dict(record["facts"], f"the record of {engine}")
     target = built.target
-    files = [] if target.engine == "torch" else [BundleFile(*_network(record, engine), "onnx")]
+    files = [] if target.engine == "torch" else [BundleFile(*_network(engine), "onnx")]
     if source is not None:
         _check_source(source, files)
         files.append(BundleFile(source.name, source, "source"))
@@ -80,19 +80,9 @@ def package_engine(
         return package_bundle(bundle, format, out, key=key, force=force)
 
 
-def _network(record: dict[str, Any], engine: Path) -> tuple[str, Path]:
+def _network(engine: Path) -> tuple[str, Path]:
     """Name in the bundle and place of the network, which must be the one that the engine was built from."""
-    path = Path(record["network"]["path"])
-    if not path.is_file():
-        raise MissingFileError(
-            asked=f"the network that {engine} was built from", found=f"no file {path}", next="Build the engine again."
-        )
-    if file_sha256(path) != record["network"]["sha256"]:
-        raise MismatchError(
-            asked=f"the network that {engine} was built from",
-            found=f"another one in {path} now",
-            next="Build the engine again.",
-        )
+    path = network_built_from(engine)
     tensors = onnx.load(path, format="protobuf", load_external_data=False).graph.initializer
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
         raise UsageError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from akd_deploy.engines.base import BuiltEngine, Engine
-from akd_deploy.errors import MissingFileError, VerificationError
+from akd_deploy.errors import MismatchError, MissingFileError, VerificationError
 from akd_deploy.export.bundle import is_bundle
 from akd_deploy.export.engine_facts import NATIVE_ENGINES, facts_of_built
 from akd_deploy.export.manifest import MAX_DEPTH
@@ -65,6 +65,28 @@ def built_record(path: Path) -> dict[str, Any]:
         found=found,
         next="Build it here with `akd-deploy build`, or name the folder of a bundle.",
     )
+
+
+def network_built_from(path: Path) -> Path:
+    """The network that an engine was built from here, as it was then.
+
+    Raises:
+        VerificationError: the engine was not built here, or changed since.
+        MissingFileError, MismatchError: the network is gone, or another one now.
+    """
+    told = built_record(path)["network"]
+    network = Path(told["path"])
+    if not network.is_file():
+        raise MissingFileError(
+            asked=f"the network that {path} was built from", found=f"no file {network}", next="Build the engine again."
+        )
+    if file_sha256(network) != told["sha256"]:
+        raise MismatchError(
+            asked=f"the network that {path} was built from",
+            found=f"another one in {network} now",
+            next="Build the engine again.",
+        )
+    return network
 
 
 def why_not_built_here(path: Path) -> str | None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import onnx
 
 from akd_deploy.engines import load_engine
+from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_file import read_onnx
 from akd_deploy.engines.tensorrt_inspect import EngineLayer, executed_kernels_from_layers, layers_from_inspector
 from akd_deploy.errors import BuildError, CorruptFileError, MissingFileError, UsageError
 from akd_deploy.export.tensor_types import KernelTypes, types_from_graph, types_from_layer, unknown_types
-from akd_deploy.export.trusted import checked_engine_file
+from akd_deploy.export.trusted import checked_engine_file, network_built_from, why_not_built_here
 from akd_deploy.kernel import ExecutedKernel
 from akd_deploy.pipeline.latency import target_latency
 from akd_deploy.target import Target
@@ -36,7 +37,8 @@ def inspect_file(path: Path, target: Target | None, *, trust: bool = False) -> I
     """The kernels of a file.
 
     Args:
-        target: what a network runs on, and whose runtime opens a plan; an inspector's JSON needs none.
+        target: what a network runs on, and whose runtime opens a plan; an inspector's JSON needs none. A plan that
+            was built here is built again from its network where there is no GPU, for the build tells its kernels.
         trust: a plan of unknown origin.
 
     Raises:
@@ -58,7 +60,10 @@ def inspect_file(path: Path, target: Target | None, *, trust: bool = False) -> I
             next="Say where it runs: --target. A layers.json needs none.",
         )
     if path.suffix == PLAN:
-        return _of_layers(_layers_of_plan(path, target, trust), "inspector")
+        engine = _engine_of_plan(path, target)
+        if engine.why_not() is None or why_not_built_here(path) is not None:
+            return _of_layers(_layers_of_plan(path, engine, trust), "inspector")
+        path = network_built_from(path)  # a plan tells its kernels on its GPU alone, the build of it anywhere
     engine = load_engine(target)
     engine.require(engine.why_not_build())
     kernels = engine.executed_kernels(path)
@@ -86,8 +91,7 @@ def _layers_in(path: Path) -> tuple[EngineLayer, ...]:
         ) from error
 
 
-def _layers_of_plan(path: Path, target: Target, trust: bool) -> tuple[EngineLayer, ...]:
-    """A plan is native code: one of unknown origin reaches no runtime."""
+def _engine_of_plan(path: Path, target: Target) -> Engine:
     engine = load_engine(target)
     if engine.suffix != PLAN:
         raise UsageError(
@@ -95,9 +99,14 @@ def _layers_of_plan(path: Path, target: Target, trust: bool) -> tuple[EngineLaye
             found=f"a TensorRT plan, and an engine of {target.engine}",
             next="Name a target of tensorrt or tensorrt-rtx.",
         )
+    return engine
+
+
+def _layers_of_plan(path: Path, engine: Engine, trust: bool) -> tuple[EngineLayer, ...]:
+    """A plan is native code: one of unknown origin reaches no runtime."""
     engine.require(engine.why_not())
     with tempfile.TemporaryDirectory(prefix="akd-engine-") as folder:
-        plan = checked_engine_file(path, target.engine, Path(folder), trust=trust).read_bytes()
+        plan = checked_engine_file(path, engine.target.engine, Path(folder), trust=trust).read_bytes()
     from akd_deploy.engines.tensorrt_session import loaded_facts
 
     runtime = importlib.import_module(getattr(engine, "module", "tensorrt"))

@@ -34,6 +34,13 @@ def test_a_network_is_quantised_to_fp16_and_built(network, tmp_path, monkeypatch
     assert built.data["memory"].keys() >= {"weights_bytes", "activation_bytes"}
     assert built.data["memory"]["weights_bytes"] > 2 * 16 * 16 * 9
     assert built.stderr == ""
+    # The plan tells its kernels on its GPU alone; what it was built from tells them anywhere.
+    of_network, of_plan = (
+        call(tmp_path, "inspect", file, "--target", TARGET, "--json")
+        for file in (made.data["onnx"], built.data["engine"])
+    )
+    assert of_plan.code == 0, of_plan
+    assert of_plan.data["kernels"] == of_network.data["kernels"] != []
     refused = call(tmp_path, "build", "--onnx", network, "--target", TARGET, "-o", "e", "--json")
     assert (refused.code, refused.error["kind"]) == (6, "build")
     assert "Conv_0" in refused.error["layers"]
