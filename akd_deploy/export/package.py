@@ -45,7 +45,7 @@ def package_bundle(
         with tempfile.TemporaryDirectory(prefix="akd-unpacked-") as temporary:
             folder = Path(temporary) / (model_name or bundle.stem)
             folder.mkdir()
-            _require_whole(bundle, verify_bundle(bundle, copy_to=folder))
+            _require_whole(bundle, verify_bundle(bundle, copy_to=folder, whole=True))
             return package_bundle(folder, format, out, key=key, force=force)
     manifest = _require_whole(bundle, verify_bundle(bundle))
     if format == "dir":

@@ -68,7 +68,7 @@ class _Member:
 
 
 def verify_bundle(
-    path: Path, key: Path | None = None, digest: str | None = None, *, copy_to: Path | None = None
+    path: Path, key: Path | None = None, digest: str | None = None, *, copy_to: Path | None = None, whole: bool = False
 ) -> Verification:
     """Check every byte of a bundle against its manifest, and the manifest against a key or digest.
 
@@ -76,9 +76,10 @@ def verify_bundle(
         path: a directory or a ZIP file that `package` wrote.
         key: PEM file with the Ed25519 public key that must have signed it.
         digest: the manifest's expected checksum, 64 hexadecimal digits (`sha256:` before it is allowed).
-        copy_to: an empty folder of the caller's own to write the files to, each chunk as it is hashed: what
+        copy_to: an empty folder of the caller's own to write the listed files to, each chunk as it is hashed: what
             lies there afterwards is what was verified, whatever becomes of `path` meanwhile. Only where there are no
             problems is the copy whole; where manifest, key or digest are wrong nothing is copied.
+        whole: copy manifest and signature too, which are none of the listed files, so that the copy is a bundle.
 
     Returns:
         Every problem found; a bundle, however broken, is never an exception.
@@ -99,7 +100,7 @@ def verify_bundle(
         if manifest is not None:
             copied = None if problems else copy_to
             _check_files(members, manifest, problems, copied)
-            for name, data in unlisted.items() if copied is not None else ():
+            for name, data in unlisted.items() if copied is not None and whole else ():
                 with _copy(copied, name) as write:
                     write(data)
     proven = expected_key is not None or expected_digest is not None

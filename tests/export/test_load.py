@@ -101,7 +101,7 @@ def test_the_engine_is_loaded_from_a_private_copy_that_goes_with_the_session(tmp
         assert tmp_path not in place.parents
         private = place.parents[1]
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
-        assert bytes_of(private) == bytes_of(bundle)
+        assert bytes_of(private) == {n: d for n, d in bytes_of(bundle).items() if n != "manifest.json"}
         assert (loaded.name, loaded.rebuilt, loaded.authentic) == (NAME, False, False)
         assert loaded.fit.blocks == loaded.fit.differs == ()
     assert loaded.session.closed
