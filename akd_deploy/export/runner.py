@@ -182,7 +182,10 @@ def main():
     arguments = parser.parse_args()
     if CPUS and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-CPUS:])
-    runner = Runner()
+    try:
+        runner = Runner()
+    except (OSError, RuntimeError) as error:
+        raise SystemExit(f"not run: {error}") from None
     call = runner.bind(noise(runner.inputs))
     warm_up(call, arguments.seconds / 4)
     samples = time_calls(call, seconds=arguments.seconds, min_samples=100)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +95,15 @@ class Ledger:
             for key, job in missing:
                 yield key, job, *_timed(work, job)
             return
+        waiting = {self._pool.submit(_timed, work, job): (key, job) for key, job in missing}
+        for ended in as_completed(waiting):
+            yield *waiting[ended], *ended.result()
+
+    @cached_property
+    def _pool(self) -> ProcessPoolExecutor:
+        """Kept for the whole study: each process draws its images and reads its teachers once."""
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(self.processes, mp_context=context, initializer=_kindly) as pool:
-            waiting = {pool.submit(_timed, work, job): (key, job) for key, job in missing}
-            for ended in as_completed(waiting):
-                yield *waiting[ended], *ended.result()
+        return ProcessPoolExecutor(self.processes, mp_context=context, initializer=_kindly)
 
 
 def _timed(work: Work, job: Job) -> tuple[Mapping[str, Any], float]:
