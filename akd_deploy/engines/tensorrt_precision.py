@@ -91,7 +91,9 @@ def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Laye
 
     A Q/DQ pair that does not fuse leaves its layer computing in floating point: an 8-bit layer whose kernels read no
     8-bit tensor. A floating layer whose kernels neither read, hold nor write a tensor of its type computes in the
-    floating type that they read. A kernel that hides a stretch of the network says nothing about its layers.
+    floating type that they read. A kernel that hides a stretch of the network says nothing about its layers; one with
+    casts in it nothing about what lies between those: what it reads and writes is not what it computes in, and a
+    strongly typed network keeps the types of its tensors.
     """
     corrected = []
     for layer in layers:
@@ -102,6 +104,9 @@ def as_built(layers: Sequence[Layer], built: Sequence[EngineLayer]) -> list[Laye
         touched = {*reads, *(t.dtype for t in held), *(t.dtype for kernel in kernels for t in kernel.outputs)}
         floating = [read for read in reads if read in _FLOATING]
         seen = reads if layer.dtype in _QUANTISED else touched
+        if not layer.is_matrix and any("cast" in kernel.name.lower() for kernel in kernels):
+            corrected.append(layer)
+            continue
         is_other = layer.dtype in (*_QUANTISED, *_FLOATING) and layer.dtype not in seen and floating
         corrected.append(replace(layer, dtype=floating[0]) if is_other else layer)
     return corrected

@@ -673,3 +673,17 @@ def test_a_floating_layer_whose_kernel_touches_no_tensor_of_its_type_counts_as_w
     assert as_built([layer], [other, kernel])[0].dtype == judged
     hidden = EngineLayer("{ForeignNode[conv...fc]}", "Myelin", (r,), (), (w,), ("conv",))
     assert as_built([layer], [hidden])[0].dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_matrix", "judged"),
+    [
+        ("__myl_CorrCastMulMulCast_myl0_1", False, "float32"),  # between its own casts
+        ("__myl_CorrMulMul_myl0_1", False, "float16"),
+        ("__myl_CastCorrCast_myl0_1", True, "float16"),
+    ],
+)
+def test_what_lies_between_casts_of_one_kernel_is_not_judged_by_what_the_kernel_reads(name, is_matrix, judged):
+    half = EngineTensor((1, 3), "float16")
+    kernel = EngineLayer(name, "correlation", (half,), (half,), (half,), ("conv", "scale"))
+    assert as_built([Layer("scale", "float32", is_matrix)], [kernel])[0].dtype == judged
