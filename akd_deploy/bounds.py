@@ -33,10 +33,15 @@ def binomial_cdf(successes: int, trials: int, probability: float) -> float:
 
 
 def share_upper_bound(hits: int, trials: int, confidence: float) -> float:
-    """Exact upper bound of a share of which `hits` of `trials` independent draws are (Clopper & Pearson 1934)."""
-    from scipy.stats import beta
-
-    return 1.0 if hits >= trials else float(beta.ppf(confidence, hits + 1, trials - hits))
+    """Exact upper bound of a share of which `hits` of `trials` independent draws are (Clopper & Pearson 1934): the
+    largest one with which so few would not be rarer than 1 − confidence."""
+    if hits >= trials:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if binomial_cdf(hits, trials, middle) > 1 - confidence else (low, middle)
+    return (low + high) / 2
 
 
 def samples_needed(percentile: float, confidence: float) -> int:

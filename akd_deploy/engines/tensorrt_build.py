@@ -53,6 +53,8 @@ class Audited:
         ]
         if lost:
             notes += (f"declared to stay in float32 and fused into kernels that do not: {', '.join(lost)}",)
+        if self.precision == "tf32":
+            notes += ("products of float32 may round their inputs to TF32; which do, no build tells",)
         return precision, notes
 
 

@@ -135,6 +135,8 @@ def _directory_members(root: Path, problems: list[str]) -> dict[str, _Member]:
         except OSError as error:
             problems.append(f"{prefix or '.'}: cannot be listed ({error.strerror})")
             continue
+        if prefix and not entries:
+            problems.append(f"{prefix}: an empty folder, which no bundle has")
         for entry in entries:
             name = prefix + entry.name
             problem = name_problem(name)

@@ -438,6 +438,8 @@ def test_tf32_is_another_plan_than_fp32(tmp_path):
     plain, tf32 = (rtx(precision).build(model, tmp_path / precision) for precision in ("fp32", "tf32"))
     assert set(plain.precision) == set(tf32.precision) == {"float32"}
     assert plain.path.read_bytes() != tf32.path.read_bytes()
+    assert not any("TF32" in note for note in plain.notes)
+    assert "products of float32 may round their inputs to TF32; which do, no build tells" in tf32.notes
 
 
 @needs_rtx

@@ -104,6 +104,13 @@ def test_no_manifest_or_a_huge_one_is_refused(bundle):
     assert "manifest.json: missing" in problems(bundle)
 
 
+@pytest.mark.parametrize("folder", ["extra", "engines/extra", "extra/inside"])
+def test_a_folder_that_holds_nothing_is_a_problem(tmp_path, folder):
+    write_small_bundle(tmp_path)
+    (tmp_path / "bundle" / folder).mkdir(parents=True)
+    assert f"{folder}/: an empty folder" in problems(tmp_path / "bundle")
+
+
 def test_an_empty_file_or_folder_is_not_a_bundle(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "missing" in problems(tmp_path / "empty")
