@@ -215,6 +215,9 @@ def put(files: Files, path: Path, before: Files) -> None:
     """Make of a folder that holds `before` one that holds `files`."""
     for name in before.keys() - files.keys():
         (path / name).unlink()
+        for folder in (path / name).relative_to(path).parents:
+            if folder.parts and not any((path / folder).iterdir()):
+                (path / folder).rmdir()
     for name, data in files.items():
         if before.get(name) != data:
             (path / name).parent.mkdir(parents=True, exist_ok=True)
