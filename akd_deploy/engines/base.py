@@ -243,6 +243,7 @@ def time_calls(
     max_samples: int = 1_000_000,
     idle_s: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
+    between: Callable[[], None] | None = None,
 ) -> list[float]:
     """Time single calls until both `seconds` have passed and `min_samples` were taken; seconds each.
 
@@ -250,6 +251,7 @@ def time_calls(
         idle_s: sleep for so long before every call: a device that is asked now and then sleeps in between, lowers its
             clock and forgets its caches. The sleep is in no sample, but it counts towards `seconds`.
         sleep: does it.
+        between: is called before every call; in no sample either.
     """
     samples: list[float] = []
     clock = time.perf_counter
@@ -257,6 +259,8 @@ def time_calls(
     while len(samples) < max_samples:
         if idle_s > 0:
             sleep(idle_s)
+        if between is not None:
+            between()
         begin = clock()
         call()
         done = clock()

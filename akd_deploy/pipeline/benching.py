@@ -66,6 +66,7 @@ def bench_protocol(blocks: int, seconds: float, idle_s: float = 0.0, boundary: s
         idle_s=idle_s,
         boundary=boundary,
         pauses_s=PATIENCE_S,
+        watch=True,
     )
 
 

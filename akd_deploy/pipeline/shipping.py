@@ -53,6 +53,7 @@ def certificate_protocol(table: CertificateTable) -> Protocol:
         max_samples=table.samples_per_block,
         max_remeasure=0,
         pauses_s=PATIENCE_S,
+        watch=True,
     )
 
 

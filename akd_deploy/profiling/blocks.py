@@ -33,6 +33,9 @@ USUAL_PERCENTILE = 10
 """Of the references, what is usual: a shared CPU may run at full speed for a small part of the time only."""
 STEAL_TOLERANCE = 0.03
 """So was one during which the hypervisor took more than this share of CPU time."""
+SLOW_BEATS_TOLERANCE = 0.1
+"""So was one in which so large a share of the beats between its calls were slow: its p90 is a disturbed one. On a quiet
+machine 2 % are."""
 WAITING_TOLERANCE = 0.03
 """So was one whose process, on a CPU target, waited for a CPU for more than this share of the time it was timed."""
 T = TypeVar("T")
@@ -47,7 +50,8 @@ class Protocol:
 
     A disturbed block is measured again at once, `max_remeasure` times at most, and what is disturbed at the end once
     more after each of the pauses `pauses_s`, in seconds; a model whose blocks disagree by more than `UNSTABLE` gets up
-    to `extra_blocks` more. Before every call the process sleeps `idle_s`; `boundary` is one of `BOUNDARIES`.
+    to `extra_blocks` more. Before every call the process sleeps `idle_s`; `boundary` is one of `BOUNDARIES`. With
+    `watch` the CPU is watched between calls, for what must hold for the slower ones too.
     """
 
     blocks: int = 3
@@ -60,6 +64,7 @@ class Protocol:
     idle_s: float = 0.0
     boundary: str = "host"
     pauses_s: tuple[float, ...] = ()
+    watch: bool = False
 
     def __post_init__(self) -> None:
         if self.blocks < 1 or self.min_samples < 1 or self.max_samples < self.min_samples:
@@ -75,6 +80,7 @@ class Protocol:
         del fields["blocks"], fields["max_remeasure"], fields["extra_blocks"], fields["pauses_s"]
         if self.idle_s == 0:
             del fields["idle_s"]  # as headers were before there were pauses
+        del fields["watch"]  # it finds disturbances, and samples are what they were
         clock = "device" if self.boundary == "gpu" else "perf_counter"
         return {**fields, "clock": clock, "reference": "matmul160"}
 
@@ -84,7 +90,9 @@ PATIENCE_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 LATE_S = 30.0
 """So long, pauses included, what is disturbed at the end is measured again; what is still disturbed then stays so."""
 
-BENCH = Protocol(blocks=10, warmup_s=0.05, seconds=0.1, min_samples=100, max_samples=2_000, pauses_s=PATIENCE_S)
+BENCH = Protocol(
+    blocks=10, warmup_s=0.05, seconds=0.1, min_samples=100, max_samples=2_000, pauses_s=PATIENCE_S, watch=True
+)
 """Ten fresh processes of at least 100 samples: enough for a p90 certificate."""
 
 
@@ -125,7 +133,8 @@ class Taken:
     """One model's samples of one block, and what tells whether they were disturbed.
 
     `reference_s` is the slower of the two reference calls beside them; `steal` and `waiting` are shares of the time,
-    0 to 1, in which the hypervisor, or other processes, had the CPU. `remeasured` counts the times that the block
+    0 to 1, in which the hypervisor, or other processes, had the CPU; `slow_beats` that of the beats between the calls
+    that were slow. `remeasured` counts the times that the block
     was taken before and found disturbed. `detail` is what else is known of them; a journal does not keep it.
     """
 
@@ -135,6 +144,7 @@ class Taken:
     waiting: float = 0.0
     remeasured: int = 0
     detail: TakenDetail | None = None
+    slow_beats: float = 0.0
 
 
 def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) -> bool:
@@ -145,12 +155,13 @@ def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) ->
     """
     drifted = taken.reference_s > REFERENCE_TOLERANCE * float(np.percentile(references_s, USUAL_PERCENTILE))
     waited = target.device == "cpu" and taken.waiting > WAITING_TOLERANCE
-    return drifted or waited or taken.steal > STEAL_TOLERANCE
+    return drifted or waited or taken.steal > STEAL_TOLERANCE or taken.slow_beats >= SLOW_BEATS_TOLERANCE
 
 
 def _calmer(before: Taken, again: Taken, target: Target, references_s: Sequence[float]) -> Taken:
     """What was measured again, unless it was disturbed even more: told by all but the model's own samples."""
-    worse = is_disturbed(again, target, references_s) and again.reference_s > before.reference_s
+    trouble = [(taken.slow_beats, taken.reference_s) for taken in (before, again)]
+    worse = is_disturbed(again, target, references_s) and trouble[1] > trouble[0]
     return before if worse else again
 
 
@@ -216,6 +227,7 @@ def _run_block(
                         fields["reference_s"],
                         fields["steal"],
                         fields["waiting"],
+                        slow_beats=fields["slow_beats"],
                         detail=TakenDetail(
                             fields["cpu_s"],
                             fields["load_s"],

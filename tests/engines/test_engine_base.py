@@ -52,6 +52,20 @@ def clock(monkeypatch):
     return clock
 
 
+def test_what_is_done_between_calls_is_in_no_sample(clock):
+    between = []
+
+    def call() -> None:
+        clock.now += 0.01
+
+    def pause() -> None:
+        between.append(clock.now)
+        clock.now += 0.5
+
+    assert time_calls(call, seconds=0.0, min_samples=3, between=pause) == pytest.approx([0.01] * 3)
+    assert between == pytest.approx([0.0, 0.51, 1.02])
+
+
 def test_time_calls_takes_enough_samples_and_enough_time(clock):
     def call() -> None:
         clock.now += 0.01

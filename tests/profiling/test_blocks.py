@@ -32,6 +32,7 @@ CALM = Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
 STOLEN = Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
 DRIFTED = Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
 WAITED = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
+BURST = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, slow_beats=0.1)
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_only_the_blocks_a_model_lacks_are_measured(processes) -> None:
 # --- disturbances -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED])
+@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED, BURST])
 def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: Taken) -> None:
     # b's second measurement, that is block 1, is disturbed once.
     orders = processes(lambda name, nth: disturbance if (name, nth) == ("b", 2) else CALM)
@@ -339,6 +340,7 @@ def test_a_protocol_without_samples_is_refused(wrong: dict[str, int]) -> None:
 def test_tables_of_more_blocks_merge_and_of_longer_samples_do_not() -> None:
     assert Protocol(blocks=3).header() == Protocol(blocks=9).header()
     assert Protocol(seconds=0.01).header() != Protocol(seconds=0.02).header()
+    assert Protocol(watch=True).header() == Protocol().header()
 
 
 def test_a_pause_or_another_boundary_is_another_protocol_and_headers_without_either_are_as_they_were() -> None:

@@ -288,3 +288,36 @@ def test_a_refusal_is_a_line_that_tells_all_and_an_exit_code() -> None:
     assert line["error"]["name"] == "onnxrumtime"
     assert "onnxruntime" in line["error"]["known"]
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("beats", "slow"),
+    [([1.0] * 20, 0.0), ([1.0] * 18 + [1.3] * 2, 0.1), ([1.0] * 10 + [1.6] * 10, 0.5), ([1.6] * 20, 0.0), ([], 0.0)],
+)
+def test_the_watch_tells_the_share_of_beats_that_were_slow(monkeypatch, beats, slow) -> None:
+    given = iter(beats)
+    monkeypatch.setattr(worker, "_beat", lambda: next(given))
+    watch = worker.Watch()
+    for _ in range(worker.BEAT_EVERY * len(beats) + worker.BEAT_EVERY - 1):
+        watch.between()
+    assert watch.beats_s == beats
+    assert watch.slow == pytest.approx(slow)
+
+
+@pytest.mark.parametrize(("watch", "device", "beats"), [(True, "cpu", 4), (False, "cpu", 0), (True, "gpu", 0)])
+def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watch, device, beats) -> None:
+    taken: list[float] = []
+
+    def beat() -> float:
+        taken.append(2.0 if len(taken) == 3 else 1.0)
+        return taken[-1]
+
+    monkeypatch.setattr(worker, "_beat", beat)
+    engine = _Engine()
+    engine.target = Target("t", device, "onnxruntime")
+    protocol = {**PROTOCOL, "min_samples": 20, "max_samples": 20, "watch": watch}
+    timed = worker.measure_model(engine, Path("m"), protocol, np.random.default_rng(0))
+    assert (len(timed.samples_s), len(taken)) == (20, beats)
+    assert timed.slow_beats == (0.25 if beats else 0.0)
+    assert timed.waiting >= 0
+    assert timed.cpu_s >= 0
