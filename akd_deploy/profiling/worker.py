@@ -42,7 +42,7 @@ def reference_call() -> Callable[[], float]:
 
 
 class Watch:
-    """Between calls, now and then, a little arithmetic that touches no memory: was the CPU slowed while they were taken?
+    """Between calls, now and then, a little arithmetic that touches no memory: was the CPU slowed meanwhile?
 
     A spell of milliseconds may fall between two reference calls, and be in a tenth of the samples.
     A beat is found slow by what this process's quicker beats take: a process that is slow throughout, the reference
