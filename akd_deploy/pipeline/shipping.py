@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from akd_deploy.models.onnx_from_student import INPUT, onnx_from_student
 from akd_deploy.models.student import Student
 from akd_deploy.pipeline.typed import isa_of, mode_for
 from akd_deploy.profiling.blocks import (
+    LATE_S,
     PATIENCE_S,
     Measured,
     Protocol,
@@ -158,8 +160,12 @@ def measure_together(
     rng: np.random.Generator,
     on_model: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Measured]:
-    """Measure models on several targets block by block in turn: blocks of equal number belong together."""
+    """Measure models on several targets block by block in turn: blocks of equal number belong together.
+
+    What was disturbed is measured again at the end for up to twice as long as all of it took.
+    """
     by_target: dict[str, tuple[Target, dict[str, Path]]] = {}
+    began_s = time.monotonic()
     for name, (target, path) in subjects.items():
         by_target.setdefault(target.name, (target, {}))[1][name] = path
     one = replace(protocol, blocks=1, pauses_s=())
@@ -195,7 +201,7 @@ def measure_together(
             if (names := [name for name in models if is_disturbed(taken[name, block], target, references_s)])
         ]
 
-    for target, names, block in after_pauses(protocol, late):
+    for target, names, block in after_pauses(protocol, late, max(LATE_S, 2 * (time.monotonic() - began_s))):
         once_more = 1 + max(taken[name, block].remeasured for name in names)
         measure(target, names, block, replace(one, max_remeasure=once_more))
     return {name: reduce(_joined, (blocks[i] for i in sorted(blocks))) for name, blocks in found.items()}

@@ -407,10 +407,10 @@ def _measured_blocks(
     return collected()
 
 
-def after_pauses(protocol: Protocol, late: Callable[[], Sequence[T]]) -> Iterator[T]:
+def after_pauses(protocol: Protocol, late: Callable[[], Sequence[T]], most_s: float = LATE_S) -> Iterator[T]:
     """What is to be measured once more after each of the protocol's pauses: what `late` then finds, one after the
-    other, until it finds nothing or `LATE_S` are over."""
-    end_s = time.monotonic() + LATE_S
+    other, until it finds nothing or `most_s` are over."""
+    end_s = time.monotonic() + most_s
     for pause_s in protocol.pauses_s:
         if not late() or _is_past(end_s):
             return
