@@ -111,13 +111,18 @@ def _check_source(source: Path, files: Sequence[BundleFile]) -> None:
             )
 
 
+def _size(dim: onnx.TensorShapeProto.Dimension) -> str:
+    return str(dim.dim_param or dim.dim_value)
+
+
 def _interface(path: Path) -> str:
     graph = read_onnx(path).graph
     weights = {tensor.name for tensor in graph.initializer}
 
     def told(values: Iterable[onnx.ValueInfoProto]) -> str:
         shapes = {value.name: value.type.tensor_type.shape.dim for value in values if value.name not in weights}
-        return ", ".join(f"{name} {[d.dim_param or d.dim_value for d in dims]}" for name, dims in shapes.items())
+        # A variant's batch may be fixed where its source's is open.
+        return ", ".join(f"{name} [batch, {', '.join(map(_size, dims[1:]))}]" for name, dims in shapes.items())
 
     return f"inputs {told(graph.input)} and outputs {told(graph.output)}"
 

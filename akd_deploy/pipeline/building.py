@@ -13,6 +13,7 @@ import onnx
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_file import read_onnx, tensors_of
+from akd_deploy.errors import BuildError
 from akd_deploy.target import Target
 
 _FULL = ("fp32", "tf32")
@@ -54,9 +55,23 @@ def audit_precision(engine: Engine, path: Path) -> None:
     Raises:
         BuildError: it computes in another.
     """
-    if engine.loads_models and path.suffix == ".onnx":
-        with tempfile.TemporaryDirectory(prefix="akd-audit-") as folder:
+    if not engine.loads_models or path.suffix != ".onnx":
+        return
+    target = engine.target
+    with tempfile.TemporaryDirectory(prefix="akd-audit-") as folder:
+        try:
             engine.build(path, Path(folder))
+        except BuildError as error:
+            if error.details.get("layers"):
+                raise
+            # An engine that hides its kernels goes by what the network is typed as; other refusals come when it loads.
+            typed = precision_of(path, target.batch)
+            if typed != target.precision and not {typed, target.precision} <= set(_FULL):
+                raise BuildError(
+                    asked=f"{path.name} in {target.precision} for target {target.name}",
+                    found=f"a network typed {typed}",
+                    next="Give it the network in the target's precision (`akd-deploy quantize`), or another target.",
+                ) from error
 
 
 @contextmanager

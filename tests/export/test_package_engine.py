@@ -186,6 +186,14 @@ def test_a_source_of_another_network_is_refused(tmp_path):
         package_engine(engine, "zip", tmp_path / "b.zip", source=other)
 
 
+def test_a_source_of_open_batch_is_the_source_of_a_variant_of_fixed_batch(tmp_path):
+    engine = build(tmp_path)
+    source = convnet(seed=2)
+    for value in (*source.graph.input, *source.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    package_engine(engine, "zip", tmp_path / "b.zip", source=saved(source, tmp_path / "open.onnx"))
+
+
 def test_a_file_that_is_no_bench_is_refused(tmp_path):
     engine, bench = build(tmp_path), tmp_path / "bench.json"
     for text in ("", "[]", "{}", json.dumps({"latency_stats_s": {}})):

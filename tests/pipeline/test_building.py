@@ -143,3 +143,28 @@ def test_a_gpu_that_is_not_here_has_no_cpu_instructions_and_stops_no_typing(netw
     assert building.precision_of(typed_network(network, RTX), 1) == "fp16"
     with pytest.raises(MissingRuntimeError):
         load_engine(RTX).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("precision", "refused"), [("fp32", False), ("tf32", False), ("fp16", True), ("int8", True), ("bf16", True)]
+)
+def test_an_engine_that_hides_its_kernels_is_audited_by_what_the_network_is_typed_as(network, precision, refused):
+    def build(path, folder):
+        raise BuildError(asked="kernels", found="one compiled node", next="Use another engine.")
+
+    target = Target("t", "gpu", "onnxruntime", precision)
+    engine = SimpleNamespace(loads_models=True, target=target, build=build)
+    if refused:
+        with pytest.raises(BuildError, match="a network typed fp32"):
+            building.audit_precision(engine, network)
+    else:
+        building.audit_precision(engine, network)
+
+
+def test_a_built_engine_is_audited_no_more(network, tmp_path):
+    def build(path, folder):
+        raise AssertionError
+
+    engine = SimpleNamespace(loads_models=False, target=RTX, build=build)
+    building.audit_precision(engine, network)
+    building.audit_precision(SimpleNamespace(loads_models=True, target=CPU, build=build), tmp_path / "e.pt2")
