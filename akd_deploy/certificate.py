@@ -124,8 +124,10 @@ def certify(
         )
     # Not "> budget_s": what is no number must never count as within the budget.
     exceeding = int((~(pooled <= budget_s)).sum())
-    shares = [float((~(samples <= budget_s)).mean()) for samples in blocks_s.values()]
-    failing = sum(share > 1 - percentile / 100 for share in shares)
+    over = [int((~(samples <= budget_s)).sum()) for samples in blocks_s.values()]
+    shares = [count / len(samples) for count, samples in zip(over, blocks_s.values(), strict=True)]
+    # As many as may be over are not too many, whatever 1 − percentile / 100 is rounded to.
+    failing = sum(share > 1 - percentile / 100 + 1e-9 for share in shares)
     upper_s = clustered_upper_bound_s(blocks_s, percentile, confidence)
     pooled_ok, clustered_ok = exceeding <= allowed, upper_s <= budget_s
     return Certificate(

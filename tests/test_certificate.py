@@ -53,6 +53,15 @@ def test_a_student_that_misses_its_percentile_is_hardly_ever_certified():
     assert stats.binomtest(passed, RUNS, 0.01, alternative="greater").pvalue > 0.01
 
 
+@pytest.mark.parametrize("percentile", [50, 70, 80, 90, 95, 99])
+def test_a_process_with_as_many_over_as_may_be_has_not_failed(percentile):
+    allowed = round(100 - percentile)
+    blocks = {i: np.concatenate([np.full(100 - allowed, 1e-3), np.full(allowed, 3e-3)]) for i in range(12)}
+    assert certify(blocks, 2e-3, percentile).failing_blocks == 0
+    blocks[3] = np.concatenate([np.full(99 - allowed, 1e-3), np.full(allowed + 1, 3e-3)])
+    assert certify(blocks, 2e-3, percentile).failing_blocks == 1
+
+
 def test_a_certificate_states_its_evidence():
     blocks = {i: np.full(100, 1e-3) for i in range(10)}
     blocks[3] = np.concatenate([np.full(98, 1e-3), [3e-3, 4e-3]])

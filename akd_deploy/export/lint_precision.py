@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
@@ -35,6 +36,8 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
         values = float_values(tensor)
         if values is None:
             continue
+        if all(reader.op_type in ("Add", "Where") for reader in readers):
+            values = np.where(values == -np.inf, 0, values)  # a mask: float16 has −inf, too
         peak = _peak(values)
         if peak > largest:  # of NaN another rule tells
             found = "infinite" if np.isinf(peak) else f"{peak:.3g}"
@@ -178,7 +181,8 @@ def unsupported_precision(graph: LintGraph) -> Iterator[Finding]:
     named = graph.target.engine_options.get("compute_capabilities", ())
     if least is None or not isinstance(named, tuple | list):
         return
-    lacking = [name for name in map(str, named) if name[2:].isdigit() and int(name[2:]) < least]
+    numbers = {name: re.fullmatch(r"sm_?(\d+)[a-z]?", name) for name in map(str, named)}
+    lacking = [name for name, number in numbers.items() if number is not None and int(number[1]) < least]
     if lacking:
         message = f"{', '.join(lacking)} have no {graph.target.precision}, which begins at sm{least}"
         yield Finding("unsupported-precision", "error", "", message, "Leave them out, or choose another precision.")
@@ -198,7 +202,8 @@ def nan_weight(graph: LintGraph) -> Iterator[Finding]:
     for name, tensor in graph.tensors.items():
         values = float_values(tensor)
         missing = 0 if values is None else int(np.isnan(values).sum())
-        if missing and (readers := graph.readers.get(name, [])):
+        readers = [reader for reader in graph.readers.get(name, []) if reader.op_type not in ("Where", "Equal")]
+        if missing and readers:  # what is selected by Where may be meant to be none
             message = f"{name!r}: {missing} of {values.size if values is not None else 0} values are NaN"
             yield Finding("nan-weight", "error", readers[0].name, message, "Export the network again from weights.")
 
@@ -245,7 +250,7 @@ def _terms(graph: LintGraph, node: onnx.NodeProto) -> int:
     return sizes[0] // sizes[1] if all(sizes) else 0
 
 
-LONG_SUMS = ("ReduceSum", "ReduceSumSquare", "ReduceL1", "CumSum")
+LONG_SUMS = ("ReduceSum", "ReduceL1")
 _LARGEST = LOW_PRECISIONS["fp16"].largest
 
 

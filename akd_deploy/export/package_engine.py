@@ -19,6 +19,7 @@ from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict
+from akd_deploy.export.gate import read_bench
 from akd_deploy.export.manifest import BundleFacts, Manifest
 from akd_deploy.export.onnx_file import read_onnx
 from akd_deploy.export.package import package_bundle
@@ -111,18 +112,14 @@ def _check_source(source: Path, files: Sequence[BundleFile]) -> None:
             )
 
 
-def _size(dim: onnx.TensorShapeProto.Dimension) -> str:
-    return str(dim.dim_param or dim.dim_value)
-
-
 def _interface(path: Path) -> str:
     graph = read_onnx(path).graph
     weights = {tensor.name for tensor in graph.initializer}
 
     def told(values: Iterable[onnx.ValueInfoProto]) -> str:
         shapes = {value.name: value.type.tensor_type.shape.dim for value in values if value.name not in weights}
-        # A variant's batch may be fixed where its source's is open.
-        return ", ".join(f"{name} [batch, {', '.join(map(_size, dims[1:]))}]" for name, dims in shapes.items())
+        # What is open in the one may be fixed in the other.
+        return ", ".join(f"{name} of {len(dims)} dimensions" for name, dims in shapes.items())
 
     return f"inputs {told(graph.input)} and outputs {told(graph.output)}"
 
@@ -174,12 +171,19 @@ def _bench(bench: Path, engine: Path, facts: EngineFacts) -> dict[str, Any]:
             found=f"{'; '.join(said)} by its own samples",
             next="Measure again: nothing is signed that was not measured.",
         )
-    accuracy, correct = told.get("accuracy"), told.get("correct")
-    known = isinstance(accuracy, float) and isinstance(correct, list)
+    read = read_bench(bench)  # refuses an accuracy that its answers do not have
+    accuracy, correct = read.accuracy, [] if read.correct is None else read.correct.tolist()
+    protocol = told.get("protocol")
+    how = {key: protocol[key] for key in ("boundary", "idle_s") if isinstance(protocol, dict) and key in protocol}
+    how |= {key: told[key] for key in ("disturbed", "remeasured") if isinstance(told.get(key), int)}
     return {
-        "measured_s": measured_s, "device": device, "certificate": anew, "blocks_s": blocks_s,
-        "accuracy": {"test": accuracy, "images": len(correct)} if known else None,
-    }  # fmt: skip
+        "how": how,
+        "measured_s": measured.statistics_s(),
+        "device": device,
+        "certificate": anew,
+        "blocks_s": blocks_s,
+        "accuracy": {"test": accuracy, "images": len(correct)} if correct else None,
+    }
 
 
 def _same(stated: object, found: object) -> bool:
@@ -191,7 +195,7 @@ def _same(stated: object, found: object) -> bool:
 
 def _facts(name: str, facts: EngineFacts, bench: dict[str, Any], record: dict[str, Any]) -> BundleFacts:
     certificate = bench.get("certificate")
-    latency = {"measured_s": bench["measured_s"]} if bench else {}
+    latency = {"measured_s": bench["measured_s"], **bench["how"]} if bench else {}
     if certificate is not None:
         latency["budget_s"] = certificate["budget_s"]
     return BundleFacts(

@@ -160,7 +160,7 @@ def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) ->
 
 def _calmer(before: Taken, again: Taken, target: Target, references_s: Sequence[float]) -> Taken:
     """What was measured again, unless it was disturbed even more: told by all but the model's own samples."""
-    trouble = [(taken.slow_beats, taken.reference_s) for taken in (before, again)]
+    trouble = [(taken.slow_beats + taken.steal + taken.waiting, taken.reference_s) for taken in (before, again)]
     worse = is_disturbed(again, target, references_s) and trouble[1] > trouble[0]
     return before if worse else again
 

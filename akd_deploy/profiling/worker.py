@@ -111,7 +111,9 @@ def measure_model(engine: Any, path: Path, protocol: Mapping[str, Any], rng: np.
         warm_up(call, protocol["warmup_s"])
         parts.clear()
         slept = 0.0
-        watch = Watch() if protocol.get("watch") and engine.target.device == "cpu" else None
+        # After a pause beats scatter by themselves: clocks and caches wake up.
+        watched = protocol.get("watch") and not protocol.get("idle_s") and engine.target.device == "cpu"
+        watch = Watch() if watched else None
 
         def pause(seconds: float) -> None:
             nonlocal slept

@@ -92,6 +92,34 @@ def test_networks_changed_at_random_never_end_lint(tmp_path):
         lint_onnx(tmp_path / "m.onnx", target("tensorrt-rtx", "fp16"))
 
 
+@pytest.mark.parametrize(
+    ("op", "value", "found"), [("Add", -np.inf, False), ("Add", np.inf, True), ("Mul", -np.inf, True)]
+)
+def test_a_mask_of_minus_infinity_is_one_in_float16_too(tmp_path, op, value, found):
+    mask = np.where(np.arange(10) < 5, 0.0, value)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], "down", to=TensorProto.FLOAT16),
+        helper.make_node(op, ["low", "mask"], ["masked"], "mask"),
+        helper.make_node("Softmax", ["masked"], ["weights"], "softmax"),
+        helper.make_node("Cast", ["weights"], ["logits"], "up", to=TensorProto.FLOAT),
+    ]
+    held = numpy_helper.from_array(mask.astype(np.float16), "mask")
+    model = network(nodes, [held], (1, 10), (1, 10))
+    expected = [("float16-overflow", "error", "mask")] if found else []
+    assert rules(lint(model, tmp_path, "tensorrt", "fp16")) == expected
+
+
+def test_nan_that_where_selects_is_meant_so(tmp_path):
+    nodes = [
+        helper.make_node("Greater", ["x", "zero"], ["yes"], "compare"),
+        helper.make_node("Where", ["yes", "x", "none"], ["filled"], "fill"),
+        helper.make_node("IsNaN", ["filled"], ["missing"], "ask"),
+        helper.make_node("Where", ["missing", "zero", "filled"], ["logits"], "replace"),
+    ]
+    numbers = [weight("zero", np.array([0.0])), weight("none", np.array([np.nan]))]
+    assert lint(network(nodes, numbers, (1, 10), (1, 10)), tmp_path) == ()
+
+
 def test_an_operator_that_the_engine_lacks_is_found_for_that_engine_alone(tmp_path):
     model = network([helper.make_node("Det", ["x"], ["logits"], "det")], [], output_shape=(1, 3))
     assert lint(model, tmp_path) == ()

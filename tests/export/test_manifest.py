@@ -152,6 +152,8 @@ def test_the_digest_covers_every_fact():
         (lambda b: b["certificate"].update(confidence=True), "'confidence' of its certificate"),
         (lambda b: b["certificate"].update(ok=1), "'ok' of its certificate is neither"),
         (lambda b: b["device"].update(model="\x1b[2J"), "'device.model' holds control characters"),
+        (lambda b: b["device"].update(model="a\nok: authentic"), "'device.model' holds control characters"),
+        (lambda b: b["versions"].update(python="3\u2028"), "'versions.python' holds control characters"),
         (lambda b: b["device"].update(model="\ud800"), "'device.model' holds control characters"),
         (lambda b: b["provenance"].update({"a": [{"b": "\u202egnp"}]}), "'provenance.a.b' holds control"),
         (lambda b: b["provenance"].update({"\x07": 1}), "'provenance' holds control"),

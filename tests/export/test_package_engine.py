@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from export_graphs import convnet, saved
+from onnx import helper, numpy_helper
 
 from akd_deploy.certificate import certify
 from akd_deploy.engines import load_engine
@@ -57,6 +59,7 @@ def bench_of(path, name="onnxruntime", **changes):
         "blocks": {str(block): samples for block, samples in BLOCKS_S.items()},
         "certificate": certify(measurement(BLOCKS_S).blocks, 4e-3, 90, 0.99).as_dict(),
         "accuracy": None,
+        "protocol": {},
     } | changes
     file = path.parent / "bench.json"
     file.write_text(json.dumps(told), encoding="utf-8")
@@ -173,6 +176,33 @@ def test_a_certificate_of_before_its_bound_on_processes_is_computed_anew(tmp_pat
     assert verify_bundle(tmp_path / "b.zip").manifest.facts.certificate["failing_share_upper"] == bound
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "correct"), [(0.99, [0] * 100), (7.5, ["x"]), (0.5, [1]), (0.75, [1, 0, 1, 2]), ("good", None)]
+)
+def test_accuracy_that_its_answers_do_not_have_is_refused(tmp_path, accuracy, correct):
+    engine = build(tmp_path)
+    with pytest.raises(CorruptFileError):
+        package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, accuracy=accuracy, correct=correct))
+
+
+def test_what_a_latency_is_of_and_how_calm_it_was_go_along(tmp_path):
+    engine = build(tmp_path)
+    protocol = {"boundary": "end-to-end", "idle_s": 0.01, "seconds": 0.1}
+    bench = bench_of(engine, protocol=protocol, disturbed=2, remeasured=5)
+    package_engine(engine, "zip", tmp_path / "b.zip", bench=bench)
+    latency = verify_bundle(tmp_path / "b.zip").manifest.facts.latency
+    told = {key: latency[key] for key in ("boundary", "idle_s", "disturbed", "remeasured")}
+    assert told == {"boundary": "end-to-end", "idle_s": 0.01, "disturbed": 2, "remeasured": 5}
+
+
+def test_statistics_that_nobody_knows_do_not_go_along(tmp_path):
+    engine = build(tmp_path)
+    stated = measurement(BLOCKS_S).statistics_s() | {"p9999": 1e-9}
+    package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, latency_stats_s=stated))
+    latency = verify_bundle(tmp_path / "b.zip").manifest.facts.latency
+    assert latency["measured_s"] == measurement(BLOCKS_S).statistics_s()
+
+
 def test_accuracy_that_was_measured_beside_goes_along(tmp_path):
     engine = build(tmp_path)
     package_engine(engine, "zip", tmp_path / "b.zip", bench=bench_of(engine, accuracy=0.75, correct=[1, 0, 1, 1]))
@@ -181,7 +211,12 @@ def test_accuracy_that_was_measured_beside_goes_along(tmp_path):
 
 def test_a_source_of_another_network_is_refused(tmp_path):
     engine = build(tmp_path)
-    other = saved(convnet(classes=3), tmp_path / "other.onnx")
+    other = convnet(classes=3)
+    other.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    other.graph.node[-1].output[0] = "deep"
+    other.graph.node.append(helper.make_node("Unsqueeze", ["deep", "last"], ["logits"], "unsqueeze"))
+    other.graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "last"))
+    other = saved(other, tmp_path / "other.onnx")
     with pytest.raises(MismatchError, match=r"as what net\.onnx was made from"):
         package_engine(engine, "zip", tmp_path / "b.zip", source=other)
 

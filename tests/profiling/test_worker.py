@@ -304,8 +304,11 @@ def test_the_watch_tells_the_share_of_beats_that_were_slow(monkeypatch, beats, s
     assert watch.slow == pytest.approx(slow)
 
 
-@pytest.mark.parametrize(("watch", "device", "beats"), [(True, "cpu", 4), (False, "cpu", 0), (True, "gpu", 0)])
-def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watch, device, beats) -> None:
+@pytest.mark.parametrize(
+    ("watch", "device", "idle_s", "beats"),
+    [(True, "cpu", 0.0, 4), (False, "cpu", 0.0, 0), (True, "gpu", 0.0, 0), (True, "cpu", 1e-4, 0)],
+)
+def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watch, device, idle_s, beats) -> None:
     taken: list[float] = []
 
     def beat() -> float:
@@ -315,7 +318,7 @@ def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watc
     monkeypatch.setattr(worker, "_beat", beat)
     engine = _Engine()
     engine.target = Target("t", device, "onnxruntime")
-    protocol = {**PROTOCOL, "min_samples": 20, "max_samples": 20, "watch": watch}
+    protocol = {**PROTOCOL, "min_samples": 20, "max_samples": 20, "watch": watch, "idle_s": idle_s}
     timed = worker.measure_model(engine, Path("m"), protocol, np.random.default_rng(0))
     assert (len(timed.samples_s), len(taken)) == (20, beats)
     assert timed.slow_beats == (0.25 if beats else 0.0)
