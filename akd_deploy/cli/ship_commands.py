@@ -45,9 +45,11 @@ def _show_certificate(manifest: Manifest, console: Console) -> None:
     told = "its budget" if budget is None else format_seconds(budget)
     level = "" if percentile is None else f" at p{percentile:g}"
     latency = manifest.facts.latency
-    if latency.get("boundary", "host") != "host" or latency.get("idle_s"):
-        pause = f", after pauses of {latency['idle_s']} s" if latency.get("idle_s") else ""
-        level += f" by the boundary {latency.get('boundary', 'host')}{pause}"
+    boundary, idle_s = latency.get("boundary", "host"), latency.get("idle_s", 0.0)
+    if boundary != "host":
+        level += f" by the boundary {boundary}"
+    if isinstance(idle_s, int | float) and idle_s > 0:
+        level += f" after pauses of {format_seconds(idle_s)}"
     held = "holds" if found["ok"] is True else "does NOT hold: it is not shown to meet its budget"
     console.print(f"certificate of {told}{level}: {held}", markup=False, highlight=False)
 

@@ -18,6 +18,8 @@ TYPICAL_ACTIVATION = 10.0
 """An input this large on every channel is not unusual after ReLU; picked by eye."""
 MULTIPLYING = (*WEIGHTED, "Einsum", "LSTM", "GRU", "RNN")
 """Operators in which nearly all work is: constant weights or not."""
+LONG_SUMS = ("ReduceSum", "ReduceL1")
+_LARGEST = LOW_PRECISIONS["fp16"].largest
 SMALLEST_NORMAL = 2.0**-14
 """float16 keeps fewer and fewer bits of what is smaller, and none below 2⁻²⁵."""
 
@@ -248,10 +250,6 @@ def _terms(graph: LintGraph, node: onnx.NodeProto) -> int:
     shapes = [graph.shapes.get(name) for name in (node.input[0], node.output[0])]
     sizes = [0 if shape is None or None in shape else int(np.prod([d or 0 for d in shape])) for shape in shapes]
     return sizes[0] // sizes[1] if all(sizes) else 0
-
-
-LONG_SUMS = ("ReduceSum", "ReduceL1")
-_LARGEST = LOW_PRECISIONS["fp16"].largest
 
 
 def _precision_of(graph: LintGraph, node: onnx.NodeProto) -> str:

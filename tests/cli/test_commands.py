@@ -352,6 +352,28 @@ def test_package_and_verify_end_in_one_file_that_is_whole(twin, tmp_path):
     assert "certificate" not in twin.workshop.call("verify", out).stdout
 
 
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({}, "at p90: "),
+        ({"boundary": "host", "idle_s": 0.0}, "at p90: "),
+        ({"boundary": "gpu"}, "at p90 by the boundary gpu: "),
+        ({"boundary": "end-to-end", "idle_s": 0.01}, "at p90 by the boundary end-to-end after pauses of 10 ms: "),
+    ],
+)
+def test_a_certificate_of_another_latency_says_of_which(how, told):
+    from types import SimpleNamespace
+
+    from rich.console import Console
+
+    from akd_deploy.cli.ship_commands import _show_certificate
+
+    certificate = {"ok": True, "budget_s": 0.05, "percentile": 90, "confidence": 0.99}
+    console = Console(width=200, record=True)
+    _show_certificate(SimpleNamespace(facts=SimpleNamespace(certificate=certificate, latency=how)), console)  # type: ignore[arg-type]
+    assert f"certificate of 50 ms {told}holds" in console.export_text()
+
+
 @pytest.mark.parametrize("held", [True, False, None])
 def test_a_bundle_says_whether_its_budget_is_certified_wherever_it_is_looked_at(twin, tmp_path, held):
     """A bundle may be sound, and its student too slow."""
