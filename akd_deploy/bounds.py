@@ -9,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from akd_deploy.binomial import binomial_cdf
 from akd_deploy.errors import UsageError
 
 
@@ -17,31 +18,6 @@ def check_levels(percentile: float, confidence: float) -> None:
         raise UsageError(asked="a percentile", found=f"{percentile:g}", next="Choose one between 0 and 100.")
     if not 0 < confidence < 1:
         raise UsageError(asked="a confidence", found=f"{confidence:g}", next="Choose one between 0 and 1.")
-
-
-def binomial_cdf(successes: int, trials: int, probability: float) -> float:
-    """P(X ≤ successes) for X ~ Binomial(trials, probability), 0 < probability < 1; exact up to rounding."""
-    if successes < 0:
-        return 0.0
-    if successes >= trials:
-        return 1.0
-    k = np.arange(successes + 1)
-    log_choose = np.concatenate([[0.0], np.cumsum(np.log((trials - k[1:] + 1) / k[1:]))])
-    log_terms = log_choose + k * log(probability) + (trials - k) * np.log1p(-probability)
-    peak = log_terms.max()
-    return float(min(1.0, np.exp(peak) * np.exp(log_terms - peak).sum()))
-
-
-def share_upper_bound(hits: int, trials: int, confidence: float) -> float:
-    """Exact upper bound of a share of which `hits` of `trials` independent draws are (Clopper & Pearson 1934): the
-    largest one with which so few would not be rarer than 1 − confidence."""
-    if hits >= trials:
-        return 1.0
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if binomial_cdf(hits, trials, middle) > 1 - confidence else (low, middle)
-    return (low + high) / 2
 
 
 def samples_needed(percentile: float, confidence: float) -> int:

@@ -9,13 +9,12 @@ from math import isfinite
 
 import numpy as np
 
+from akd_deploy.binomial import binomial_cdf, share_upper_bound
 from akd_deploy.bounds import (
-    binomial_cdf,
     check_levels,
     clustered_upper_bound_s,
     order_statistic_upper_bound_s,
     samples_needed,
-    share_upper_bound,
 )
 from akd_deploy.comparison import Gate, RatioInterval, gate, ratio_interval
 from akd_deploy.errors import UsageError

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from akd_deploy.bounds import binomial_cdf
+from akd_deploy.binomial import binomial_cdf
 from akd_deploy.errors import UsageError
 
 

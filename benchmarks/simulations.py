@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from akd_deploy.bounds import clustered_upper_bound_s, order_statistic_upper_bound_s, share_upper_bound
+from akd_deploy.binomial import share_upper_bound
+from akd_deploy.bounds import clustered_upper_bound_s, order_statistic_upper_bound_s
 from akd_deploy.certificate import certify
 from akd_deploy.comparison import blocks_needed, ratio_interval
 

@@ -6,31 +6,15 @@ from scipy import stats
 
 from akd_deploy.bounds import (
     _student_quantile,
-    binomial_cdf,
     clustered_upper_bound_s,
     order_statistic_upper_bound_s,
     samples_needed,
-    share_upper_bound,
 )
 from akd_deploy.errors import UsageError
 from benchmarks.simulations import bound_coverage, true_percentile_s
 
 RUNS = 2_500
 """Of each simulation."""
-
-
-@given(st.integers(1, 3_000), st.floats(1e-4, 1 - 1e-4), st.floats(0, 1))
-def test_binomial_probabilities_are_scipys(trials, probability, share):
-    successes = int(share * trials)
-    expected = stats.binom.cdf(successes, trials, probability)
-    assert binomial_cdf(successes, trials, probability) == pytest.approx(expected, rel=1e-9, abs=1e-200)
-
-
-def test_binomial_probabilities_at_the_ends():
-    assert binomial_cdf(-1, 10, 0.3) == 0
-    assert binomial_cdf(10, 10, 0.3) == 1
-    assert binomial_cdf(0, 10, 0.3) == pytest.approx(0.7**10)
-    assert binomial_cdf(900_200, 1_000_000, 0.9) == pytest.approx(stats.binom.cdf(900_200, 1_000_000, 0.9), rel=1e-8)
 
 
 @pytest.mark.parametrize(("percentile", "needed"), [(90, 29), (95, 59), (99, 299), (99.9, 2_995)])
@@ -157,13 +141,3 @@ def test_two_processes_or_a_lower_percentile_have_no_bound():
     with pytest.raises(UsageError, match=r"p10.*below 50"):
         clustered_upper_bound_s(dict.fromkeys(range(10), samples), 10, 0.95)
     assert clustered_upper_bound_s({**dict.fromkeys(range(9), samples), 9: samples * np.nan}, 90, 0.95) == np.inf
-
-
-def test_a_share_is_bounded_exactly():
-    # None of n: (1 − share)^n = 1 − confidence.
-    assert share_upper_bound(0, 10, 0.99) == pytest.approx(1 - 0.01**0.1)
-    assert share_upper_bound(0, 44, 0.99) == pytest.approx(1 - 0.01 ** (1 / 44))
-    assert share_upper_bound(10, 10, 0.99) == 1
-    for hits in range(10):
-        bound = share_upper_bound(hits, 10, 0.95)
-        assert binomial_cdf(hits, 10, bound) == pytest.approx(0.05)

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from akd_deploy.bounds import binomial_cdf, order_statistic_upper_bound_s, samples_needed
+from akd_deploy.binomial import binomial_cdf
+from akd_deploy.bounds import order_statistic_upper_bound_s, samples_needed
 from akd_deploy.certificate import allowed_exceedances, certify
 from akd_deploy.errors import UsageError
 from benchmarks.simulations import certificate_passes

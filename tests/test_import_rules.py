@@ -22,6 +22,7 @@ ROWS = [
         "kernel",
         "architecture",
         "measurement",
+        "binomial",
         "bounds",
         "comparison",
         "rank_distributions",
@@ -40,8 +41,10 @@ ROWS = [
 STAGES = ROWS[4]
 WITHIN_A_ROW = {
     ("measurement", "bounds"),
+    ("bounds", "binomial"),
     ("certificate", "bounds"),
-    ("paired_accuracy", "bounds"),
+    ("certificate", "binomial"),
+    ("paired_accuracy", "binomial"),
     ("comparison", "rank_distributions"),
     ("certificate", "comparison"),  # whose names it goes on giving
     ("fusion", "engines"),  # kernels are named, ordered and attributed as the engine that they stand for does it

@@ -15,6 +15,7 @@ from unicodedata import category
 from akd_deploy.device import DeviceFingerprint
 from akd_deploy.errors import CorruptFileError, UsageError
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict, target_in_manifest
+from akd_deploy.export.promises import contradiction
 from akd_deploy.target import Target
 
 FORMAT = "akd-deploy-bundle"
@@ -235,6 +236,12 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
         _check_plain(value, key, where)
     for key in ("certificate", "latency"):
         _check_promises(body[key] or {}, key, where)
+    certificate = body["certificate"] or {}
+    if against := contradiction(certificate):
+        raise _corrupt(where, f"a certificate that contradicts itself: {against}")
+    budgets = [facts["budget_s"] for facts in (certificate, body["latency"]) if facts.get("budget_s") is not None]
+    if len(set(budgets)) > 1:
+        raise _corrupt(where, f"a certificate of {budgets[0]:g} s, and a budget of {budgets[1]:g} s in its latency")
     if body["signed_by"] is not None and not _PUBLIC_KEY.fullmatch(body["signed_by"]):
         raise _corrupt(where, "'signed_by' is no Ed25519 public key in hexadecimal")
     files = _files_from_json(body["files"], where)
@@ -271,8 +278,6 @@ def _check_promises(facts: Mapping[str, Any], key: str, where: str) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
             raise _corrupt(where, f"{name!r} of its {key} is no number between {low:g} and {high:g}")
-    if not isinstance(facts.get("ok", False), bool):
-        raise _corrupt(where, f"'ok' of its {key} is neither true nor false")
 
 
 def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:

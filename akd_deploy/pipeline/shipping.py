@@ -34,6 +34,7 @@ from akd_deploy.profiling.blocks import (
     Measured,
     Protocol,
     Taken,
+    Usual,
     after_pauses,
     is_disturbed,
     measure_blocks,
@@ -171,7 +172,7 @@ def measure_together(
     one = replace(protocol, blocks=1, pauses_s=())
     found: dict[str, dict[int, Measured]] = {name: {} for name in subjects}
     taken: dict[tuple[str, int], Taken] = {}
-    references_s: list[float] = []
+    usual = Usual()
 
     def measure(target: Target, names: Sequence[str], block: int, settings: Protocol) -> None:
         measured = measure_blocks(
@@ -179,7 +180,7 @@ def measure_together(
             {name: subjects[name][1] for name in names},
             settings,
             rng,
-            references_s=references_s,
+            usual=usual,
             on_taken=lambda name, _, sample: taken.update({(name, block): sample}),
             earlier={name: [taken[name, block]] for name in names if (name, block) in taken},
         )
@@ -198,7 +199,7 @@ def measure_together(
             (target, names, block)
             for target, models in by_target.values()
             for block in range(protocol.blocks)
-            if (names := [name for name in models if is_disturbed(taken[name, block], target, references_s)])
+            if (names := [name for name in models if is_disturbed(taken[name, block], target, usual)])
         ]
 
     for target, names, block in after_pauses(protocol, late, max(LATE_S, 2 * (time.monotonic() - began_s))):

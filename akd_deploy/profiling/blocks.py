@@ -33,9 +33,12 @@ USUAL_PERCENTILE = 10
 """Of the references, what is usual: a shared CPU may run at full speed for a small part of the time only."""
 STEAL_TOLERANCE = 0.03
 """So was one during which the hypervisor took more than this share of CPU time."""
+SLOW_BEAT = 1.25
+"""A beat between calls that took so many times what is usual was slow; picked by eye: neighbours on the same core make
+it 1.4 to 2."""
 SLOW_BEATS_TOLERANCE = 0.1
-"""So was one in which so large a share of the beats between its calls were slow: its p90 is a disturbed one. On a quiet
-machine 2 % are."""
+"""A model was disturbed, too, if so large a share of the beats between its calls were slow: its p90 is a disturbed one.
+On a quiet machine 2 % are."""
 WAITING_TOLERANCE = 0.03
 """So was one whose process, on a CPU target, waited for a CPU for more than this share of the time it was timed."""
 T = TypeVar("T")
@@ -133,9 +136,9 @@ class Taken:
     """One model's samples of one block, and what tells whether they were disturbed.
 
     `reference_s` is the slower of the two reference calls beside them; `steal` and `waiting` are shares of the time,
-    0 to 1, in which the hypervisor, or other processes, had the CPU; `slow_beats` that of the beats between the calls
-    that were slow. `remeasured` counts the times that the block
-    was taken before and found disturbed. `detail` is what else is known of them; a journal does not keep it.
+    0 to 1, in which the hypervisor, or other processes, had the CPU; `beats_s` the beats between the calls, where they
+    were watched. `remeasured` counts the times that the block was taken before and found disturbed. `detail` is what
+    else is known of them. A journal keeps neither beats nor details.
     """
 
     samples_s: tuple[float, ...]
@@ -144,24 +147,51 @@ class Taken:
     waiting: float = 0.0
     remeasured: int = 0
     detail: TakenDetail | None = None
-    slow_beats: float = 0.0
+    beats_s: tuple[float, ...] = ()
 
 
-def is_disturbed(taken: Taken, target: Target, references_s: Sequence[float]) -> bool:
+@dataclass
+class Usual:
+    """What the machine itself took so far, in all processes: every reference and every beat, in seconds.
+
+    A process may be slow from its first call to its last, and its references, which stand around that, not: only other
+    processes tell what a beat takes.
+    """
+
+    references_s: list[float] = field(default_factory=list)
+    beats_s: list[float] = field(default_factory=list)
+
+    def add(self, taken: Taken) -> None:
+        self.references_s.append(taken.reference_s)
+        self.beats_s.extend(taken.beats_s)
+
+    def drifted(self, taken: Taken) -> bool:
+        """Whether a block's reference took longer than usual."""
+        return taken.reference_s > REFERENCE_TOLERANCE * float(np.percentile(self.references_s, USUAL_PERCENTILE))
+
+    def slow_share(self, taken: Taken) -> float:
+        """Share of a block's beats that took longer than usual, 0 to 1; 0 without any."""
+        if not (taken.beats_s and self.beats_s):
+            return 0.0
+        slow_s = SLOW_BEAT * float(np.percentile(self.beats_s, USUAL_PERCENTILE))
+        return float((np.asarray(taken.beats_s) > slow_s).mean())
+
+
+def is_disturbed(taken: Taken, target: Target, usual: Usual) -> bool:
     """Whether something else than the model had a part in these samples' times.
 
     Args:
-        references_s: every reference so far, this block's among them: they tell what is usual here.
+        usual: everything so far, this block among it.
     """
-    drifted = taken.reference_s > REFERENCE_TOLERANCE * float(np.percentile(references_s, USUAL_PERCENTILE))
     waited = target.device == "cpu" and taken.waiting > WAITING_TOLERANCE
-    return drifted or waited or taken.steal > STEAL_TOLERANCE or taken.slow_beats >= SLOW_BEATS_TOLERANCE
+    slowed = usual.slow_share(taken) >= SLOW_BEATS_TOLERANCE
+    return usual.drifted(taken) or waited or taken.steal > STEAL_TOLERANCE or slowed
 
 
-def _calmer(before: Taken, again: Taken, target: Target, references_s: Sequence[float]) -> Taken:
+def _calmer(before: Taken, again: Taken, target: Target, usual: Usual) -> Taken:
     """What was measured again, unless it was disturbed even more: told by all but the model's own samples."""
-    trouble = [(taken.slow_beats + taken.steal + taken.waiting, taken.reference_s) for taken in (before, again)]
-    worse = is_disturbed(again, target, references_s) and trouble[1] > trouble[0]
+    trouble = [(usual.slow_share(one) + one.steal + one.waiting, one.reference_s) for one in (before, again)]
+    worse = is_disturbed(again, target, usual) and trouble[1] > trouble[0]
     return before if worse else again
 
 
@@ -227,7 +257,7 @@ def _run_block(
                         fields["reference_s"],
                         fields["steal"],
                         fields["waiting"],
-                        slow_beats=fields["slow_beats"],
+                        beats_s=tuple(fields["beats_s"]),
                         detail=TakenDetail(
                             fields["cpu_s"],
                             fields["load_s"],
@@ -272,7 +302,7 @@ def measure_blocks(
     on_model: Callable[[int, int], None] = lambda done, total: None,
     on_block: Callable[[dict[str, Measured]], None] = lambda measured: None,
     have: Mapping[str, int] = MappingProxyType({}),
-    references_s: list[float] | None = None,
+    usual: Usual | None = None,
     *,
     on_taken: Callable[[str, int, Taken], None] = lambda name, block, taken: None,
     earlier: Mapping[str, Sequence[Taken]] = MappingProxyType({}),
@@ -291,7 +321,7 @@ def measure_blocks(
         on_model: called with (measured so far, planned) after each model.
         on_block: called with everything measured so far after each block.
         have: model → blocks measured earlier; only what `protocol.blocks` asks for beyond them is measured.
-        references_s: seconds of references measured earlier, which tell what is usual; those of this call are added.
+        usual: what the machine took earlier; what it takes in this call is added.
         on_taken: called with (model, block, samples) the moment a model is measured, so that nothing is lost if this
             process is killed in the next one; a block that is measured again is handed over again and replaces the
             one before. Blocks count from 0, those of `have` left out.
@@ -315,7 +345,18 @@ def measure_blocks(
         engine = load_engine(target)
         ready = {name: engine.loadable(path, Path(folder, str(i))) for i, (name, path) in enumerate(models.items())}
         return _measured_blocks(
-            target, ready, protocol, rng, on_model, on_block, have, references_s, on_taken, earlier, until_s, group
+            target,
+            ready,
+            protocol,
+            rng,
+            on_model,
+            on_block,
+            have,
+            Usual() if usual is None else usual,
+            on_taken,
+            earlier,
+            until_s,
+            group,
         )
 
 
@@ -327,7 +368,7 @@ def _measured_blocks(
     on_model: Callable[[int, int], None],
     on_block: Callable[[dict[str, Measured]], None],
     have: Mapping[str, int],
-    references_s: list[float] | None,
+    usual: Usual,
     on_taken: Callable[[str, int, Taken], None],
     earlier: Mapping[str, Sequence[Taken]],
     until_s: float | None,
@@ -335,13 +376,12 @@ def _measured_blocks(
 ) -> dict[str, Measured]:
     """`measure_blocks` of files that the engine loads."""
     taken: dict[str, dict[int, Taken]] = {name: dict(enumerate(earlier.get(name, ()))) for name in models}
-    usual_s: list[float] = [] if references_s is None else references_s
     missing = {name: max(0, protocol.blocks - have.get(name, 0)) for name in models}
     done = sum(len(blocks) for blocks in taken.values())
     planned = sum(max(missing[name], len(blocks)) for name, blocks in taken.items())
 
     def disturbed(name: str, block: int) -> bool:
-        return block in taken[name] and is_disturbed(taken[name][block], target, usual_s)
+        return block in taken[name] and is_disturbed(taken[name][block], target, usual)
 
     def collected() -> dict[str, Measured]:
         result = {}
@@ -370,8 +410,8 @@ def _measured_blocks(
         with closing(_run_block(target, models, order, protocol, int(rng.integers(2**31)), until_s)) as samples:
             for name, sample in samples:
                 before = taken[name].get(block)
-                usual_s.append(sample.reference_s)
-                kept = sample if before is None else _calmer(before, sample, target, usual_s)
+                usual.add(sample)
+                kept = sample if before is None else _calmer(before, sample, target, usual)
                 kept = replace(kept, remeasured=0 if before is None else before.remeasured + 1)
                 taken[name][block] = kept
                 on_taken(name, block, kept)

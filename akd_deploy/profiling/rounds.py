@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from akd_deploy.latency_table import LatencyTable, TableRow, write_table
-from akd_deploy.profiling.blocks import Protocol, Taken, is_disturbed, is_unstable, measure_blocks
+from akd_deploy.profiling.blocks import Protocol, Taken, Usual, is_disturbed, is_unstable, measure_blocks
 from akd_deploy.profiling.measured_journal import Journalled, MeasuredBlock, MeasuredJournal, table_state
 from akd_deploy.profiling.preparing import Preparation, Prepared, Subject
 
@@ -61,7 +61,7 @@ class Rounds:
         self._calm: set[str] = set()
         self._waiting: list[Subject] = []
         self._fresh: dict[str, MeasuredBlock] = {}
-        self._references_s: list[float] = []
+        self._usual = Usual()
         self._done = self._measured = 0
         self._preparing_s = self._measuring_s = 0.0
         self._wave = 0
@@ -75,7 +75,7 @@ class Rounds:
         self._subjects = {subject.name: subject for subject in subjects}
         if recovered is not None:
             self._fresh = {block.name: block for block in recovered.blocks}
-            self._references_s = list(recovered.references_s)
+            self._usual = Usual(list(recovered.references_s))
             self._measure_suspects()
             self._commit()
         for name in self._subjects:
@@ -123,7 +123,7 @@ class Rounds:
 
         def suspect(block: MeasuredBlock) -> bool:
             again = block.taken.remeasured < self._protocol.max_remeasure
-            return again and is_disturbed(block.taken, self.table.header.target, self._references_s)
+            return again and is_disturbed(block.taken, self.table.header.target, self._usual)
 
         names = [name for name in self._subjects if name in self._fresh and suspect(self._fresh[name])]
         self._prepare([self._subjects[name] for name in names], self._until_s)
@@ -190,7 +190,7 @@ class Rounds:
             {name: self._models[name].path for name in earlier},
             replace(self._protocol, blocks=1, extra_blocks=0, pauses_s=()),
             self._rng,
-            references_s=self._references_s,
+            usual=self._usual,
             on_taken=lambda name, _, taken: self._keep(name, taken),
             earlier=earlier,
             until_s=self._until_s,

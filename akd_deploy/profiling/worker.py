@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ def reference_call() -> Callable[[], float]:
 class Watch:
     """Between calls, now and then, a little arithmetic that touches no memory: was the CPU slowed meanwhile?
 
-    A spell of milliseconds may fall between two reference calls, and be in a tenth of the samples.
-    A beat is found slow by what this process's quicker beats take: a process that is slow throughout, the reference
-    tells of.
+    A spell of milliseconds may fall between two reference calls, and be in a tenth of the samples. Whether a beat was
+    slow is for others to say, who know what it takes in other processes.
     """
 
     def __init__(self) -> None:
+        _beat()  # the first takes twice as long as others
         self.beats_s: list[float] = []
         self._calls = 0
 
@@ -58,22 +58,15 @@ class Watch:
         if self._calls % BEAT_EVERY == 0:
             self.beats_s.append(_beat())
 
-    @property
-    def slow(self) -> float:
-        """Share of the beats that were slow; 0 without any."""
-        if not self.beats_s:
-            return 0.0
-        beats = np.asarray(self.beats_s)
-        return float((beats > SLOW_BEAT * np.percentile(beats, 10)).mean())
-
 
 BEAT_EVERY = 5
 """Calls. Each beat makes the call behind it 0.2 to 0.4 µs slower (tried on an EPYC): medians and p90 do not see it."""
-SLOW_BEAT = 1.25
-"""Times the usual; picked by eye: neighbours on the same core make it 1.4 to 2."""
 
 
 def _beat() -> float:
+    """Seconds that the arithmetic takes the second time: the first finds what the call left in the caches, and takes up
+    to 2.5 times as long behind a large network."""
+    sum(range(600))
     begin = time.perf_counter()
     sum(range(600))
     return time.perf_counter() - begin
@@ -86,7 +79,7 @@ class Timed:
     `waiting` is the share of the time, idling left out, in which this process had no CPU, 0 to 1: threads that spin
     count as working, a host that waits for a device does not. `cpu_s` is CPU time per call. `load_s` and `first_s` are
     loading the engine and its first call. `parts_s` are the parts of each call where its boundary has some.
-    `slow_beats` is the share of the watch's beats that were slow, where the protocol has one.
+    `beats_s` are the watch's beats, where the protocol has one.
     """
 
     samples_s: list[float]
@@ -95,7 +88,7 @@ class Timed:
     load_s: float
     first_s: float
     parts_s: dict[str, list[float]]
-    slow_beats: float = 0.0
+    beats_s: Sequence[float] = ()
 
 
 def measure_model(engine: Any, path: Path, protocol: Mapping[str, Any], rng: np.random.Generator) -> Timed:
@@ -136,8 +129,8 @@ def measure_model(engine: Any, path: Path, protocol: Mapping[str, Any], rng: np.
     if protocol.get("boundary") == "gpu":
         samples = [part.compute_s for part in parts]
     by_part = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Timings)} if parts else {}
-    slow = watch.slow if watch else 0.0
-    return Timed(samples, max(0.0, 1 - cpu / wall), max(0.0, cpu) / len(samples), load_s, first_s, by_part, slow)
+    beats_s = watch.beats_s if watch else ()
+    return Timed(samples, max(0.0, 1 - cpu / wall), max(0.0, cpu) / len(samples), load_s, first_s, by_part, beats_s)
 
 
 def bounded_call(
@@ -197,7 +190,7 @@ def run_job(job: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> None
                 "reference_s": max(before, after),
                 "steal": steal_fraction(load, now),
                 "waiting": timed.waiting,
-                "slow_beats": timed.slow_beats,
+                "beats_s": list(timed.beats_s),
                 "cpu_s": timed.cpu_s,
                 # A later model finds the runtime's libraries loaded: its start was not cold.
                 "load_s": timed.load_s if i == 0 else None,

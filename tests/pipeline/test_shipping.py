@@ -52,11 +52,11 @@ def test_engines_are_measured_block_by_block_in_turn(monkeypatch):
     """A slow minute of the machine then hits all of them, and blocks of equal number can be compared."""
     calls = []
 
-    def measure(target, models, protocol, rng, references_s, **_):
+    def measure(target, models, protocol, rng, usual, **_):
         assert protocol.blocks == 1
         # What is usual is learnt across blocks: within one of a single model nothing can look unusual.
-        assert len(references_s) == len(calls)
-        references_s.append(1e-3)
+        assert len(usual.references_s) == len(calls)
+        usual.references_s.append(1e-3)
         calls.append(target.name)
         return {name: _measured(name, float(len(calls))) for name in models}
 
@@ -80,14 +80,14 @@ def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_m
     """The reference tells, never the model's own times: a slow model beside a calm reference stays as it is."""
     slept, asked = [], []
 
-    def measure(target, models, protocol, rng, references_s, on_taken, earlier):
+    def measure(target, models, protocol, rng, usual, on_taken, earlier):
         asked.append((target.name, sorted(models), {name: len(blocks) for name, blocks in earlier.items()}))
         found = {}
         for name in models:
             before = earlier[name][0].remeasured + 1 if name in earlier else 0
             slow = name == "b" and len(slept) < 2 and len(asked) >= 3
-            references_s.append(2e-3 if slow else 1e-3)
-            on_taken(name, 0, Taken((5.0 if slow else 1.0,), references_s[-1], 0.0, remeasured=before))
+            usual.references_s.append(2e-3 if slow else 1e-3)
+            on_taken(name, 0, Taken((5.0 if slow else 1.0,), usual.references_s[-1], 0.0, remeasured=before))
             found[name] = Measured(Measurement(name, (5.0 if slow else 1.0,), (0,)), before, int(slow))
         return found
 
@@ -105,11 +105,11 @@ def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_m
 def test_a_machine_that_never_calms_down_is_given_up_in_time(monkeypatch):
     asked = []
 
-    def measure(target, models, protocol, rng, references_s, on_taken, earlier):
+    def measure(target, models, protocol, rng, usual, on_taken, earlier):
         asked.append(sorted(models))
         for name in models:
-            references_s.append(2e-3 if len(asked) > 4 else 1e-3)
-            on_taken(name, 0, Taken((1.0,), references_s[-1], 0.0, remeasured=len(earlier)))
+            usual.references_s.append(2e-3 if len(asked) > 4 else 1e-3)
+            on_taken(name, 0, Taken((1.0,), usual.references_s[-1], 0.0, remeasured=len(earlier)))
         return {name: Measured(Measurement(name, (1.0,), (0,)), len(earlier), 1) for name in models}
 
     clock = iter(range(0, 10_000, 6))

@@ -22,17 +22,18 @@ from akd_deploy.engines.base import Engine
 from akd_deploy.errors import AkdError, MissingFileError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.models.onnx_from_student import onnx_from_layers
 from akd_deploy.profiling import blocks
-from akd_deploy.profiling.blocks import Measured, Protocol, Taken, _raised_in_worker, measure_blocks, pinned_cpus
+from akd_deploy.profiling.blocks import Measured, Protocol, Taken, Usual, _raised_in_worker, measure_blocks, pinned_cpus
 from akd_deploy.search_space import Layer
 from akd_deploy.target import Target
 
 HERE = Target("here", device="cpu", engine="onnxruntime", engine_options={"threads": 1})
 MODELS = {name: Path(f"{name}.onnx") for name in "abcd"}
-CALM = Taken((1.0, 2.0), reference_s=1.0, steal=0.0)
+CALM = Taken((1.0, 2.0), reference_s=1.0, steal=0.0, beats_s=(1.0,) * 19 + (1.3,))
 STOLEN = Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
 DRIFTED = Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
 WAITED = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
-BURST = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, slow_beats=0.1)
+BURST = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, beats_s=(1.0,) * 9 + (1.3,))
+THROUGHOUT = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, beats_s=(1.6,) * 10)
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_only_the_blocks_a_model_lacks_are_measured(processes) -> None:
 # --- disturbances -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED, BURST])
+@pytest.mark.parametrize("disturbance", [STOLEN, DRIFTED, WAITED, BURST, THROUGHOUT])
 def test_a_disturbed_model_is_measured_again_alone_and_the_record_says_so(processes, disturbance: Taken) -> None:
     # b's second measurement, that is block 1, is disturbed once.
     orders = processes(lambda name, nth: disturbance if (name, nth) == ("b", 2) else CALM)
@@ -242,7 +243,7 @@ def test_what_was_disturbed_earlier_is_measured_again_as_often_as_is_left(proces
         Protocol(blocks=1, max_remeasure=2),
         np.random.default_rng(0),
         earlier={"a": [STOLEN], "b": [once], "c": [often]},
-        references_s=[1.0] * 3,
+        usual=Usual([1.0] * 3),
     )
     assert [sorted(order) for order in orders] == [["a"], ["a", "b"]]
     assert {name: (m.remeasured, m.disturbed) for name, m in measured.items()} == dict.fromkeys("abc", (2, 1))
@@ -262,6 +263,26 @@ def test_of_tries_that_all_were_disturbed_the_one_with_the_quickest_reference_is
 def test_a_try_that_was_not_disturbed_is_kept_though_another_had_as_quick_a_reference(processes) -> None:
     processes(lambda name, nth: Taken((float(nth),), 1.0 + 0.01 * nth, 0.5 if name == "a" and nth == 1 else 0.0))
     assert measure(blocks=1)["a"].measurement.samples_s == (2.0,)
+
+
+def test_what_a_beat_takes_is_told_by_other_processes_earlier_ones_too() -> None:
+    usual = Usual()
+    for slow in ((1.6,) * 10, (1.0,) * 10):
+        usual.add(replace(THROUGHOUT, beats_s=slow))
+    assert usual.slow_share(THROUGHOUT) == 1.0
+    assert usual.slow_share(BURST) == pytest.approx(0.1)
+    assert usual.slow_share(replace(BURST, beats_s=())) == 0.0
+    alone = Usual()
+    alone.add(THROUGHOUT)
+    assert alone.slow_share(THROUGHOUT) == 0.0
+
+
+def test_a_try_that_was_slow_throughout_gives_way_to_one_that_was_for_a_while(processes) -> None:
+    tries = (THROUGHOUT, replace(BURST, samples_s=(8.0,)), THROUGHOUT)
+    processes(lambda name, nth: tries[nth - 1] if name == "a" else CALM)
+    measured = measure(blocks=1)["a"]
+    assert measured.measurement.samples_s == (8.0,)
+    assert (measured.remeasured, measured.disturbed) == (2, 1)
 
 
 def test_full_speed_is_usual_though_it_is_rare(processes) -> None:

@@ -290,18 +290,22 @@ def test_a_refusal_is_a_line_that_tells_all_and_an_exit_code() -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize(
-    ("beats", "slow"),
-    [([1.0] * 20, 0.0), ([1.0] * 18 + [1.3] * 2, 0.1), ([1.0] * 10 + [1.6] * 10, 0.5), ([1.6] * 20, 0.0), ([], 0.0)],
-)
-def test_the_watch_tells_the_share_of_beats_that_were_slow(monkeypatch, beats, slow) -> None:
-    given = iter(beats)
+@pytest.mark.parametrize("beats", [20, 1, 0])
+def test_the_watch_keeps_every_beat_but_the_first(monkeypatch, beats) -> None:
+    given = iter(range(100))
     monkeypatch.setattr(worker, "_beat", lambda: next(given))
     watch = worker.Watch()
-    for _ in range(worker.BEAT_EVERY * len(beats) + worker.BEAT_EVERY - 1):
+    for _ in range(worker.BEAT_EVERY * beats + worker.BEAT_EVERY - 1):
         watch.between()
-    assert watch.beats_s == beats
-    assert watch.slow == pytest.approx(slow)
+    assert watch.beats_s == list(range(1, beats + 1))
+
+
+def test_a_beat_is_timed_when_caches_hold_it(monkeypatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(worker, "sum", lambda values: told.append(f"sum of {len(values)}"), raising=False)
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: told.append("clock") or float(len(told)))
+    assert worker._beat() == 2.0
+    assert told == ["sum of 600", "clock", "sum of 600", "clock"]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +316,7 @@ def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watc
     taken: list[float] = []
 
     def beat() -> float:
-        taken.append(2.0 if len(taken) == 3 else 1.0)
+        taken.append(float(len(taken)))
         return taken[-1]
 
     monkeypatch.setattr(worker, "_beat", beat)
@@ -320,7 +324,7 @@ def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watc
     engine.target = Target("t", device, "onnxruntime")
     protocol = {**PROTOCOL, "min_samples": 20, "max_samples": 20, "watch": watch, "idle_s": idle_s}
     timed = worker.measure_model(engine, Path("m"), protocol, np.random.default_rng(0))
-    assert (len(timed.samples_s), len(taken)) == (20, beats)
-    assert timed.slow_beats == (0.25 if beats else 0.0)
+    assert len(timed.samples_s) == 20
+    assert list(timed.beats_s) == taken[1:] == [1.0, 2.0, 3.0, 4.0][:beats]
     assert timed.waiting >= 0
     assert timed.cpu_s >= 0
