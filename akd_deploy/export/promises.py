@@ -31,11 +31,14 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
     for part, whole in (("exceeding", "samples"), ("failing_blocks", "blocks"), ("blocks", "samples")):
         if (fields.get(part) or 0) > fields.get(whole, inf):
             return f"{part} {fields[part]} of {fields[whole]} {whole}"
-    levels = [fields.get(name) for name in ("samples", "allowed", "percentile", "confidence")]
-    if None not in levels and not _is_allowed(*levels):
+    levels = [
+        fields[name] for name in ("samples", "allowed", "percentile", "confidence") if fields.get(name) is not None
+    ]
+    if len(levels) == 4 and not _is_allowed(*levels):
         return f"{levels[1]} of {levels[0]} samples allowed over p{levels[2]:g} at {levels[3]:.4%}"
-    failing = [fields.get(name) for name in ("failing_blocks", "blocks", "confidence", "failing_share_upper")]
-    if None not in failing and abs(share_upper_bound(*failing[:3]) - failing[3]) > 1e-6:
+    shares = ("failing_blocks", "blocks", "confidence", "failing_share_upper")
+    failing = [fields[name] for name in shares if fields.get(name) is not None]
+    if len(failing) == 4 and abs(share_upper_bound(*failing[:3]) - failing[3]) > 1e-6:
         return f"failing_share_upper {failing[3]}, with {failing[0]} of {failing[1]} blocks at {failing[2]:.4%}"
     held = {
         "pooled_ok": ("exceeding", "allowed"),
@@ -46,9 +49,9 @@ def contradiction(fields: Mapping[str, Any]) -> str | None:
             holds = fields[found] is not None and fields[found] <= fields[limit]
             if fields[name] != holds:
                 return f"{name} {fields[name]}, with {found} {fields[found]} and {limit} {fields[limit]}"
-    over = fields.get("exceeding"), fields.get("allowed")
-    if fields.get("ok") and None not in over and over[0] > over[1]:
-        return f"it holds, with {over[0]} samples over and {over[1]} allowed"
+    over, allowed = fields.get("exceeding"), fields.get("allowed")
+    if fields.get("ok") and over is not None and allowed is not None and over > allowed:
+        return f"it holds, with {over} samples over and {allowed} allowed"
     if {"ok", "pooled_ok", "clustered_ok"} <= fields.keys():
         both = fields["pooled_ok"] and fields["clustered_ok"]
         if fields["ok"] != both:

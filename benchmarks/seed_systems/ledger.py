@@ -49,8 +49,8 @@ def without_folders(value: Any) -> Any:
 class Ledger:
     """Results by job, in a file of JSON lines; a line that was cut off is done again.
 
-    `processes` work at a time, each with one thread. `seconds` is what all trainings of the study took, over processes,
-    those of earlier times included.
+    `processes` work at a time, each with one thread. `seconds` is the CPU time of all trainings of the study, over
+    processes, those of earlier times included.
     """
 
     path: Path
@@ -107,8 +107,15 @@ class Ledger:
 
 
 def _timed(work: Work, job: Job) -> tuple[Mapping[str, Any], float]:
-    began = time.perf_counter()
-    return work(job), time.perf_counter() - began
+    began = cpu_seconds()
+    return work(job), cpu_seconds() - began
+
+
+def cpu_seconds() -> float:
+    """What this process, of one thread, and those it has waited for have computed so far; what else the machine does
+    is not in it."""
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _one_thread() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.seed_systems.ledger import Ledger, key_of
+from benchmarks.seed_systems.ledger import Ledger, cpu_seconds, key_of
 from benchmarks.seed_systems.students import load_teacher, teacher_job, teacher_path, train_teacher
 
 
@@ -95,3 +98,11 @@ def test_a_teacher_whose_weights_are_gone_is_trained_again_to_the_same(tmp_path,
     assert load_teacher(job).input_shape == (3, 32, 32)
     assert teacher_path(job).read_bytes() == weights
     assert train_teacher(job) == first
+
+
+def test_seconds_are_those_of_work_not_of_waiting() -> None:
+    began = cpu_seconds()
+    time.sleep(0.2)
+    assert cpu_seconds() - began < 0.1
+    subprocess.run([sys.executable, "-c", "sum(range(10_000_000))"], check=True)
+    assert cpu_seconds() - began > 0.05  # of a process that it waited for
