@@ -216,7 +216,7 @@ def gate(
 
     loss = parse_fraction(max_accuracy_loss) if max_accuracy_loss else None
     limit = parse_fraction(max_regression)
-    benches = {"candidate": read_bench(candidate)} | ({"baseline": read_bench(baseline)} if baseline else {})
+    measured = read_bench(candidate)
     if baseline is None:
         if loss is not None or across_versions:
             raise UsageError(
@@ -224,11 +224,11 @@ def gate(
                 found="no --baseline",
                 next="Give one: a record's own comparison is of latency alone.",
             )
-        result = gate_compared(benches["candidate"], limit)
+        result = gate_compared(measured, limit)
     else:
         result = gate_benches(
-            benches["baseline"],
-            benches["candidate"],
+            read_bench(baseline),
+            measured,
             limit,
             max_accuracy_loss=loss,
             across_versions=across_versions,
@@ -250,17 +250,14 @@ def gate(
             console.print(f"accuracy lower by {points(result.accuracy.loss)} percentage points{span}", markup=False)
         open_end = "" if result.conclusive else "; inconclusive: bench more"
         console.print("regressed" if result.regressed else f"no regression proven{open_end}")
-        for name, bench in benches.items():
-            if bench.disturbed:
-                told = f"{bench.disturbed} of {len(bench.blocks_s)} blocks of the {name} stayed disturbed: bench again"
-                console.print(told, markup=False)
+        for told in result.restlessness():
+            console.print(told, markup=False)
         annotate(console)
 
     if as_json:  # workflow commands are read from either stream, and stdout is one JSON object
         annotate(stderr)
     _add_summary(os.environ.get("GITHUB_STEP_SUMMARY"), result.markdown())
-    data = result.as_dict() | {"disturbed": {name: bench.disturbed for name, bench in benches.items()}}
-    emit(Outcome(data, show, GateError.exit_code if failed else 0), as_json)
+    emit(Outcome(result.as_dict(), show, GateError.exit_code if failed else 0), as_json)
 
 
 def _add_summary(path: str | None, text: str) -> None:

@@ -59,7 +59,7 @@ def cast_model(model: onnx.ModelProto, mode: str, keep_float32: Mapping[str, str
 
     Raises:
         UnknownNameError: a mode other than fp16 and bf16, or a node to keep that is not there.
-        UsageError: the network is quantised already, or has control flow.
+        UsageError: the network is quantised or cast already, or has control flow.
         BuildError: its types cannot be inferred, or the cast network is not valid.
     """
     if mode not in LOW_PRECISIONS:
@@ -82,6 +82,10 @@ def cast_model(model: onnx.ModelProto, mode: str, keep_float32: Mapping[str, str
     return CastModel(result, caster.kept)
 
 
+_CASTS = ("float32", *(low.name for low in LOW_PRECISIONS.values()))
+"""What the outputs of our casts end with."""
+
+
 def _prepared(model: onnx.ModelProto, low: LowPrecision) -> onnx.ModelProto:
     """A copy with functions inlined, constants as initialisers, nodes named and every tensor's type known."""
     copy = onnx.ModelProto()
@@ -94,6 +98,12 @@ def _prepared(model: onnx.ModelProto, low: LowPrecision) -> onnx.ModelProto:
                 asked=f"a quantised network in {low.name}",
                 found=f"{node.op_type} {node.name!r}",
                 next="Cast the float32 network it was quantised from.",
+            )
+        if node.op_type == "Cast" and node.output[0].endswith(tuple(f"__{name}" for name in _CASTS)):
+            raise UsageError(
+                asked=f"the network in {low.name}",
+                found=f"one that was cast before: {node.op_type} {node.name!r}",
+                next="Use it as it is, or cast the float32 network that it was made of.",
             )
         if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
             raise UsageError(

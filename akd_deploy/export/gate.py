@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -27,7 +27,7 @@ class Bench:
 
     `correct` says for each sample whether it was answered rightly, and `samples_sha256` which samples these are.
     `compared_s` are the blocks of the model that was measured in turn with this one, of the same names; `disturbed`
-    counts those of this one that something else had a part in.
+    counts those of this one that something else had a part in, `compared_disturbed` those of the other.
     """
 
     path: Path
@@ -39,6 +39,7 @@ class Bench:
     samples_sha256: str | None = None
     compared_s: Mapping[str, np.ndarray] | None = None
     disturbed: int = 0
+    compared_disturbed: int = 0
 
     @property
     def block_medians_s(self) -> np.ndarray:
@@ -69,10 +70,13 @@ class AccuracyGate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """The judgement. `latency` is on block medians; `accuracy` is None where no accuracy was judged."""
+    """The judgement. `latency` is on block medians; `accuracy` is None where no accuracy was judged. `disturbed` counts
+    the blocks of "baseline" and "candidate" that something else had a part in, of `blocks` each."""
 
     latency: Gate
     accuracy: AccuracyGate | None
+    disturbed: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def interval(self) -> RatioInterval:
@@ -108,7 +112,16 @@ class GateResult:
             "accuracy_interval": [paired.low, paired.high] if paired else None,
             "accuracy_p_value": paired.p_value if paired else None,
             "accuracy_samples": paired.samples if paired else None,
+            "disturbed": dict(self.disturbed),
         }
+
+    def restlessness(self) -> list[str]:
+        """In words, whose blocks stayed disturbed; nothing of a bench that has none."""
+        return [
+            f"{count} of {self.blocks[name]} blocks of the {name} stayed disturbed: bench again"
+            for name, count in self.disturbed.items()
+            if count
+        ]
 
     def annotations(self) -> list[str]:
         """Lines that GitHub Actions shows beside a change, one per finding; none where all is well and certain."""
@@ -136,6 +149,7 @@ class GateResult:
                 findings.append(("error", "Accuracy regression", lost))
             elif not self.accuracy.conclusive:
                 findings.append(("warning", "Accuracy inconclusive", f"{lost}; bench with more samples"))
+        findings += [("warning", "Disturbed bench", told) for told in self.restlessness()]
         return findings
 
     def markdown(self) -> str:
@@ -158,7 +172,8 @@ class GateResult:
                 f"| {points(self.accuracy.max_loss)} "
                 f"| {_word(self.accuracy.regressed, self.accuracy.conclusive)} |"
             )
-        return "### akd-deploy gate\n\n" + "\n".join(rows) + "\n"
+        restless = "".join(f"\n{told}.\n" for told in self.restlessness())
+        return "### akd-deploy gate\n\n" + "\n".join(rows) + "\n" + restless
 
 
 def points(share: float) -> str:
@@ -200,9 +215,9 @@ def read_bench(path: Path) -> Bench:
         if key not in fields:
             raise _corrupt(path, f"no key {key!r}")
     blocks_s = _blocks_s(path, fields.get("blocks", fields.get("samples")))
-    compared = fields.get("compared")
-    compared = compared.get("blocks") if isinstance(compared, dict) else None
-    compared_s = None if compared is None else _blocks_s(path, compared)
+    beside = fields.get("compared")
+    other: dict[str, object] = beside if isinstance(beside, dict) else {}
+    compared_s = None if other.get("blocks") is None else _blocks_s(path, other["blocks"])
     if compared_s is not None and compared_s.keys() != blocks_s.keys():
         raise _corrupt(path, f"blocks {', '.join(blocks_s)} beside compared blocks {', '.join(compared_s)}")
     accuracy = fields.get("accuracy")
@@ -215,7 +230,7 @@ def read_bench(path: Path) -> Bench:
             raise _corrupt(path, '"correct" is no list of 0 and 1')
         if accuracy is None or abs(accuracy - sum(correct) / len(correct)) > 1e-9:
             raise _corrupt(path, f"accuracy {accuracy!r}, and {sum(correct)} of {len(correct)} samples correct")
-    version, disturbed = fields.get(VERSION), fields.get("disturbed", 0)
+    version = fields.get(VERSION)
     for key, text in ((VERSION, version), ("samples_sha256", digest)):
         if text is not None and not isinstance(text, str):
             raise _corrupt(path, f"{key} {text!r}, not a text")
@@ -228,8 +243,13 @@ def read_bench(path: Path) -> Bench:
         correct=None if correct is None else np.asarray(correct, bool),
         samples_sha256=digest,
         compared_s=compared_s,
-        disturbed=disturbed if type(disturbed) is int and disturbed > 0 else 0,
+        disturbed=_count(fields.get("disturbed")),
+        compared_disturbed=_count(other.get("disturbed")),
     )
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _blocks_s(path: Path, blocks: object) -> dict[str, np.ndarray]:
@@ -319,7 +339,13 @@ def gate_benches(
     if max_accuracy_loss is not None:
         accuracy = _judged_accuracy(baseline, candidate, max_accuracy_loss, confidence)
     interval = ratio_interval(baseline.block_medians_s, candidate.block_medians_s, paired=paired, confidence=confidence)
-    return GateResult(gate(interval, max_regression), accuracy)
+    benches = {"baseline": baseline, "candidate": candidate}
+    return GateResult(
+        gate(interval, max_regression),
+        accuracy,
+        {name: bench.disturbed for name, bench in benches.items()},
+        {name: len(bench.blocks_s) for name, bench in benches.items()},
+    )
 
 
 def gate_compared(bench: Bench, max_regression: float, *, confidence: float = 0.95) -> GateResult:
@@ -334,7 +360,8 @@ def gate_compared(bench: Bench, max_regression: float, *, confidence: float = 0.
             found="a bench of one model, or one that did not keep the other's samples",
             next="Give --baseline, or bench with --compare-with.",
         )
-    baseline = replace(bench, blocks_s={name: bench.compared_s[name] for name in bench.blocks_s})
+    blocks_s = {name: bench.compared_s[name] for name in bench.blocks_s}
+    baseline = replace(bench, blocks_s=blocks_s, disturbed=bench.compared_disturbed)
     return gate_benches(baseline, bench, max_regression, confidence=confidence, paired=True)
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
+from akd_deploy.engines import load_engine
 from akd_deploy.engines.denormals import DENORMAL_EXPONENTS, denormal_share, masks_before
 from akd_deploy.export.finding import Finding
 from akd_deploy.export.lint_graph import WEIGHTED, LintGraph, channels, float_values
+from akd_deploy.export.lint_ranges import ANY, value_ranges
 from akd_deploy.export.low_precision import LOW_PRECISIONS
 
 TYPICAL_ACTIVATION = 10.0
 """An input this large on every channel is not unusual after ReLU; picked by eye."""
 MULTIPLYING = (*WEIGHTED, "Einsum", "LSTM", "GRU", "RNN")
 """Operators in which nearly all work is: constant weights or not."""
-LONG_SUMS = ("ReduceSum", "ReduceL1")
+LONG_SUMS = ("CumSum", "ReduceL1", "ReduceSum", "ReduceSumSquare")
 _LARGEST = LOW_PRECISIONS["fp16"].largest
 SMALLEST_NORMAL = 2.0**-14
 """float16 keeps fewer and fewer bits of what is smaller, and none below 2⁻²⁵."""
@@ -180,7 +183,8 @@ LEAST_CAPABILITY: Mapping[str, int] = {"bf16": 80, "fp8": 89, "tf32": 80}
 def unsupported_precision(graph: LintGraph) -> Iterator[Finding]:
     """A target of GPUs that lack its precision."""
     least = LEAST_CAPABILITY.get(graph.target.precision)
-    named = graph.target.engine_options.get("compute_capabilities", ())
+    options = {**load_engine(replace(graph.target, engine_options={})).options, **graph.target.engine_options}
+    named = options.get("compute_capabilities", ())
     if least is None or not isinstance(named, tuple | list):
         return
     numbers = {name: re.fullmatch(r"sm_?(\d+)[a-z]?", name) for name in map(str, named)}
@@ -211,14 +215,21 @@ def nan_weight(graph: LintGraph) -> Iterator[Finding]:
 
 
 def _sums_in_float16(graph: LintGraph) -> Iterator[Finding]:
-    """Operators that overflow float16 on ordinary numbers, where they are given float16."""
+    """Operators that overflow float16 on ordinary numbers, where they are or will be given float16."""
+    ranges = value_ranges(graph)
     for node in graph.nodes:
-        if not node.input or graph.types.get(node.input[0], 0) != TensorProto.FLOAT16:
+        if not node.input or not _is_float16(graph, node.input[0]):
             continue
-        if node.op_type == "Exp" and not _is_shifted(graph, node):
+        low, high = ranges.get(node.input[0], ANY)
+        if node.op_type == "Exp" and high > np.log(_LARGEST):
             message = "overflows float16 from 11.1 on, and nothing before it keeps it below"
-        elif node.op_type in LONG_SUMS and (terms := _terms(graph, node)) * TYPICAL_ACTIVATION > _LARGEST:
-            message = f"sums {terms:,} terms, which reach {terms * TYPICAL_ACTIVATION:.3g} where each is 10"
+        elif node.op_type in LONG_SUMS and (terms := _terms(graph, node)):
+            known = np.isfinite(low) and np.isfinite(high)
+            each = max(abs(low), abs(high)) if known else TYPICAL_ACTIVATION
+            reach = terms * (each**2 if node.op_type == "ReduceSumSquare" else each)
+            if reach <= _LARGEST:
+                continue
+            message = f"sums {terms:,} terms, which reach {reach:.3g} where each is {each:g}"
         else:
             continue
         yield Finding("float16-overflow", "warning", node.name, f"{node.op_type} {message}", "Keep it in float32.")
@@ -228,28 +239,42 @@ def _sums_in_float16(graph: LintGraph) -> Iterator[Finding]:
             if scale is None or variance is None or _stays_float32(graph, graph.tensors[node.input[1]]):
                 continue
             epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-            gain = float(np.max(np.abs(scale) / np.sqrt(np.maximum(variance, 0) + epsilon), initial=0.0))
+            lively = variance > epsilon  # a channel that never varied in training has no inputs of 10 either
+            gains = np.abs(scale) / np.sqrt(np.maximum(variance, 0) + epsilon)
+            gain = float(np.max(gains[lively], initial=0.0)) if gains.shape == lively.shape else 0.0
             if gain * TYPICAL_ACTIVATION > _LARGEST:
                 message = f"BatchNormalization multiplies by {gain:.3g}: inputs of 10 leave float16"
                 yield Finding("float16-overflow", "warning", node.name, message, "Keep it in float32.")
 
 
-def _is_shifted(graph: LintGraph, node: onnx.NodeProto) -> bool:
-    """Whether an exponential is of what its largest value was taken from, as softmax does it, or is clipped."""
-    before = graph.maker.get(node.input[0])
-    if before is None:
-        return False
-    if before.op_type == "Clip":
-        bounds = graph.clip_bounds(before)
-        return bounds is not None and bounds[1] <= np.log(_LARGEST)
-    return before.op_type == "Sub" and graph.maker_op(before.input[1]) == "ReduceMax"
+def _is_float16(graph: LintGraph, name: str) -> bool:
+    """Whether a tensor is in float16, or will be once the network is cast for its target."""
+    element = graph.types.get(name, 0)
+    return element == TensorProto.FLOAT16 or (element == TensorProto.FLOAT and not graph.has_float16)
 
 
 def _terms(graph: LintGraph, node: onnx.NodeProto) -> int:
-    """How many elements of its input each output of a reduction sums; 0 where shapes do not tell."""
-    shapes = [graph.shapes.get(name) for name in (node.input[0], node.output[0])]
-    sizes = [0 if shape is None or None in shape else int(np.prod([d or 0 for d in shape])) for shape in shapes]
-    return sizes[0] // sizes[1] if all(sizes) else 0
+    """How many elements of its input each output of a reduction sums, of a Softmax along what it is over all together
+    as one; 0 where shapes do not tell."""
+    shape = graph.shapes.get(node.input[0])
+    if shape is None:
+        return 0
+    attributes = {a.name: list(a.ints) or [a.i] for a in node.attribute}
+    axes = attributes.get("axes")
+    if len(node.input) > 1 and node.input[1]:
+        held = graph.constant(node.input[1])
+        if held is None:
+            return 0
+        axes = [int(axis) for axis in held.ravel()]
+    if not axes and attributes.get("noop_with_empty_axes", [0])[0]:
+        return 1
+    summed = {axis % len(shape) for axis in axes} if axes else set(range(len(shape)))
+    before = graph.maker.get(node.input[0])
+    if before is not None and before.op_type == "Softmax" and node.op_type != "CumSum":
+        axis = next((a.i for a in before.attribute if a.name == "axis"), -1)
+        summed -= {axis % len(shape)}
+    sizes = [shape[axis] for axis in summed]
+    return 0 if None in sizes else int(np.prod([size or 0 for size in sizes]))
 
 
 def _precision_of(graph: LintGraph, node: onnx.NodeProto) -> str:

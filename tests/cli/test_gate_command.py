@@ -121,3 +121,18 @@ def test_blocks_that_stayed_disturbed_are_told(tmp_path):
     assert "3 of 8 blocks of the candidate stayed disturbed: bench again" in answer.stdout
     told = gate(tmp_path, 1.0, "--json", disturbed=3).data["disturbed"]
     assert told == {"candidate": 3, "baseline": 0}
+
+
+def test_on_github_disturbed_blocks_stand_beside_the_change_and_in_the_summary(tmp_path):
+    answer = gate(tmp_path, 1.0, on_github=True, disturbed=3)
+    told = "3 of 8 blocks of the candidate stayed disturbed: bench again"
+    assert f"::warning title=Disturbed bench::{told}" in answer.stdout.splitlines()
+    assert f"{told}.\n" in (tmp_path / "summary.md").read_text(encoding="utf-8")
+
+
+def test_disturbed_blocks_of_what_was_measured_beside_are_the_baselines(tmp_path):
+    blocks = {str(i): [1e-3 * s] * 3 for i, s in enumerate(FAST)}
+    pair = bench(tmp_path / "pair.json", compared={"blocks": blocks, "disturbed": 2})
+    assert call(tmp_path, "gate", "--candidate", pair, "--json").data["disturbed"] == {"candidate": 0, "baseline": 2}
+    shown = call(tmp_path, "gate", "--candidate", pair).stdout
+    assert "2 of 8 blocks of the baseline stayed disturbed: bench again" in shown

@@ -391,18 +391,47 @@ def with_texts() -> onnx.ModelProto:
     return model
 
 
-def in_float16(op: str) -> onnx.ModelProto:
-    """A weighted node in float16, and behind it an operator in float16 that leaves it, or a product in float32."""
+def multiplied_in_float16() -> onnx.ModelProto:
+    """A weighted node in float16, and behind it a product in float32."""
     net, side = Int8(), 256
     net.constant("w", np.eye(side) / side, np.float16)
     low = net.op("MatMul", [net.op("Cast", ["x"], "down", to=TensorProto.FLOAT16), "w"], "weighted")
-    if op == "MatMul":
-        high = net.op("Cast", [low], "up", to=TensorProto.FLOAT)
-        found = net.op(op, [high, net.op("Transpose", [high], "turned", perm=[0, 2, 1])], "odd")
-        return net.done(found, (1, side, side), size=(1, side, side))
-    axes = [net.constant("axes", [1, 2], np.int64)] if op == "ReduceSum" else []
-    found = net.op("Cast", [net.op(op, [low, *axes], "odd")], "up", to=TensorProto.FLOAT)
-    return net.done(found, (1, 1, 1) if axes else (1, side, side), size=(1, side, side))
+    high = net.op("Cast", [low], "up", to=TensorProto.FLOAT)
+    found = net.op("MatMul", [high, net.op("Transpose", [high], "turned", perm=[0, 2, 1])], "odd")
+    return net.done(found, (1, side, side), size=(1, side, side))
+
+
+def in_float16(*operators: str, axes: tuple[int, ...] = (), batch: int | str = 1, cast: bool = True):
+    """A weighted node in float16 (a later cast's), and a chain of operators behind it, the last of them "odd".
+
+    `ReduceMax-Sub` takes from a tensor its largest value, `other-Sub` another tensor's; `axes` are those of a sum.
+    """
+    net, side = Int8(), 256
+    kind = np.float16 if cast else np.float32
+    net.constant("w", np.eye(side) / side, kind)
+    given = net.op("Cast", ["x"], "down", to=TensorProto.FLOAT16) if cast else "x"
+    tensor = net.op("MatMul", [given, "w"], "weighted")
+    for i, operator in enumerate(operators):
+        name = "odd" if i == len(operators) - 1 else f"{operator}{i}"
+        inputs, op = [tensor], operator
+        if operator in ("ReduceMax-Sub", "Identity-Sub", "Neg-Add", "other-Sub"):
+            shift = net.op("ReduceMax", [given if operator == "other-Sub" else tensor], "top", axes=[-1], keepdims=1)
+            if operator in ("Identity-Sub", "Neg-Add"):
+                shift = net.op(operator.split("-")[0], [shift], "same")
+            inputs, op = [tensor, shift], operator.split("-")[1]
+        elif operator in ("Min", "Max"):
+            inputs.append(net.constant(f"{operator}_bound", 8.0, kind))
+        elif operator == "CumSum":
+            inputs.append(net.constant("along", 1, np.int64))
+        elif operator == "ReduceSum":
+            inputs.append(net.constant("axes", list(axes), np.int64))
+        attributes = {"axes": list(axes)} if operator == "ReduceSumSquare" else {}
+        tensor = net.op(op, inputs, name, **attributes)
+    rows = [batch, side, side]
+    if operators[-1].startswith("ReduceSum"):
+        rows = [1 if i in axes else dim for i, dim in enumerate(rows)]
+    found = net.op("Cast", [tensor], "up", to=TensorProto.FLOAT) if cast else tensor
+    return net.done(found, tuple(rows), size=(batch, side, side))
 
 
 def recurrent() -> onnx.ModelProto:
@@ -413,6 +442,8 @@ def recurrent() -> onnx.ModelProto:
         net.op("LSTM", ["x", "w", "r"], "lstm", hidden_size=width), (steps, 1, 1, width), size=(steps, 1, width)
     )
 
+
+OVERFLOW: Expected = {("float16-overflow", "odd")}
 
 BAD: Mapping[str, Bad] = {
     # Operators
@@ -428,7 +459,8 @@ BAD: Mapping[str, Bad] = {
     "bfloat16 on the CPU provider": Bad(lambda: in_type(BRAIN), ORT, "bf16", unsupported("first", "second")),
     "float64 on the CPU provider": Bad(lambda: in_type(DOUBLE), ORT, "fp32", unsupported("first", "second") | LIE),
     "int16 for TensorRT": Bad(lambda: eight_bits(INT16, 21), TRT, "int8", unsupported("q0", "d0", "wd") | LIE),
-    "float8 of the other kind": Bad(lambda: eight_bits(E5M2, 19), RTX, "fp8", unsupported("q0", "d0", "wd")),
+    "float8 of the other kind": Bad(lambda: eight_bits(E5M2, 19), RTX, "fp8", unsupported("q0", "d0", "wd"),
+        {"compute_capabilities": ("sm89",)}),
     # Q/DQ that an engine refuses
     "a zero point for TensorRT": Bad(
         lambda: int8_chain(Int8(zero=128)), TRT, "int8", refused("x_q", "mid_q", "end_q")
@@ -554,12 +586,30 @@ BAD: Mapping[str, Bad] = {
         lambda: cast_model(convnet(CHANNELS), "bf16").model, RTX, "bf16", {("unsupported-precision", "")},
         {"compute_capabilities": ("sm75", "sm86")},
     ),
+    "float8 on the cards that a plan is for by default": Bad(
+        lambda: eight_bits(E4M3, 19), RTX, "fp8", {("unsupported-precision", "")}
+    ),
     "texts for TensorRT": Bad(with_texts, RTX, "fp32", {("unsupported-type", "")}),
     "a gain beyond float16": Bad(lambda: normalised(1.0, 1e4), TRT, "fp16", {("float16-overflow", "odd"), *LIE}),
-    "an exponential in float16": Bad(lambda: in_float16("Exp"), TRT, "fp16", {("float16-overflow", "odd")}),
-    "a long sum in float16": Bad(lambda: in_float16("ReduceSum"), TRT, "fp16", {("float16-overflow", "odd")}),
+    "an exponential in float16": Bad(lambda: in_float16("Exp"), TRT, "fp16", OVERFLOW),
+    "an exponential of what another's largest was taken from": Bad(
+        lambda: in_float16("other-Sub", "Exp"), TRT, "fp16", OVERFLOW
+    ),
+    "an exponential above a bound": Bad(lambda: in_float16("Max", "Exp"), TRT, "fp16", OVERFLOW),
+    "an exponential that a cast will bring to float16": Bad(
+        lambda: in_float16("Exp", cast=False), TRT, "fp16", OVERFLOW | LIE
+    ),
+    "a long sum in float16": Bad(lambda: in_float16("ReduceSum", axes=(1, 2)), TRT, "fp16", OVERFLOW),
+    "a long sum of an open batch": Bad(
+        lambda: in_float16("ReduceSum", axes=(1, 2), batch="N"), TRT, "fp16",
+        OVERFLOW | {("dynamic-dimension", "")}, {"shapes": ("x:1x256x256:2x256x256:4x256x256",)},
+    ),
+    "a sum of squares in float16": Bad(
+        lambda: in_float16("Tanh", "Exp", "Exp", "ReduceSumSquare", axes=(1, 2)), TRT, "fp16", OVERFLOW
+    ),
+    "a running sum in float16": Bad(lambda: in_float16("Exp", "CumSum"), TRT, "fp16", {("float16-overflow", "Exp0")}),
     "a product of activations left in float32": Bad(
-        lambda: in_float16("MatMul"), TRT, "fp16", {("precision-lie", "odd")}
+        multiplied_in_float16, TRT, "fp16", {("precision-lie", "odd")}
     ),
     "a recurrent network in float32": Bad(recurrent, RTX, "fp16", LIE),
     "a weight nobody reads": Bad(with_extra_weight, OV, "fp32", {("unused-weight", "")}),
@@ -600,11 +650,13 @@ def with_constant(values: float, op: str = "Add") -> onnx.ModelProto:
     return model
 
 
-def normalised(variance: float, gamma: float = 1.0) -> onnx.ModelProto:
+def normalised(variance: float, gamma: float = 1.0, epsilon: float = 1e-5) -> onnx.ModelProto:
     """The clean network with a BatchNormalization that nobody folded."""
     model = inserted("BatchNormalization")
     values = {"gamma": gamma, "beta": 0.0, "mean": 0.0, "variance": variance}
-    next(n for n in model.graph.node if n.name == "odd").input.extend(values)
+    node = next(n for n in model.graph.node if n.name == "odd")
+    node.input.extend(values)
+    node.attribute.append(helper.make_attribute("epsilon", epsilon))
     model.graph.initializer.extend(weight(name, np.full(CHANNELS, value)) for name, value in values.items())
     return model
 
@@ -834,6 +886,15 @@ CLEAN: Mapping[str, Clean] = {
     "a mask of −100 where it does no harm": Clean(lambda: masked(-100.0), OV, "fp32"),
     "a network by hand in int8": Clean(lambda: convnet(32, size=16), OV, "int8"),
     "a residual block in int8": Clean(lambda: int8_residual(Int8()), ORT, "int8"),
+    "an exponential of a Tanh": Clean(lambda: in_float16("Tanh", "Exp", cast=False), TRT, "fp16"),
+    "an exponential of a LogSoftmax": Clean(lambda: in_float16("LogSoftmax", "Exp", cast=False), TRT, "fp16"),
+    "an exponential below a bound": Clean(lambda: in_float16("Min", "Exp", cast=False), TRT, "fp16"),
+    "an exponential of −Softplus": Clean(lambda: in_float16("Softplus", "Neg", "Exp", cast=False), TRT, "fp16"),
+    "a softmax by hand": Clean(lambda: in_float16("ReduceMax-Sub", "Exp", cast=False), TRT, "fp16"),
+    "a softmax by hand under another name": Clean(lambda: in_float16("Identity-Sub", "Exp", cast=False), TRT, "fp16"),
+    "a softmax by hand that adds": Clean(lambda: in_float16("Neg-Add", "Exp", cast=False), TRT, "fp16"),
+    "a sum of a Softmax": Clean(lambda: in_float16("Softmax", "ReduceSum", axes=(1, 2), cast=False), TRT, "fp16"),
+    "a channel that died": Clean(lambda: normalised(5e-4, 1e3, epsilon=1e-3), TRT, "fp16"),
 }
 """Name → a network without defects."""
 

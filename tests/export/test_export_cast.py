@@ -261,6 +261,9 @@ def test_what_cannot_be_cast_is_refused_with_the_reason():
     )
     with pytest.raises(UsageError, match="QuantizeLinear 'q'"):
         cast_model(quantised, "fp16")
+    for mode in ("fp16", "bf16"):
+        with pytest.raises(UsageError, match=r"cast before: Cast 'x__float16__cast'.*Use it as it is"):
+            cast_model(cast_model(convnet(), "fp16").model, mode)
     wrong = network([helper.make_node("Relu", ["x"], ["logits"], "relu")], [], output_shape=(1, 2))
     with pytest.raises(BuildError, match="rank"):
         cast_model(wrong, "fp16")
