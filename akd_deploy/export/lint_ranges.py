@@ -55,7 +55,7 @@ def _of_node(graph: LintGraph, node: onnx.NodeProto, given: Sequence[Interval]) 
         return given[0]
     if op == "Clip":
         low, high = graph.clip_bounds(node) or ANY
-        return max(low, given[0][0]), min(high, given[0][1])
+        return min(max(given[0][0], low), high), min(max(given[0][1], low), high)
     if op in ("Sub", "Add") and _is_shifted_by_its_largest(graph, node):
         return -inf, 0.0
     if op in ("Concat", "Where"):

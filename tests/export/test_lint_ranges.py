@@ -64,6 +64,10 @@ def test_every_value_lies_in_its_interval(data):
             nodes.append(helper.make_node("Slice", [name, "from", "to"], [f"{name}s"], f"{name}s"))
             constants |= {"from": np.array([0, 0]), "to": np.array([SIDE, SIDE])}
             name += "s"
+        if op.startswith("Reduce"):
+            nodes.append(helper.make_node("Expand", [name, "to"], [f"{name}s"], f"{name}s"))
+            constants["to"] = np.array([SIDE, SIDE])
+            name += "s"
         tensors.append(name)
     graph = graph_of(nodes, tensors[-1], constants)
     ranges = value_ranges(graph)
