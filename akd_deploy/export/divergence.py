@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,10 @@ from akd_deploy.export.parity import Arrays, output_parity
 Evaluate = Callable[[Path, Arrays], Arrays]
 """Runs the ONNX file on one batch: output name → array. With an engine: `engine.load(path).run(feeds)`."""
 
+NEGLIGIBLE = 16.0
+"""Below the largest value: e⁻¹⁶ is 10⁻⁷, and float32 tells no less beside 1."""
+DEQUANTIZE_OPSET = 19
+"""The first that the reference evaluator has DequantizeLinear for."""
 TENSORS_PER_RUN = 64
 """Tensors exposed at once: few enough that a large network's activations fit in memory, many enough to be quick."""
 
@@ -58,10 +63,11 @@ def first_divergence(
 
     Compares the tensors that both networks name alike; where the second quantises one, what its other nodes read of
     it, after quantising and back: a quantiser drops a Relu where the quantised range cuts off what is below zero, and
-    before that the tensor is another. All of them are looked at in order, not by halving:
-    a difference may vanish again further on (a clip hides it), so halving could step over the first. Exposing a
-    tensor as an output stops the runtime from fusing across it; a fault that only the fused form has shows
-    no divergence here.
+    before that the tensor is another. Of what a Softmax reads, what is so far below the largest value that it counts
+    for nothing, as behind a mask, is left out: beside −10⁴ no difference of the others would be seen. All tensors are
+    looked at in order, not by halving: a difference may vanish again further on (a clip hides it), so halving could
+    step over the first. Exposing a tensor as an output stops the runtime from fusing across it; a fault that only the
+    fused form has shows no divergence here.
 
     Args:
         model_a, model_b: the source and its conversion.
@@ -89,7 +95,8 @@ def first_divergence(
             found="no tensor that both networks name alike",
             next="Compare a network with a conversion that keeps its names.",
         )
-    back = _dequantised(network_b)
+    back, exponents = _dequantised(network_b), _softmax_inputs(network_a)
+    all_makers = {name: node for node in network_b.graph.node for name in node.output}
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(shared), TENSORS_PER_RUN):
             names = shared[start : start + TENSORS_PER_RUN]
@@ -97,15 +104,43 @@ def first_divergence(
             read = [back.get(name, name) for name in names]
             values_b = evaluate_b(_saved_exposed(network_b, read, Path(folder) / "b.onnx"), feeds)
             for i, (name, read_as) in enumerate(zip(names, read, strict=True)):
-                parity = output_parity(name, [(values_a[name], values_b[read_as])])
+                compared = values_a[name], values_b[read_as]
+                if name in exponents:
+                    compared = _that_count(*compared, exponents[name])
+                parity = output_parity(name, [compared])
                 too_far = max_rel is not None and not parity.max_rel <= max_rel
                 turned = min_cosine is not None and not parity.cosine >= min_cosine
                 if too_far or turned or parity.non_finite:
-                    node = makers[name]
+                    node = _computing(makers[name], all_makers)
                     return Divergence(
                         name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i, parity.cosine
                     )
     return None
+
+
+def _softmax_inputs(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensor that a Softmax reads → its axis."""
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Softmax", "LogSoftmax"):
+            found[node.input[0]] = next((int(a.i) for a in node.attribute if a.name == "axis"), -1)
+    return found
+
+
+def _that_count(a: np.ndarray, b: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both, with 0 where either's exponential is nothing beside the largest one's."""
+    if a.shape != b.shape or a.ndim == 0:
+        return a, b
+    far = [values < values.max(axis, keepdims=True) - NEGLIGIBLE for values in (a, b)]
+    both = far[0] & far[1]
+    return np.where(both, 0, a), np.where(both, 0, b)
+
+
+def _computing(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> onnx.NodeProto:
+    """The node whose result a node only brings back from few bits: quantisers may give its name to what they add."""
+    while node.op_type in ("DequantizeLinear", "QuantizeLinear") and node.input[0] in makers:
+        node = makers[node.input[0]]
+    return node
 
 
 def _dequantised(model: onnx.ModelProto) -> dict[str, str]:
@@ -164,9 +199,26 @@ def reference_evaluate(path: Path, feeds: Arrays) -> Mapping[str, np.ndarray]:
     (a thousand, in bfloat16) diverges here alone. Judge those with the engine.
     """
     from onnx.reference import ReferenceEvaluator
+    from onnx.reference.op_run import OpRun
+
+    class DequantizeLinear(OpRun):
+        """The evaluator has none for opsets before 19: (x − zero point) × scale, of a tensor or along an axis."""
+
+        op_domain = ""
+
+        def _run(
+            self, values: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, axis: int = 1, **_: Any
+        ) -> tuple[np.ndarray]:
+            shape = [1] * values.ndim
+            if scale.size > 1:
+                shape[axis] = -1
+            less = 0 if zero is None else zero.reshape(shape).astype(np.int64)
+            return (((values.astype(np.int64) - less) * scale.reshape(shape)).astype(scale.dtype),)
 
     try:
-        evaluator = ReferenceEvaluator(str(path))
+        model = onnx.load(path)
+        opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), DEQUANTIZE_OPSET)
+        evaluator = ReferenceEvaluator(model, new_ops=[DequantizeLinear] if opset < DEQUANTIZE_OPSET else None)
         with np.errstate(all="ignore"):  # an overflow is a result here: it is what is looked for
             outputs = evaluator.run(None, dict(feeds))
     except (NotImplementedError, RuntimeError, TypeError) as error:

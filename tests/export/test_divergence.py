@@ -88,6 +88,75 @@ def test_a_relu_that_the_quantised_range_replaces_is_no_divergence(tmp_path):
     assert (found.node, found.tensor) == ("conv", "r")
 
 
+def attention(*, quantised: bool, scale: float = 160.0, zero: int = 127, mask: float = -1e4) -> onnx.ModelProto:
+    """Scores, a mask, a softmax; the masked scores in 8 bits, as static quantisers of adds do it."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], "score"),
+        helper.make_node("Add", ["scores", "mask"], ["masked"], "add"),
+        helper.make_node("QuantizeLinear", ["masked", "s", "z"], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"], "dequantise"),
+        helper.make_node("Softmax", ["d" if quantised else "masked"], ["logits"], "softmax", axis=-1),
+    ]
+    if not quantised:
+        del nodes[2:4]
+    hidden = np.where(np.arange(8) < 5, 0.0, mask)
+    weights = [weight("w", 3 * np.random.default_rng(0).standard_normal((8, 8))), weight("mask", hidden)]
+    weights += [weight("s", np.array(scale)), numpy_helper.from_array(np.array(zero, np.int8), "z")]
+    return network(nodes, weights, (1, 3, 8, 8), (1, 3, 8, 8), opset=21)
+
+
+@pytest.mark.parametrize("mask", [-1e4, -np.inf])
+def test_beside_a_mask_it_is_the_sum_that_is_told_not_the_softmax_behind_it(tmp_path, mask):
+    a = saved(attention(quantised=False, mask=mask), tmp_path / "a.onnx")
+    b = saved(attention(quantised=True, mask=mask), tmp_path / "b.onnx")
+    found = first_divergence(a, b, images(1)[0], None, min_cosine=0.99)
+    assert found is not None
+    assert (found.node, found.tensor) == ("add", "masked")
+    fine = saved(attention(quantised=True, scale=0.3, zero=0, mask=mask), tmp_path / "fine.onnx")
+    assert first_divergence(a, fine, images(1)[0], None, min_cosine=0.99) is None
+
+
+def test_a_mask_that_got_lost_is_told(tmp_path):
+    a = saved(attention(quantised=False), tmp_path / "a.onnx")
+    b = saved(attention(quantised=False, mask=0.0), tmp_path / "b.onnx")
+    found = first_divergence(a, b, images(1)[0], 1e-2)
+    assert found is not None
+    assert found.node == "add"
+
+
+def test_what_a_quantiser_named_after_the_tensor_is_not_the_culprit(tmp_path):
+    """It renames what the node makes, and calls what it dequantised as the output was called."""
+    a = saved(network([helper.make_node("MatMul", ["x", "w"], ["logits"], "product")], [weight("w", np.eye(8))],
+                      (1, 3, 8, 8), (1, 3, 8, 8)), tmp_path / "a.onnx")  # fmt: skip
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logits_input"], "product"),
+        helper.make_node("QuantizeLinear", ["logits_input", "s", "z"], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"], "dequantise"),
+    ]
+    weights = [weight("w", np.eye(8)), weight("s", np.array(9.0)), numpy_helper.from_array(np.array(0, np.int8), "z")]
+    b = saved(network(nodes, weights, (1, 3, 8, 8), (1, 3, 8, 8)), tmp_path / "b.onnx")
+    found = first_divergence(a, b, images(1)[0], None, min_cosine=0.99)
+    assert found is not None
+    assert (found.node, found.op, found.tensor) == ("product", "MatMul", "logits")
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21])
+@pytest.mark.parametrize(("scale", "zero"), [(0.05, 3), (np.array([0.05, 0.1, 0.2]), [0, 5, -7])])
+def test_plain_numpy_dequantises_in_every_opset(tmp_path, opset, scale, zero):
+    scale, zero = np.float32(scale), np.array(zero, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], "quantise"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["logits"], "dequantise"),
+    ]
+    weights = [weight("s", scale), numpy_helper.from_array(zero, "z")]
+    path = saved(network(nodes, weights, (1, 3, 8, 8), (1, 3, 8, 8), opset=opset), tmp_path / "q.onnx")
+    (feeds,) = images(1)
+    along = (scale.reshape(-1, 1, 1), zero.reshape(-1, 1, 1)) if scale.ndim else (scale, zero)
+    q = np.clip(np.rint(feeds["x"] / along[0]) + along[1], -128, 127)
+    expected = (q - along[1].astype(float)) * along[0]
+    np.testing.assert_allclose(reference_evaluate(path, feeds)["logits"], expected, rtol=1e-6)
+
+
 def test_networks_without_a_tensor_in_common_are_refused(source, tmp_path):
     other = convnet()
     for node in other.graph.node:
