@@ -178,6 +178,20 @@ def name_problem(name: str) -> str | None:
     return None
 
 
+def allowed_name(name: str) -> str:
+    """A file's name as it is, or the nearest one that may be in a bundle: what is not allowed becomes an underscore.
+
+    Of what is refused for what it may hold, as pickles are, nothing is changed.
+    """
+    allowed = re.sub(r"[^A-Za-z0-9._+-]", "_", name)
+    allowed = re.sub(r"^[.+-]+|[.]+$", "_", allowed) or "_"
+    if _DEVICES.fullmatch(allowed):
+        allowed = f"_{allowed}"
+    stem, dot, suffix = allowed.rpartition(".")
+    most = MAX_NAME_BYTES // 2 - len(suffix)  # folders before it need room, too
+    return f"{stem[:most]}{dot}{suffix}" if dot and most > 0 else allowed[: MAX_NAME_BYTES // 2]
+
+
 _OBJECT, _TEXT = (dict,), (str,)
 _KEYS: Mapping[str, tuple[type, ...]] = {
     "format": _TEXT,

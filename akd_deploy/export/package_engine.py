@@ -20,7 +20,7 @@ from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError,
 from akd_deploy.export.bundle import BundleFile, GeneratedFile, write_bundle
 from akd_deploy.export.engine_facts import EngineFacts, engine_facts_from_dict
 from akd_deploy.export.gate import read_bench
-from akd_deploy.export.manifest import BundleFacts, Manifest
+from akd_deploy.export.manifest import BundleFacts, Manifest, allowed_name
 from akd_deploy.export.onnx_file import read_onnx
 from akd_deploy.export.package import package_bundle
 from akd_deploy.export.runner import RUNNER_NAME, has_runner, runner_source
@@ -49,7 +49,8 @@ def package_engine(
         format, out, key, force: as those of `package_bundle`.
         bench: what `bench -o` wrote about this very file, for the latency and the certificate, which are computed
             again from its samples; those go into the bundle too.
-        source: the network before it was cast or quantised: of the same inputs and outputs.
+        source: the network before it was cast or quantised: of the same inputs and outputs. Where names are the same,
+            or none that a bundle may have, they are others in the bundle.
 
     Raises:
         VerificationError: the file was not built here, or changed since.
@@ -63,9 +64,13 @@ def package_engine(
     files = [] if target.engine == "torch" else [BundleFile(*_network(engine), "onnx")]
     if source is not None:
         _check_source(source, files)
-        files.append(BundleFile(source.name, source, "source"))
+        taken = {file.name.lower() for file in files}
+        inside = allowed_name(source.name)
+        files.append(BundleFile(f"source_{inside}" if inside.lower() in taken else inside, source, "source"))
     folder = f"engines/{target.name}"
-    name, parts = f"{folder}/{engine.name}", tuple(f"{folder}/{part}" for part in record["parts"])
+    # What has further files names them inside, or is found by its name beside them.
+    inside = engine.name if record["parts"] else allowed_name(engine.name)
+    name, parts = f"{folder}/{inside}", tuple(f"{folder}/{part}" for part in record["parts"])
     facts = replace(built, network=files[0].name if files and files[0].role == "onnx" else None, parts=parts)
     files.append(BundleFile(name, engine, "engine"))
     files += [BundleFile(f"{folder}/{part}", engine.parent / part, "engine_part") for part in record["parts"]]
@@ -91,7 +96,7 @@ def _network(engine: Path) -> tuple[str, Path]:
             found="a network whose weights are in files of their own",
             next="Save it as one file and build the engine again.",
         )
-    return path.name, path
+    return allowed_name(path.name), path
 
 
 def samples_document(target: Target, blocks_s: Mapping[str, Sequence[float]]) -> str:
@@ -102,6 +107,12 @@ def samples_document(target: Target, blocks_s: Mapping[str, Sequence[float]]) ->
 
 def _check_source(source: Path, files: Sequence[BundleFile]) -> None:
     """A network's source has its inputs and outputs, whatever their precision."""
+    if not files:
+        raise UsageError(
+            asked=f"{source} as what a torch archive was made from",
+            found="an archive, which is made from a module and not from a network in a file",
+            next="Package it without --source.",
+        )
     for file in files:
         wanted, found = (_interface(path) for path in (file.source, source))
         if wanted != found:

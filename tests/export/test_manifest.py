@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from akd_deploy.errors import CorruptFileError, UsageError
 from akd_deploy.export.engine_facts import EngineFacts
 from akd_deploy.export.manifest import (
+    _PICKLES,
     MAX_DEPTH,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
     MAX_NAME_BYTES,
     FileEntry,
     Manifest,
+    allowed_name,
     canonical_json,
     manifest_from_bytes,
     name_problem,
@@ -263,3 +265,15 @@ def test_plain_names_are_allowed(name):
 )
 def test_names_that_could_lead_elsewhere_or_run_code_are_not(name):
     assert name_problem(name) is not None
+
+
+@given(st.text(min_size=1, max_size=300).filter(lambda name: not name.lower().endswith(_PICKLES)))
+def test_a_name_that_is_allowed_stays_and_any_other_becomes_one(name):
+    allowed = allowed_name(name)
+    assert name_problem(f"engines/target/{allowed}") is None or allowed.lower().endswith(_PICKLES)
+    if "/" not in name and len(name) < 90 and name_problem(name) is None:
+        assert allowed == name
+
+
+def test_what_may_be_a_pickle_stays_refused():
+    assert "pickle" in str(name_problem(allowed_name("my net.pkl")))

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from export_graphs import convnet, saved
 from onnx import helper, numpy_helper
 
@@ -227,6 +228,34 @@ def test_a_source_of_open_batch_is_the_source_of_a_variant_of_fixed_batch(tmp_pa
     for value in (*source.graph.input, *source.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     package_engine(engine, "zip", tmp_path / "b.zip", source=saved(source, tmp_path / "open.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("name", "inside"), [("my net.onnx", "my_net.onnx"), ("aux.onnx", "_aux.onnx"), (".größe.onnx", "_gr__e.onnx")]
+)
+def test_names_that_a_bundle_may_not_have_become_others_and_what_is_inside_still_loads(tmp_path, name, inside):
+    engine = load_engine(TARGETS["onnxruntime"])
+    network = saved(convnet(), tmp_path / name)
+    built = engine.build(network, tmp_path / "built")
+    record_built(engine, built, network)
+    (tmp_path / "before").mkdir()
+    source = saved(convnet(seed=2), tmp_path / "before" / name)
+    package_engine(built.path, "zip", tmp_path / "b.zip", source=source)
+    manifest = verify_bundle(tmp_path / "b.zip").manifest
+    assert manifest.with_role("engine") == [f"engines/cpu_onnxruntime/{inside}"]
+    assert (manifest.with_role("onnx"), manifest.with_role("source")) == ([inside], [f"source_{inside}"])
+    with load_bundle(tmp_path / "b.zip") as loaded:
+        assert loaded.fit.blocks == ()
+
+
+def test_of_a_torch_archive_no_file_is_the_source(tmp_path):
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3),)), path)
+    engine = load_engine(Target("cpu_torch", "cpu", "torch"))
+    built = engine.build(path, tmp_path / "built")
+    record_built(engine, built, path)
+    with pytest.raises(UsageError, match=r"made from a module.*without --source"):
+        package_engine(built.path, "zip", tmp_path / "b.zip", source=saved(convnet(), tmp_path / "net.onnx"))
 
 
 def test_a_file_that_is_no_bench_is_refused(tmp_path):
