@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from small_run import CPU_INT8, OPENVINO_FP32, small_bundle
 
 from akd_deploy.errors import UsageError
+from akd_deploy.export.load import Fit
 from akd_deploy.profiling import blocks
 
 
@@ -53,6 +54,18 @@ def test_load_names_what_differs_from_where_the_bundle_was_measured(bundle, tmp_
     words = call(tmp_path, "load", bundle).stdout
     assert "its certificate says nothing about this machine" in words
     assert "≠ Another CPU" in words
+
+
+def test_what_is_built_again_has_no_certificate(bundle, tmp_path, monkeypatch):
+    assert call(tmp_path, "load", bundle, "--json").data["certificate"] is not None
+    monkeypatch.setattr("akd_deploy.export.load.fit_here", lambda *_: Fit(("another version",), ()))
+    refused = call(tmp_path, "load", bundle, "--json")
+    assert (refused.code, "--rebuild" in refused.error["next"]) == (2, True)
+    data = call(tmp_path, "load", bundle, "--rebuild", "--json").data
+    assert (data["rebuilt"], data["certificate"]) == (True, None)
+    words = call(tmp_path, "load", bundle, "--rebuild").stdout
+    assert "no certificate: the bundle's is of its own engine, not of what was built now" in words
+    assert "holds" not in words
 
 
 def test_load_refuses_a_bundle_that_is_not_whole(bundle, tmp_path, monkeypatch):
