@@ -32,6 +32,8 @@ BUDGETS_MFLOPS = (32.0, 51.0, 70.0)
 """A quarter, a good half and three quarters of the networks are within these."""
 TRIALS = (8, 16)
 SEEDS = 40
+MAX_DRAWS = 64
+"""Candidates in a row without a new network end a search: as many as there are networks."""
 UNIT_S = 1e-6
 """A million operations stand for so many seconds: the budget is one of operations, for want of a device."""
 
@@ -87,10 +89,12 @@ def read_table(path: Path) -> dict[tuple[int, ...], Known]:
 
 @dataclass(frozen=True)
 class Regret:
-    """Over seeds: points of distilled accuracy below the best within the budget, and how often that one was found."""
+    """Over seeds: points of distilled accuracy below the best within the budget, how often that one was found, and the
+    evaluations taken (fewer than allowed where a strategy proposes nothing new any more)."""
 
     points: np.ndarray
     found: float
+    evaluations: float
 
 
 class Bench:
@@ -107,12 +111,13 @@ class Bench:
         return seconds, seconds
 
     def settings(self, budget_mflops: float, trials: int, seed: int) -> SearchSettings:
-        return SearchSettings(trials, UNIT_S * budget_mflops, REWARD_PRESETS["hard"], seed=seed)
+        budget_s = UNIT_S * budget_mflops
+        return SearchSettings(trials, budget_s, REWARD_PRESETS["hard"], max_draws=MAX_DRAWS, seed=seed)
 
     def regret(self, strategy: str, rewarded_by: str, budget_mflops: float, trials: int, seeds: int) -> Regret:
         """`rewarded_by` "kd" is AKD's reward, "ce" the conventional one; both are scored by the distilled accuracy."""
         best = exact_optimum(self.space, self.predict, lambda a: self.of(a).kd, self.settings(budget_mflops, trials, 0))
-        points = []
+        points, evaluations = [], []
         for seed in range(seeds):
             found = search(
                 self.space,
@@ -122,7 +127,19 @@ class Bench:
                 self.settings(budget_mflops, trials, seed),
             )
             points.append(100 * (best.accuracy - self.of(found.best.architecture).kd))
-        return Regret(np.array(points), float(np.mean(np.array(points) < 1e-9)))
+            evaluations.append(sum(trial.state == "done" for trial in found.trials))
+        return Regret(np.array(points), float(np.mean(np.array(points) < 1e-9)), float(np.mean(evaluations)))
+
+
+def line(name: str, one: Regret, other: Regret | None) -> str:
+    """A strategy's figures, and what it differs by."""
+    told = f"  {name:24s} {one.points.mean():6.3f} {one.found:6.0%} {one.evaluations:6.1f}"
+    if other is None:
+        return told
+    difference = paired(one.points, other.points)
+    if not np.isfinite(difference.low):  # all pairs differ by the same
+        return f"{told}   {difference.mean:+.3f}"
+    return f"{told}   {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def main(path: str, seeds: str = str(SEEDS)) -> None:
@@ -133,21 +150,17 @@ def main(path: str, seeds: str = str(SEEDS)) -> None:
     began, bench = time.perf_counter(), Bench(read_table(Path(path)))
     count = int(seeds)
     print(f"{len(bench.known)} networks; mean regret over {count} seeds in points of distilled accuracy, how often the")
-    print("best network was found; difference to random search at equal evaluations, 95 % interval")
+    print("best network was found, evaluations taken; paired difference to random search (of the last row: to the same")
+    print("strategy rewarded by KD), 95 % interval")
     for budget in BUDGETS_MFLOPS:
         within = sum(known.mflops <= budget for known in bench.known.values())
         for trials in TRIALS:
             print(f"\n{budget:g} MFLOPs ({within} networks within), {trials} evaluations")
-            baseline = bench.regret("random", "kd", budget, trials, count)
-            for strategy in STRATEGIES:
-                one = baseline if strategy == "random" else bench.regret(strategy, "kd", budget, trials, count)
-                told = ""
-                if strategy != "random":
-                    difference = paired(one.points, baseline.points)
-                    told = f"   {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
-                print(f"  {strategy:24s} {one.points.mean():6.3f} {one.found:6.0%}{told}")
+            found = {strategy: bench.regret(strategy, "kd", budget, trials, count) for strategy in STRATEGIES}
+            for strategy, one in found.items():
+                print(line(strategy, one, None if strategy == "random" else found["random"]))
             conventional = bench.regret("constrained_evolution", "ce", budget, trials, count)
-            print(f"  {'… rewarded by CE':24s} {conventional.points.mean():6.3f} {conventional.found:6.0%}")
+            print(line("… rewarded by CE", conventional, found["constrained_evolution"]))
     print(f"\n{time.perf_counter() - began:.0f} s")
 
 
