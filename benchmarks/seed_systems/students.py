@@ -45,10 +45,15 @@ def dataset_of(settings: Mapping[str, Any]) -> Dataset:
     return _dataset(json.dumps(settings, sort_keys=True))
 
 
-def views_of(settings: Mapping[str, Any]) -> ViewBank:
-    """The student's views, the same in every process."""
-    dataset = dataset_of(settings)
+@lru_cache(maxsize=2)
+def _views(settings: str) -> ViewBank:
+    dataset = _dataset(settings)
     return ViewBank(dataset.train, dataset.views, VIEW_SEED)
+
+
+def views_of(settings: Mapping[str, Any]) -> ViewBank:
+    """The student's views, the same in every process, and made once in each: that takes as long as a hundred steps."""
+    return _views(json.dumps(settings, sort_keys=True))
 
 
 def teacher_job(
