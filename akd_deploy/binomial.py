@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import exp, lgamma, log, log1p
 
 
@@ -40,3 +41,14 @@ def share_upper_bound(hits: int, trials: int, confidence: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if binomial_cdf(hits, trials, middle) > 1 - confidence else (low, middle)
     return (low + high) / 2
+
+
+@lru_cache(maxsize=256)
+def most_hits(trials: int, share: float, rarity: float) -> int:
+    """The most hits of `trials` independent draws that are as rare as `rarity` where `share` of all hit; −1 where even
+    none is not."""
+    most, too_many = -1, trials
+    while too_many - most > 1:
+        middle = (most + too_many) // 2
+        most, too_many = (middle, too_many) if binomial_cdf(middle, trials, share) <= rarity else (most, middle)
+    return most

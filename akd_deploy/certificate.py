@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from math import isfinite
 
 import numpy as np
 
-from akd_deploy.binomial import binomial_cdf, share_upper_bound
+from akd_deploy.binomial import binomial_cdf, most_hits, share_upper_bound
 from akd_deploy.bounds import (
     check_levels,
     clustered_upper_bound_s,
@@ -73,7 +72,6 @@ class Certificate:
         return asdict(self)
 
 
-@lru_cache(maxsize=256)
 def allowed_exceedances(samples: int, percentile: float, confidence: float) -> int:
     """The most samples over budget with which the certificate still holds; −1 where none is enough.
 
@@ -81,15 +79,7 @@ def allowed_exceedances(samples: int, percentile: float, confidence: float) -> i
     exceedances has probability ≤ 1 − confidence. 1,000 samples of p99 at 99 %: 2; 3,000: 17; 10,000: 77.
     """
     check_levels(percentile, confidence)
-    exceed_probability = 1 - percentile / 100
-    allowed, too_many = -1, samples
-    while too_many - allowed > 1:
-        middle = (allowed + too_many) // 2
-        if binomial_cdf(middle, samples, exceed_probability) <= 1 - confidence:
-            allowed = middle
-        else:
-            too_many = middle
-    return allowed
+    return most_hits(samples, 1 - percentile / 100, 1 - confidence)
 
 
 def certify(

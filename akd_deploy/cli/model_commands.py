@@ -268,7 +268,7 @@ def lint(
             console.print(note, markup=False, highlight=False)
         for f in findings:
             console.print(f"{f.severity:8}{f.rule}: {f.node}: {f.message} {f.fix}", markup=False, highlight=False)
-        console.print(f"{len(findings)} findings")
+        console.print("1 finding" if len(findings) == 1 else f"{len(findings)} findings")
 
     wrong = any(finding.severity == "error" for finding in findings)
     emit(Outcome(data, show, GateError.exit_code if wrong else 0), as_json)

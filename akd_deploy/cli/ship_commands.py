@@ -30,25 +30,24 @@ def register(app: typer.Typer) -> None:
 def _certificate(manifest: Manifest) -> dict[str, Any] | None:
     """What a bundle's certificate says, in short; None where it has none."""
     held = manifest.facts.certificate
-    return None if held is None else {key: held.get(key) for key in ("ok", "budget_s", "percentile", "confidence")}
+    if held is None:
+        return None
+    budget_s = held.get("budget_s", manifest.facts.latency.get("budget_s"))
+    return {"ok": held["ok"], "budget_s": budget_s, "percentile": held["percentile"], "confidence": held["confidence"]}
 
 
 def _show_certificate(manifest: Manifest, console: Console) -> None:
-    """Whether its budget is certified: a bundle may be sound, and its student too slow. Facts may be of any type."""
+    """Whether its budget is certified: a bundle may be sound, and its student too slow."""
     found = _certificate(manifest)
     if found is None:
         console.print("no certificate: nothing is promised of its latency")
         return
-    budget, percentile = (
-        found[key] if isinstance(found[key], int | float) else None for key in ("budget_s", "percentile")
-    )
-    told = "its budget" if budget is None else format_seconds(budget)
-    level = "" if percentile is None else f" at p{percentile:g}"
+    told, level = format_seconds(found["budget_s"]), f" at p{found['percentile']:g}"
     latency = manifest.facts.latency
     boundary, idle_s = latency.get("boundary", "host"), latency.get("idle_s", 0.0)
     if boundary != "host":
         level += f" by the boundary {boundary}"
-    if isinstance(idle_s, int | float) and idle_s > 0:
+    if idle_s > 0:
         level += f" after pauses of {format_seconds(idle_s)}"
     held = "holds" if found["ok"] is True else "does NOT hold: it is not shown to meet its budget"
     console.print(f"certificate of {told}{level}: {held}", markup=False, highlight=False)

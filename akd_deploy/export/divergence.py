@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 
 from akd_deploy.errors import BuildError, MismatchError, UsageError
-from akd_deploy.export.parity import Arrays, output_parity
+from akd_deploy.export.parity import Arrays, OutputParity, output_parity
 
 Evaluate = Callable[[Path, Arrays], Arrays]
 """Runs the ONNX file on one batch: output name → array. With an engine: `engine.load(path).run(feeds)`."""
 
 NEGLIGIBLE = 16.0
 """Below the largest value: e⁻¹⁶ is 10⁻⁷, and float32 tells no less beside 1."""
+SOFTMAX_OPSET = 13
+"""Before it a Softmax is over all dimensions from its axis on, by default the second."""
 DEQUANTIZE_OPSET = 19
 """The first that the reference evaluator has DequantizeLinear for."""
 TENSORS_PER_RUN = 64
@@ -27,8 +29,24 @@ TENSORS_PER_RUN = 64
 
 
 @dataclass(frozen=True)
+class Exponents:
+    """How a Softmax goes over its input: along an axis or, in old opsets, over all from that axis on together."""
+
+    axis: int
+    flat: bool
+
+    def largest(self, values: np.ndarray) -> np.ndarray:
+        """What is largest where values are normalised together, to broadcast beside them."""
+        axis = self.axis % values.ndim
+        return np.asarray(values.max(tuple(range(axis, values.ndim)) if self.flat else axis, keepdims=True))
+
+
+@dataclass(frozen=True)
 class Divergence:
-    """The first tensor that differs, the node that makes it in the second network, and by how much."""
+    """The first tensor that differs, the node that makes it in the second network, and by how much.
+
+    `by_quantising` where the node makes it as it should be, and what is read of it after quantising differs.
+    """
 
     tensor: str
     node: str
@@ -37,6 +55,7 @@ class Divergence:
     max_rel: float
     agreeing_tensors: int
     cosine: float = 1.0
+    by_quantising: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """JSON types; what is not finite becomes None."""
@@ -44,8 +63,8 @@ class Divergence:
 
     def __str__(self) -> str:
         return (
-            f"node {self.node!r} ({self.op}), whose {self.tensor!r} differs by {self.max_rel:.3g} of its largest "
-            f"value, cosine {self.cosine:.4f}"
+            f"node {self.node!r} ({self.op}), whose {self.tensor!r} {'once quantised ' if self.by_quantising else ''}"
+            f"differs by {self.max_rel:.3g} of its largest value, cosine {self.cosine:.4f}"
         )
 
 
@@ -97,6 +116,14 @@ def first_divergence(
         )
     back, exponents = _dequantised(network_b), _softmax_inputs(network_a)
     all_makers = {name: node for node in network_b.graph.node for name in node.output}
+
+    def judge(name: str, a: np.ndarray, b: np.ndarray) -> OutputParity | None:
+        """How far a tensor is off, where that is too far."""
+        parity = output_parity(name, [_that_count(a, b, exponents[name]) if name in exponents else (a, b)])
+        too_far = max_rel is not None and not parity.max_rel <= max_rel
+        turned = min_cosine is not None and not parity.cosine >= min_cosine
+        return parity if too_far or turned or parity.non_finite else None
+
     with tempfile.TemporaryDirectory() as folder:
         for start in range(0, len(shared), TENSORS_PER_RUN):
             names = shared[start : start + TENSORS_PER_RUN]
@@ -104,34 +131,63 @@ def first_divergence(
             read = [back.get(name, name) for name in names]
             values_b = evaluate_b(_saved_exposed(network_b, read, Path(folder) / "b.onnx"), feeds)
             for i, (name, read_as) in enumerate(zip(names, read, strict=True)):
-                compared = values_a[name], values_b[read_as]
-                if name in exponents:
-                    compared = _that_count(*compared, exponents[name])
-                parity = output_parity(name, [compared])
-                too_far = max_rel is not None and not parity.max_rel <= max_rel
-                turned = min_cosine is not None and not parity.cosine >= min_cosine
-                if too_far or turned or parity.non_finite:
-                    node = _computing(makers[name], all_makers)
-                    return Divergence(
-                        name, node.name, node.op_type, parity.max_abs, parity.max_rel, start + i, parity.cosine
-                    )
+                parity = judge(name, values_a[name], values_b[read_as])
+                if parity is None:
+                    continue
+                by_quantising = False
+                if read_as != name:
+                    itself = evaluate_b(_saved_exposed(network_b, [name], Path(folder) / "b.onnx"), feeds)
+                    by_quantising = judge(name, values_a[name], itself[name]) is None
+                node, size = _computing(makers[name], all_makers), (parity.max_abs, parity.max_rel)
+                return Divergence(name, node.name, node.op_type, *size, start + i, parity.cosine, by_quantising)
     return None
 
 
-def _softmax_inputs(model: onnx.ModelProto) -> dict[str, int]:
-    """Tensor that a Softmax reads → its axis."""
-    found = {}
+def _softmax_inputs(model: onnx.ModelProto) -> dict[str, Exponents]:
+    """Tensors that Softmaxes alone read, whatever their shape is changed to on the way there."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), SOFTMAX_OPSET)
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    lasts = {
+        value.name: value.type.tensor_type.shape.dim[-1].dim_value
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        if value.type.tensor_type.shape.dim
+    }
+    readers: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
-        if node.op_type in ("Softmax", "LogSoftmax"):
-            found[node.input[0]] = next((int(a.i) for a in node.attribute if a.name == "axis"), -1)
+        for name in _reads(node):
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in model.graph.output}
+    found: dict[str, Exponents] = {}
+    for node in reversed(model.graph.node):
+        for name in node.output:
+            read_by = readers.get(name, [])
+            kinds = {_as_read(reader, found, lasts, opset) for reader in read_by}
+            if name not in outputs and len(kinds) == 1 and (kind := kinds.pop()) is not None:
+                found[name] = kind
     return found
 
 
-def _that_count(a: np.ndarray, b: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+def _as_read(
+    reader: onnx.NodeProto, found: Mapping[str, Exponents], lasts: Mapping[str, int], opset: int
+) -> Exponents | None:
+    """What a reader's input is, if its values are exponents; None where they are not."""
+    if reader.op_type in ("Softmax", "LogSoftmax"):
+        flat = opset < SOFTMAX_OPSET
+        return Exponents(next((int(a.i) for a in reader.attribute if a.name == "axis"), 1 if flat else -1), flat)
+    behind = found.get(reader.output[0])
+    if reader.op_type in ("Identity", "Cast"):
+        return behind
+    if reader.op_type == "Reshape" and behind == Exponents(-1, False):  # rows stay rows
+        sizes = [lasts.get(name, 0) for name in (reader.input[0], reader.output[0])]
+        return behind if sizes[0] and sizes[0] == sizes[1] else None
+    return None
+
+
+def _that_count(a: np.ndarray, b: np.ndarray, exponents: Exponents) -> tuple[np.ndarray, np.ndarray]:
     """Both, with 0 where either's exponential is nothing beside the largest one's."""
-    if a.shape != b.shape or a.ndim == 0:
+    if a.shape != b.shape or a.ndim == 0 or a.size == 0:
         return a, b
-    far = [values < values.max(axis, keepdims=True) - NEGLIGIBLE for values in (a, b)]
+    far = [values < exponents.largest(values) - NEGLIGIBLE for values in (a, b)]
     both = far[0] & far[1]
     return np.where(both, 0, a), np.where(both, 0, b)
 
@@ -215,10 +271,28 @@ def reference_evaluate(path: Path, feeds: Arrays) -> Mapping[str, np.ndarray]:
             less = 0 if zero is None else zero.reshape(shape).astype(np.int64)
             return (((values.astype(np.int64) - less) * scale.reshape(shape)).astype(scale.dtype),)
 
+    class Softmax(OpRun):
+        """The evaluator takes what it has for opset 13 for the ones before, which normalise all from an axis on."""
+
+        op_domain = ""
+
+        def _run(self, values: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+            axis = next((a.i for a in self.onnx_node.attribute if a.name == "axis"), 1)
+            flat = values.reshape(int(np.prod(values.shape[: axis % values.ndim])), -1)
+            shifted = flat - flat.max(1, keepdims=True)
+            logarithm = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+            found = logarithm if self.onnx_node.op_type == "LogSoftmax" else np.exp(logarithm)
+            return (found.reshape(values.shape).astype(values.dtype),)
+
+    class LogSoftmax(Softmax):
+        pass
+
     try:
         model = onnx.load(path)
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), DEQUANTIZE_OPSET)
-        evaluator = ReferenceEvaluator(model, new_ops=[DequantizeLinear] if opset < DEQUANTIZE_OPSET else None)
+        own = [DequantizeLinear] if opset < DEQUANTIZE_OPSET else []
+        own += [Softmax, LogSoftmax] if opset < SOFTMAX_OPSET else []
+        evaluator = ReferenceEvaluator(model, new_ops=own)
         with np.errstate(all="ignore"):  # an overflow is a result here: it is what is looked for
             outputs = evaluator.run(None, dict(feeds))
     except (NotImplementedError, RuntimeError, TypeError) as error:

@@ -17,6 +17,8 @@ from akd_deploy.paired_accuracy import AccuracyLoss, paired_accuracy_loss
 HEADER = ("target", "device", "protocol")
 """What must agree for two benches to be comparable; of the protocol, the number of blocks need not."""
 
+LONGEST_S = 1e9
+"""No call takes so long; what says so is no time."""
 VERSION = "engine_version"
 """Must agree too, unless a change of it is what is judged."""
 
@@ -243,13 +245,14 @@ def read_bench(path: Path) -> Bench:
         correct=None if correct is None else np.asarray(correct, bool),
         samples_sha256=digest,
         compared_s=compared_s,
-        disturbed=_count(fields.get("disturbed")),
-        compared_disturbed=_count(other.get("disturbed")),
+        disturbed=_count(fields.get("disturbed"), len(blocks_s)),
+        compared_disturbed=_count(other.get("disturbed"), len(blocks_s)),
     )
 
 
-def _count(value: object) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _count(value: object, most: int) -> int:
+    """A number of blocks; no more than there are."""
+    return min(value, most) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _blocks_s(path: Path, blocks: object) -> dict[str, np.ndarray]:
@@ -262,7 +265,8 @@ def _blocks_s(path: Path, blocks: object) -> dict[str, np.ndarray]:
         if not isinstance(samples, list) or not samples:
             raise _corrupt(path, f"block {name!r} without samples")
         for i, value in enumerate(samples):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 < value < LONGEST_S:
                 raise _corrupt(path, f"sample {i} of block {name!r} is {value!r}, not a positive number of seconds")
     return {name: np.asarray(samples, float) for name, samples in blocks.items()}
 

@@ -71,8 +71,8 @@ class LintGraph:
 
     @cached_property
     def has_float16(self) -> bool:
-        """Whether any weight is stored in float16."""
-        return any(tensor.data_type == TensorProto.FLOAT16 for tensor in self.weights.values())
+        """Whether any weight or constant is stored in float16."""
+        return any(tensor.data_type == TensorProto.FLOAT16 for tensor in self.tensors.values())
 
     @cached_property
     def inputs(self) -> list[onnx.ValueInfoProto]:

@@ -14,7 +14,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.engines.denormals import DENORMAL_EXPONENTS, denormal_share, masks_before
 from akd_deploy.export.finding import Finding
 from akd_deploy.export.lint_graph import WEIGHTED, LintGraph, channels, float_values
-from akd_deploy.export.lint_ranges import ANY, value_ranges
+from akd_deploy.export.lint_ranges import ANY, Interval, value_ranges
 from akd_deploy.export.low_precision import LOW_PRECISIONS
 
 TYPICAL_ACTIVATION = 10.0
@@ -22,7 +22,10 @@ TYPICAL_ACTIVATION = 10.0
 MULTIPLYING = (*WEIGHTED, "Einsum", "LSTM", "GRU", "RNN")
 """Operators in which nearly all work is: constant weights or not."""
 LONG_SUMS = ("CumSum", "ReduceL1", "ReduceSum", "ReduceSumSquare")
+SOFTMAX_OPSET = 13
+"""Before it a Softmax is over all dimensions from its axis on, by default the second."""
 _LARGEST = LOW_PRECISIONS["fp16"].largest
+SMALLEST_MASK = 1e30
 SMALLEST_NORMAL = 2.0**-14
 """float16 keeps fewer and fewer bits of what is smaller, and none below 2⁻²⁵."""
 
@@ -48,7 +51,12 @@ def float16_overflow(graph: LintGraph) -> Iterator[Finding]:
             found = "infinite" if np.isinf(peak) else f"{peak:.3g}"
             message = f"{name!r} reaches {found}, float16 ends at {largest:g}"
             node = readers[0].name if readers else ""
-            yield Finding(rule, "error", node, message, "Rescale it, or keep its node in float32.")
+            fix = "Rescale it, or keep its node in float32."
+            # float32's own end is a mask's, which a cast may clamp.
+            is_mask = not graph.has_float16 and SMALLEST_MASK < peak < np.inf
+            if is_mask:
+                fix = "Cast it with `akd-deploy quantize`, which clamps masks."
+            yield Finding(rule, "warning" if is_mask else "error", node, message, fix)
     for node, tensor in graph.weighted():
         values = None if _stays_float32(graph, tensor) else float_values(tensor)
         if values is None or not _peak(values) <= largest:
@@ -221,15 +229,18 @@ def _sums_in_float16(graph: LintGraph) -> Iterator[Finding]:
         if not node.input or not _is_float16(graph, node.input[0]):
             continue
         low, high = ranges.get(node.input[0], ANY)
-        if node.op_type == "Exp" and high > np.log(_LARGEST):
+        typical = max(abs(low), abs(high)) if np.isfinite(low) and np.isfinite(high) else TYPICAL_ACTIVATION
+        if node.op_type == "Exp" and high > np.log(_LARGEST) and not _is_inverted(graph, node):
             message = "overflows float16 from 11.1 on, and nothing before it keeps it below"
+        elif node.op_type == "Pow" and (raised := _raised(graph, node, typical, ranges)):
+            message = raised
         elif node.op_type in LONG_SUMS and (terms := _terms(graph, node)):
-            known = np.isfinite(low) and np.isfinite(high)
-            each = max(abs(low), abs(high)) if known else TYPICAL_ACTIVATION
-            reach = terms * (each**2 if node.op_type == "ReduceSumSquare" else each)
-            if reach <= _LARGEST:
+            each = typical**2 if node.op_type == "ReduceSumSquare" else typical
+            if typical == TYPICAL_ACTIVATION and _is_square(graph, node.input[0]):
+                each = TYPICAL_ACTIVATION**2
+            if terms * each <= _LARGEST:
                 continue
-            message = f"sums {terms:,} terms, which reach {reach:.3g} where each is {each:g}"
+            message = f"sums {terms:,} terms, which reach {terms * each:.3g} where each is {each:g}"
         else:
             continue
         yield Finding("float16-overflow", "warning", node.name, f"{node.op_type} {message}", "Keep it in float32.")
@@ -245,6 +256,35 @@ def _sums_in_float16(graph: LintGraph) -> Iterator[Finding]:
             if gain * TYPICAL_ACTIVATION > _LARGEST:
                 message = f"BatchNormalization multiplies by {gain:.3g}: inputs of 10 leave float16"
                 yield Finding("float16-overflow", "warning", node.name, message, "Keep it in float32.")
+
+
+def _is_inverted(graph: LintGraph, node: onnx.NodeProto) -> bool:
+    """Whether an exponential only adds to a divisor, as in a sigmoid by hand: of infinity, 0 is right."""
+    sums = graph.readers.get(node.output[0], [])
+    ends = [(end, one.output[0]) for one in sums for end in graph.readers.get(one.output[0], [])]
+    are_sums = all(one.op_type == "Add" and any(graph.constant(name) is not None for name in one.input) for one in sums)
+    divided = all(end.op_type == "Reciprocal" or (end.op_type == "Div" and end.input[1] == name) for end, name in ends)
+    return bool(ends) and are_sums and divided and node.output[0] not in graph.outputs
+
+
+def _is_square(graph: LintGraph, name: str) -> bool:
+    maker = graph.maker.get(name)
+    if maker is None or maker.op_type not in ("Mul", "Pow"):
+        return False
+    exponent = graph.constant(maker.input[1])
+    squared = exponent is not None and exponent.size == 1 and exponent.item() == 2
+    return maker.input[0] == maker.input[1] if maker.op_type == "Mul" else squared
+
+
+def _raised(graph: LintGraph, node: onnx.NodeProto, typical: float, ranges: Mapping[str, Interval]) -> str | None:
+    """What a power reaches that float16 does not hold, in words."""
+    base, exponent = (graph.constant(name) for name in node.input)
+    if exponent is not None and exponent.size == 1 and exponent.item() * np.log(max(typical, 1.0)) > np.log(_LARGEST):
+        return f"to the {exponent.item():g} leaves float16 where its input is {typical:g}"
+    high = ranges.get(node.input[1], ANY)[1]
+    if base is not None and base.size and base.max() > 1 and high * np.log(base.max()) > np.log(_LARGEST):
+        return f"of {base.max():g} leaves float16, and nothing before it keeps its exponent small"
+    return None
 
 
 def _is_float16(graph: LintGraph, name: str) -> bool:
@@ -270,9 +310,12 @@ def _terms(graph: LintGraph, node: onnx.NodeProto) -> int:
         return 1
     summed = {axis % len(shape) for axis in axes} if axes else set(range(len(shape)))
     before = graph.maker.get(node.input[0])
+    if before is not None and before.op_type == "Mul":  # of weights: what they weigh is averaged
+        makers = [graph.maker.get(name) for name in before.input]
+        before = next((maker for maker in makers if maker is not None and maker.op_type == "Softmax"), None)
     if before is not None and before.op_type == "Softmax" and node.op_type != "CumSum":
-        axis = next((a.i for a in before.attribute if a.name == "axis"), -1)
-        summed -= {axis % len(shape)}
+        axis = next((a.i for a in before.attribute if a.name == "axis"), -1 if graph.opset >= SOFTMAX_OPSET else 1)
+        summed -= {axis % len(shape)} if graph.opset >= SOFTMAX_OPSET else set(range(axis % len(shape), len(shape)))
     sizes = [shape[axis] for axis in summed]
     return 0 if None in sizes else int(np.prod([size or 0 for size in sizes]))
 

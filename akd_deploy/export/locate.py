@@ -63,7 +63,8 @@ def located(error: ParityError, divergence: Divergence | None, how: str) -> Pari
         found, next_step = f"{error.found}; {how}", error.next
     else:
         found = f"{error.found}; first at {divergence}"
-        next_step = f"Keep node {divergence.node!r} in a higher precision, or correct it."
+        correct = "the scale of what it puts out" if divergence.by_quantising else "it"
+        next_step = f"Keep node {divergence.node!r} in a higher precision, or correct {correct}."
     told = divergence.as_dict() if divergence else None
     details = {**error.details, "first_divergence": told, "looked_for_by": how}
     return ParityError(error.asked, found, next_step, **details)

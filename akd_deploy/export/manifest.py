@@ -189,7 +189,8 @@ def allowed_name(name: str) -> str:
         allowed = f"_{allowed}"
     stem, dot, suffix = allowed.rpartition(".")
     most = MAX_NAME_BYTES // 2 - len(suffix)  # folders before it need room, too
-    return f"{stem[:most]}{dot}{suffix}" if dot and most > 0 else allowed[: MAX_NAME_BYTES // 2]
+    shortened = f"{stem[:most]}{dot}{suffix}" if dot and most > 0 else allowed[: MAX_NAME_BYTES // 2]
+    return f"{shortened[:-1]}_" if shortened.endswith(".") else shortened
 
 
 _OBJECT, _TEXT = (dict,), (str,)
@@ -251,7 +252,7 @@ def manifest_from_bytes(data: bytes, where: str = MANIFEST_NAME) -> Manifest:
     for key in ("certificate", "latency"):
         _check_promises(body[key] or {}, key, where)
     certificate = body["certificate"] or {}
-    if against := contradiction(certificate):
+    if body["certificate"] is not None and (against := contradiction(certificate, body["latency"])):
         raise _corrupt(where, f"a certificate that contradicts itself: {against}")
     budgets = [facts["budget_s"] for facts in (certificate, body["latency"]) if facts.get("budget_s") is not None]
     if len(set(budgets)) > 1:
@@ -292,6 +293,11 @@ def _check_promises(facts: Mapping[str, Any], key: str, where: str) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value < high:
             raise _corrupt(where, f"{name!r} of its {key} is no number between {low:g} and {high:g}")
+    idle_s = facts.get("idle_s", 0.0)
+    if isinstance(idle_s, bool) or not isinstance(idle_s, int | float) or idle_s < 0:
+        raise _corrupt(where, f"'idle_s' of its {key} is no number of seconds")
+    if not isinstance(facts.get("boundary", ""), str):
+        raise _corrupt(where, f"'boundary' of its {key} is no text")
 
 
 def _files_from_json(files: dict[str, Any], where: str) -> dict[str, FileEntry]:

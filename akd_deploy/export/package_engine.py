@@ -64,7 +64,7 @@ def package_engine(
     files = [] if target.engine == "torch" else [BundleFile(*_network(engine), "onnx")]
     if source is not None:
         _check_source(source, files)
-        taken = {file.name.lower() for file in files}
+        taken = {"engines", *(file.name.lower() for file in files)}
         inside = allowed_name(source.name)
         files.append(BundleFile(f"source_{inside}" if inside.lower() in taken else inside, source, "source"))
     folder = f"engines/{target.name}"

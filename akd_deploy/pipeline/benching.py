@@ -132,7 +132,7 @@ def bench_models(
     protocol = settings.protocol
     files = {name: instead.get(path, path) for name, path in {"model": model, "other": other}.items() if path}
     hashes = {path: file_sha256(path) for path in files.values() if path.is_file()}
-    if settings.budget_s is not None and model not in instead:
+    if settings.budget_s is not None:
         audit_precision(engine, files["model"])
     with ready_models(engine, files) as models:
         if settings.samples is not None:  # a wrong file is told before minutes of measuring

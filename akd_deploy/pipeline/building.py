@@ -13,7 +13,9 @@ import onnx
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
 from akd_deploy.engines.onnx_file import read_onnx, tensors_of
-from akd_deploy.errors import BuildError
+from akd_deploy.errors import BuildError, VerificationError
+from akd_deploy.export.engine_facts import engine_facts_from_dict
+from akd_deploy.export.trusted import built_record
 from akd_deploy.target import Target
 
 _FULL = ("fp32", "tf32")
@@ -49,15 +51,22 @@ def built_as_typed(target: Target, path: Path, folder: Path) -> Path:
 
 
 def audit_precision(engine: Engine, path: Path) -> None:
-    """Make sure that a network of the caller's own computes in the target's precision: what is built here is audited as
-    it is built, but an engine that loads ONNX files takes any.
+    """Make sure that a network, or an engine that was built here, computes in the target's precision: a runtime loads
+    any.
 
     Raises:
         BuildError: it computes in another.
     """
-    if not engine.loads_models or path.suffix != ".onnx":
-        return
     target = engine.target
+    if not engine.loads_models or path.suffix != ".onnx":
+        made_for = _precision_built_for(path)
+        if made_for not in (None, target.precision) and not {made_for, target.precision} <= set(_FULL):
+            raise BuildError(
+                asked=f"{path.name} in {target.precision} for target {target.name}",
+                found=f"an engine that was built for a target of {made_for}",
+                next=f"Name the target that it was built for, or one of {made_for}.",
+            )
+        return
     with tempfile.TemporaryDirectory(prefix="akd-audit-") as folder:
         try:
             engine.build(path, Path(folder))
@@ -72,6 +81,17 @@ def audit_precision(engine: Engine, path: Path) -> None:
                     found=f"a network typed {typed}",
                     next="Give it the network in the target's precision (`akd-deploy quantize`), or another target.",
                 ) from error
+
+
+def _precision_built_for(engine_file: Path) -> str | None:
+    """Of the target that an engine was built for here; None where there is no record of it."""
+    if not engine_file.is_file():
+        return None
+    try:
+        facts = built_record(engine_file)["facts"]
+    except VerificationError:
+        return None
+    return engine_facts_from_dict(facts, f"the record of {engine_file}").target.precision
 
 
 @contextmanager

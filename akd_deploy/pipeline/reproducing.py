@@ -16,7 +16,7 @@ from akd_deploy.comparison import RatioInterval, fewest_blocks, ratio_interval
 from akd_deploy.errors import AkdError, CorruptFileError, GateError, UsageError
 from akd_deploy.export.gate import Bench, header_differences, read_bench
 from akd_deploy.pipeline.benching import CONFIDENCE, BenchSettings, bench_models
-from akd_deploy.profiling.blocks import Protocol
+from akd_deploy.profiling.blocks import BENCH, Protocol
 from akd_deploy.target import Target, target_from_dict
 
 MIN_BLOCKS = fewest_blocks(paired=False, confidence=CONFIDENCE)
@@ -72,7 +72,9 @@ def read_card(path: Path) -> Card:
             found=f"{len(bench.blocks_s)} blocks in it",
             next=f"Reproduce a bench of at least {MIN_BLOCKS} processes.",
         )
-    return Card(bench, target, replace(protocol, blocks=max(protocol.blocks, MIN_BLOCKS)), fields)
+    # As `bench` measures, beyond what a header tells.
+    protocol = replace(protocol, blocks=max(protocol.blocks, MIN_BLOCKS), pauses_s=BENCH.pauses_s, watch=BENCH.watch)
+    return Card(bench, target, protocol, fields)
 
 
 def verdict_of(interval: RatioInterval, tolerance: float) -> str:

@@ -172,7 +172,12 @@ def measure_together(
     one = replace(protocol, blocks=1, pauses_s=())
     found: dict[str, dict[int, Measured]] = {name: {} for name in subjects}
     taken: dict[tuple[str, int], Taken] = {}
-    usual = Usual()
+    # References are of one kind on all CPU targets; each engine of a GPU may have its own.
+    usual: dict[str, Usual] = {}
+
+    def usual_of(target: Target) -> Usual:
+        kind = "cpu" if target.device == "cpu" else f"{target.device} {target.engine}"
+        return usual.setdefault(kind, Usual())
 
     def measure(target: Target, names: Sequence[str], block: int, settings: Protocol) -> None:
         measured = measure_blocks(
@@ -180,7 +185,7 @@ def measure_together(
             {name: subjects[name][1] for name in names},
             settings,
             rng,
-            usual=usual,
+            usual=usual_of(target),
             on_taken=lambda name, _, sample: taken.update({(name, block): sample}),
             earlier={name: [taken[name, block]] for name in names if (name, block) in taken},
         )
@@ -199,7 +204,7 @@ def measure_together(
             (target, names, block)
             for target, models in by_target.values()
             for block in range(protocol.blocks)
-            if (names := [name for name in models if is_disturbed(taken[name, block], target, usual)])
+            if (names := [name for name in models if is_disturbed(taken[name, block], target, usual_of(target))])
         ]
 
     for target, names, block in after_pauses(protocol, late, max(LATE_S, 2 * (time.monotonic() - began_s))):

@@ -37,8 +37,8 @@ SLOW_BEAT = 1.25
 """A beat between calls that took so many times what is usual was slow; picked by eye: neighbours on the same core make
 it 1.4 to 2."""
 SLOW_BEATS_TOLERANCE = 0.1
-"""A model was disturbed, too, if so large a share of the beats between its calls were slow: its p90 is a disturbed one.
-On a quiet machine 2 % are."""
+"""A model was disturbed, too, if so large a share of the beats between its calls were slow, and at least two: its p90
+is a disturbed one. On a quiet machine 2 % are."""
 WAITING_TOLERANCE = 0.03
 """So was one whose process, on a CPU target, waited for a CPU for more than this share of the time it was timed."""
 T = TypeVar("T")
@@ -165,9 +165,9 @@ class Usual:
         self.references_s.append(taken.reference_s)
         self.beats_s.extend(taken.beats_s)
 
-    def drifted(self, taken: Taken) -> bool:
-        """Whether a block's reference took longer than usual."""
-        return taken.reference_s > REFERENCE_TOLERANCE * float(np.percentile(self.references_s, USUAL_PERCENTILE))
+    def reference_excess(self, taken: Taken) -> float:
+        """How much longer than usual a block's reference took, as a fraction; below 0 where it was quicker."""
+        return taken.reference_s / float(np.percentile(self.references_s, USUAL_PERCENTILE)) - 1
 
     def slow_share(self, taken: Taken) -> float:
         """Share of a block's beats that took longer than usual, 0 to 1; 0 without any."""
@@ -184,14 +184,21 @@ def is_disturbed(taken: Taken, target: Target, usual: Usual) -> bool:
         usual: everything so far, this block among it.
     """
     waited = target.device == "cpu" and taken.waiting > WAITING_TOLERANCE
-    slowed = usual.slow_share(taken) >= SLOW_BEATS_TOLERANCE
-    return usual.drifted(taken) or waited or taken.steal > STEAL_TOLERANCE or slowed
+    share = usual.slow_share(taken)
+    slowed = share >= SLOW_BEATS_TOLERANCE and share * len(taken.beats_s) > 1.5
+    drifted = usual.reference_excess(taken) > REFERENCE_TOLERANCE - 1
+    return drifted or waited or taken.steal > STEAL_TOLERANCE or slowed
 
 
 def _calmer(before: Taken, again: Taken, target: Target, usual: Usual) -> Taken:
     """What was measured again, unless it was disturbed even more: told by all but the model's own samples."""
-    trouble = [(usual.slow_share(one) + one.steal + one.waiting, one.reference_s) for one in (before, again)]
-    worse = is_disturbed(again, target, usual) and trouble[1] > trouble[0]
+
+    def trouble(one: Taken) -> float:
+        """Shares of the time that were lost, and how much slower than usual the reference was."""
+        waited = one.waiting if target.device == "cpu" else 0.0
+        return usual.slow_share(one) + one.steal + waited + usual.reference_excess(one)
+
+    worse = is_disturbed(again, target, usual) and trouble(again) > trouble(before)
     return before if worse else again
 
 
@@ -313,7 +320,7 @@ def measure_blocks(
 
     Engines that take no model files are given what they build of them, once. Models whose reference drifted, or from
     which CPU time was stolen, are measured again in another process, as the protocol says; what stays disturbed is
-    counted, and the try whose reference was the quickest is kept.
+    counted, and the try that was disturbed least is kept.
 
     Args:
         target: must run on this machine (`host` "local").

@@ -419,8 +419,12 @@ def in_float16(*operators: str, axes: tuple[int, ...] = (), batch: int | str = 1
             if operator in ("Identity-Sub", "Neg-Add"):
                 shift = net.op(operator.split("-")[0], [shift], "same")
             inputs, op = [tensor, shift], operator.split("-")[1]
-        elif operator in ("Min", "Max"):
+        elif operator in ("Min", "Max", "Pow", "Add"):
             inputs.append(net.constant(f"{operator}_bound", 8.0, kind))
+        elif operator == "Square":
+            inputs, op = [tensor, tensor], "Mul"
+        elif operator == "Raise":
+            inputs, op = [net.constant("base", 10.0, kind), tensor], "Pow"
         elif operator == "CumSum":
             inputs.append(net.constant("along", 1, np.int64))
         elif operator == "ReduceSum":
@@ -607,6 +611,9 @@ BAD: Mapping[str, Bad] = {
     "a sum of squares in float16": Bad(
         lambda: in_float16("Tanh", "Exp", "Exp", "ReduceSumSquare", axes=(1, 2)), TRT, "fp16", OVERFLOW
     ),
+    "a sum of squares by hand": Bad(lambda: in_float16("Square", "ReduceSum", axes=(1, 2)), TRT, "fp16", OVERFLOW),
+    "an eighth power in float16": Bad(lambda: in_float16("Pow"), TRT, "fp16", OVERFLOW),
+    "a power of ten in float16": Bad(lambda: in_float16("Raise"), TRT, "fp16", OVERFLOW),
     "a running sum in float16": Bad(lambda: in_float16("Exp", "CumSum"), TRT, "fp16", {("float16-overflow", "Exp0")}),
     "a product of activations left in float32": Bad(
         multiplied_in_float16, TRT, "fp16", {("precision-lie", "odd")}
@@ -893,6 +900,10 @@ CLEAN: Mapping[str, Clean] = {
     "a softmax by hand": Clean(lambda: in_float16("ReduceMax-Sub", "Exp", cast=False), TRT, "fp16"),
     "a softmax by hand under another name": Clean(lambda: in_float16("Identity-Sub", "Exp", cast=False), TRT, "fp16"),
     "a softmax by hand that adds": Clean(lambda: in_float16("Neg-Add", "Exp", cast=False), TRT, "fp16"),
+    "a sigmoid by hand": Clean(lambda: in_float16("Neg", "Exp", "Add", "Reciprocal", cast=False), TRT, "fp16"),
+    "a Gaussian": Clean(lambda: in_float16("Square", "Neg", "Exp", cast=False), TRT, "fp16"),
+    "an eighth power of a Tanh": Clean(lambda: in_float16("Tanh", "Pow", cast=False), TRT, "fp16"),
+    "a power of ten of a Tanh": Clean(lambda: in_float16("Tanh", "Raise", cast=False), TRT, "fp16"),
     "a sum of a Softmax": Clean(lambda: in_float16("Softmax", "ReduceSum", axes=(1, 2), cast=False), TRT, "fp16"),
     "a channel that died": Clean(lambda: normalised(5e-4, 1e3, epsilon=1e-3), TRT, "fp16"),
 }

@@ -111,9 +111,81 @@ def test_beside_a_mask_it_is_the_sum_that_is_told_not_the_softmax_behind_it(tmp_
     b = saved(attention(quantised=True, mask=mask), tmp_path / "b.onnx")
     found = first_divergence(a, b, images(1)[0], None, min_cosine=0.99)
     assert found is not None
-    assert (found.node, found.tensor) == ("add", "masked")
+    assert (found.node, found.tensor, found.by_quantising) == ("add", "masked", True)
+    assert "whose 'masked' once quantised differs by" in str(found)
     fine = saved(attention(quantised=True, scale=0.3, zero=0, mask=mask), tmp_path / "fine.onnx")
     assert first_divergence(a, fine, images(1)[0], None, min_cosine=0.99) is None
+
+
+@pytest.mark.parametrize("mask", [-100.0, -1e4])
+def test_the_sum_is_told_though_a_reshape_lies_before_the_softmax(tmp_path, mask):
+    """As windowed attention does it: rows stay rows."""
+
+    def shaped(quantised: bool) -> onnx.ModelProto:
+        model = attention(quantised=quantised, mask=mask, scale=0.4 if mask > -1e3 else 80.0)
+        softmax = model.graph.node[-1]
+        reshape = helper.make_node("Reshape", [softmax.input[0], "rows"], ["shaped"], "reshape")
+        softmax.input[0] = "shaped"
+        model.graph.node.insert(len(model.graph.node) - 1, reshape)
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 24, 8]), "rows"))
+        model.graph.output[0].type.tensor_type.shape.CopyFrom(
+            helper.make_tensor_value_info("o", 1, [1, 24, 8]).type.tensor_type.shape
+        )
+        return model
+
+    a, b = (saved(shaped(quantised), tmp_path / f"{quantised}.onnx") for quantised in (False, True))
+    found = first_divergence(a, b, images(1)[0], None, min_cosine=0.99)
+    assert found is not None
+    assert (found.node, found.by_quantising) == ("add", True)
+
+
+def test_what_others_read_too_is_compared_whole(tmp_path):
+    """Scores of a Softmax whose mask matters to somebody else."""
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["scores"], "add"),
+        helper.make_node("Softmax", ["scores"], ["weights"], "softmax", axis=-1),
+        helper.make_node("Neg", ["scores"], ["negative"], "neg"),
+        helper.make_node("Add", ["weights", "negative"], ["logits"], "sum"),
+    ]
+
+    def network_of(mask: float) -> onnx.ModelProto:
+        return network(nodes, [weight("mask", np.where(np.arange(8) < 5, 0.0, mask))], (1, 3, 8, 8), (1, 3, 8, 8))
+
+    a, b = (saved(network_of(mask), tmp_path / f"{mask}.onnx") for mask in (-100.0, -200.0))
+    found = first_divergence(a, b, images(1)[0], 1e-3)
+    assert found is not None
+    assert found.node == "add"
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize(("axis", "opset"), [(None, 11), (2, 12), (-1, 11), (None, 13), (1, 17)])
+def test_plain_numpy_normalises_over_what_the_opset_says(tmp_path, op, axis, opset):
+    attributes = {} if axis is None else {"axis": axis}
+    path = saved(
+        network([helper.make_node(op, ["x"], ["logits"], "s", **attributes)], [], (1, 3, 8, 8), (1, 3, 8, 8), opset),
+        tmp_path / "s.onnx",
+    )
+    x = images(1)[0]["x"]
+    over = (axis or 1) % 4 if opset < 13 else axis
+    axes = tuple(range(over, 4)) if opset < 13 else (-1 if axis is None else axis)
+    shifted = x - np.log(np.exp(x).sum(axes, keepdims=True))
+    expected = shifted if op == "LogSoftmax" else np.exp(shifted)
+    np.testing.assert_allclose(reference_evaluate(path, {"x": x})["logits"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_equal_softmaxes_of_an_old_opset_are_equal(tmp_path):
+    """What counts is what is normalised together: all dimensions from the second on."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], "score"),
+        helper.make_node("Softmax", ["scores"], ["logits"], "softmax"),
+    ]
+
+    def network_of(low: float) -> onnx.ModelProto:
+        hidden = np.diag([1.0] * 7 + [low])
+        return network(nodes, [weight("w", 100 * hidden)], (1, 3, 8, 8), (1, 3, 8, 8), opset=11)
+
+    a, b = (saved(network_of(low), tmp_path / f"{low}.onnx") for low in (1e-3, 2e-3))
+    assert first_divergence(a, b, images(1)[0], 1e-2) is None
 
 
 def test_a_mask_that_got_lost_is_told(tmp_path):
@@ -137,7 +209,7 @@ def test_what_a_quantiser_named_after_the_tensor_is_not_the_culprit(tmp_path):
     b = saved(network(nodes, weights, (1, 3, 8, 8), (1, 3, 8, 8)), tmp_path / "b.onnx")
     found = first_divergence(a, b, images(1)[0], None, min_cosine=0.99)
     assert found is not None
-    assert (found.node, found.op, found.tensor) == ("product", "MatMul", "logits")
+    assert (found.node, found.op, found.tensor, found.by_quantising) == ("product", "MatMul", "logits", False)
 
 
 @pytest.mark.parametrize("opset", [13, 17, 21])

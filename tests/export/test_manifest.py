@@ -154,10 +154,16 @@ def test_the_digest_covers_every_fact():
         (lambda b: b["certificate"].update(confidence=True), "'confidence' of its certificate"),
         (lambda b: b["certificate"].update(ok=1), "contradicts itself: ok '1' is neither true nor false"),
         (lambda b: b["certificate"].update(exceeding=5, allowed=2), "itself: 2 of 1000 samples allowed over p90"),
+        (lambda b: b["certificate"].update(samples=None), "contradicts itself: no samples"),
+        (lambda b: b.update(certificate={}), "contradicts itself: no percentile, confidence, samples, exceeding, ok"),
+        (lambda b: b["latency"].update(idle_s="long"), "'idle_s' of its latency is no number of seconds"),
+        (lambda b: b["latency"].update(idle_s=-1), "'idle_s' of its latency"),
+        (lambda b: b["latency"].update(boundary=7), "'boundary' of its latency is no text"),
+        (lambda b: b["certificate"].update(blocks=None), "blocks 'None' is no whole number"),
         (lambda b: b["certificate"].update(exceeding=10_000), "exceeding 10000 of 1000 samples"),
         (
-            lambda b: (b["certificate"].update(budget_s=0.001), b["latency"].update(budget_s=0.002)),
-            "a certificate of 0.001 s, and a budget of 0.002 s in its latency",
+            lambda b: (b["certificate"].update(budget_s=0.0019), b["latency"].update(budget_s=0.002)),
+            "a certificate of 0.0019 s, and a budget of 0.002 s in its latency",
         ),
         (lambda b: b["device"].update(model="\x1b[2J"), "'device.model' holds control characters"),
         (lambda b: b["device"].update(model="a\nok: authentic"), "'device.model' holds control characters"),
@@ -273,6 +279,10 @@ def test_a_name_that_is_allowed_stays_and_any_other_becomes_one(name):
     assert name_problem(f"engines/target/{allowed}") is None or allowed.lower().endswith(_PICKLES)
     if "/" not in name and len(name) < 90 and name_problem(name) is None:
         assert allowed == name
+
+
+def test_a_name_that_is_cut_short_does_not_end_in_a_dot():
+    assert name_problem(allowed_name("a" * 99 + "." + "b" * 120)) is None
 
 
 def test_what_may_be_a_pickle_stays_refused():

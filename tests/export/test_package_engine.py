@@ -248,6 +248,12 @@ def test_names_that_a_bundle_may_not_have_become_others_and_what_is_inside_still
         assert loaded.fit.blocks == ()
 
 
+def test_a_source_may_be_called_as_the_folder_of_engines_is(tmp_path):
+    source = saved(convnet(seed=2), tmp_path / "engines")
+    package_engine(build(tmp_path), "zip", tmp_path / "b.zip", source=source)
+    assert verify_bundle(tmp_path / "b.zip").manifest.with_role("source") == ["source_engines"]
+
+
 def test_of_a_torch_archive_no_file_is_the_source(tmp_path):
     path = tmp_path / "net.pt2"
     torch.export.save(torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(1, 3),)), path)

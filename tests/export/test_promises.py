@@ -24,7 +24,10 @@ def test_no_certificate_contradicts_itself(data, percentile, confidence, blocks,
     scale = data.draw(st.sampled_from([1e-6, 1e-4, 3e-4]))
     taken = {i: rng.normal(1e-3, scale, samples) + rng.normal(0, scale) for i in range(blocks)}
     certificate = certify(taken, 1e-3 + data.draw(st.floats(-1e-3, 1e-3)), percentile, confidence)
-    assert contradiction(json.loads(json.dumps(certificate.as_dict()))) is None
+    told = json.loads(json.dumps(certificate.as_dict()))
+    pooled = np.concatenate(list(taken.values()))
+    measured = {f"p{p}": float(np.percentile(pooled, p)) for p in (50, 90, 95, 99)}
+    assert contradiction(told, {"measured_s": measured, "budget_s": certificate.budget_s}) is None
 
 
 @pytest.mark.parametrize(
@@ -35,20 +38,30 @@ def test_no_certificate_contradicts_itself(data, percentile, confidence, blocks,
         ({"clustered_ok": False}, "clustered_ok False, with clustered_upper_s 0.001 and budget_s 0.002"),
         ({"clustered_upper_s": None}, "clustered_ok True, with clustered_upper_s None and budget_s 0.002"),
         ({"budget_s": 1e-4}, "clustered_ok True, with clustered_upper_s 0.001 and budget_s 0.0001"),
-        ({"exceeding": 79}, "pooled_ok True, with exceeding 79 and allowed 78"),
+        ({"exceeding": 79, "worst_block_exceeding": 0.1}, "pooled_ok True, with exceeding 79 and allowed 78"),
         ({"exceeding": 1_001}, "exceeding 1001 of 1000 samples"),
         ({"allowed": 79}, "79 of 1000 samples allowed over p90 at 99.0000%"),
         ({"allowed": 77}, "77 of 1000 samples allowed over p90"),
         ({"percentile": 1e-300}, "allowed over p1e-300"),
         ({"percentile": 99.999999999999999}, "allowed over"),
-        ({"samples": 10}, "blocks 10 of 10|78 of 10 samples allowed"),
+        ({"samples": 10}, "78 of 10 samples allowed"),
         ({"samples": 9}, "blocks 10 of 9 samples"),
+        ({"samples": None}, "no samples"),
+        ({"ok": None, "budget_s": None}, "no budget_s, ok"),
+        ({"blocks": None}, "blocks 'None' is no whole number"),
+        ({"allowed": None}, "allowed 'None' is no whole number"),
         ({"samples": 10**8}, "samples '100000000' is no whole number from 0 to 1e.07"),
         ({"blocks": 10**5}, "blocks '100000' is no whole number from 0 to 10000"),
+        ({"blocks": 1, "failing_share_upper": 0.99}, "blocks 1, of at least 10"),
         ({"failing_blocks": 11}, "failing_blocks 11 of 10 blocks"),
         ({"failing_blocks": 1}, "failing_share_upper 0.369.*, with 1 of 10 blocks at 99"),
         ({"failing_share_upper": 0.2}, "failing_share_upper 0.2, with 0 of 10 blocks"),
+        ({"failing_blocks": 10, "failing_share_upper": 1.0}, "failing_blocks 10, with none of 1000 samples over"),
         ({"worst_block_exceeding": 1.5}, "worst_block_exceeding '1.5' is no number from 0 to 1"),
+        ({"worst_block_exceeding": 0.05}, "worst_block_exceeding 0.05, with 0 of 1000 samples over"),
+        ({"exceeding": 50}, "worst_block_exceeding 0.0, with 50 of 1000 samples over"),
+        ({"exceeding": 50, "worst_block_exceeding": 0.04}, "worst_block_exceeding 0.04, with 50 of 1000"),
+        ({"exceeding": 50, "worst_block_exceeding": 0.5}, "failing_blocks 0, with worst_block_exceeding 0.5"),
         ({"exceeding": -1}, "exceeding '-1'"),
         ({"exceeding": 0.5}, "exceeding '0.5' is no whole number"),
         ({"exceeding": True}, "exceeding 'True'"),
@@ -57,11 +70,39 @@ def test_no_certificate_contradicts_itself(data, percentile, confidence, blocks,
     ],
 )
 def test_what_a_certificate_says_against_itself_is_told(changes, message):
-    assert contradiction(HELD) is None
-    assert re.search(message, str(contradiction({**HELD, **changes})))
+    assert contradiction(HELD, {}) is None
+    assert re.search(message, str(contradiction({**HELD, **changes}, {})))
+
+
+@pytest.mark.parametrize(
+    ("without", "changes", "message"),
+    [
+        (("pooled_ok",), {"clustered_ok": False, "clustered_upper_s": 1.0}, "with clustered_upper_s 1.0 and budget_s"),
+        (("clustered_ok",), {"clustered_upper_s": 1.0}, "it holds, with clustered_upper_s 1.0 and budget_s 0.002"),
+        (("clustered_upper_s",), {"clustered_ok": False}, "ok True, with pooled_ok True and clustered_ok False"),
+        (("pooled_ok", "allowed"), {"exceeding": 79, "worst_block_exceeding": 0.1}, "exceeding 79 and allowed 78"),
+        (("budget_s",), {}, "no budget_s"),
+        (("percentile", "confidence"), {}, "no percentile, confidence"),
+    ],
+)
+def test_what_is_left_out_hides_nothing(without, changes, message):
+    certificate = {name: value for name, value in {**HELD, **changes}.items() if name not in without}
+    assert re.search(message, str(contradiction(certificate, {})))
 
 
 def test_a_certificate_of_earlier_versions_is_judged_by_what_it_says():
-    short = {"percentile": 90, "confidence": 0.99, "samples": 1_000, "exceeding": 79, "ok": True}
-    assert contradiction(short) is None
-    assert contradiction({**short, "allowed": 78}) == "it holds, with 79 samples over and 78 allowed"
+    short = {"percentile": 90, "confidence": 0.99, "samples": 1_000, "exceeding": 78, "ok": True, "budget_s": 1e-3}
+    assert contradiction(short, {}) is None
+    assert contradiction({**short, "exceeding": 79}, {}) == "it holds, with exceeding 79 and allowed 78"
+    del short["budget_s"]
+    assert contradiction(short, {"budget_s": 1e-3}) is None
+    assert contradiction({**short, "budget_s": None}, {"budget_s": 1e-3}) is None
+    assert contradiction(short, {}) == "no budget_s"
+
+
+def test_a_certificate_is_held_against_what_was_measured():
+    assert contradiction(HELD, {"measured_s": {"median": 1e-3, "p90": 1e-3}}) is None
+    assert contradiction(HELD, {"measured_s": {"median": 5.0, "p90": 9.0}}) == (
+        "it holds, with p90 9.0 s measured and a budget of 0.002 s"
+    )
+    assert contradiction(HELD, {"measured_s": "much"}) is None

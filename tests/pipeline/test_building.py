@@ -161,6 +161,20 @@ def test_an_engine_that_hides_its_kernels_is_audited_by_what_the_network_is_type
         building.audit_precision(engine, network)
 
 
+@pytest.mark.parametrize(("precision", "refused"), [("bf16", True), ("fp32", False), ("tf32", False)])
+def test_an_engine_built_for_another_precision_is_none_of_the_target(tmp_path, monkeypatch, precision, refused):
+    monkeypatch.setattr(building, "built_record", lambda path: {"facts": {"made": precision}})
+    made = SimpleNamespace(target=SimpleNamespace(precision=precision))
+    monkeypatch.setattr(building, "engine_facts_from_dict", lambda facts, where: made)
+    engine = SimpleNamespace(loads_models=True, target=Target("t", "cpu", "openvino"))
+    (tmp_path / "e.xml").write_bytes(b"")
+    if refused:
+        with pytest.raises(BuildError, match="an engine that was built for a target of bf16"):
+            building.audit_precision(engine, tmp_path / "e.xml")
+    else:
+        building.audit_precision(engine, tmp_path / "e.xml")
+
+
 def test_a_built_engine_is_audited_no_more(network, tmp_path):
     def build(path, folder):
         raise AssertionError

@@ -13,6 +13,7 @@ from akd_deploy.comparison import RatioInterval
 from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
 from akd_deploy.pipeline.benching import BenchSettings, bench_models, bench_protocol
 from akd_deploy.pipeline.reproducing import factors_that_differ, read_card, reproduce, verdict_of
+from akd_deploy.profiling.blocks import BENCH
 from akd_deploy.target import Target
 
 
@@ -38,6 +39,7 @@ def test_a_card_is_measured_again_by_its_own_protocol_and_judged(monkeypatch, ca
     told = install(monkeypatch, steady(factor, seed=1))
     record, exit_code = again(card)
     assert {(p.blocks, p.seconds, p.idle_s, p.boundary) for p in told} == {(10, 0.25, 0.02, "host")}
+    assert all(p.watch and p.pauses_s == BENCH.pauses_s for p in told)  # as `bench` measures, too
     found = record["reproduction"]
     assert (found["verdict"], exit_code) == (verdict, code)
     assert found["interval"][0] <= found["ratio"] <= found["interval"][1]

@@ -1,5 +1,6 @@
 """Small decisions on the way from a student to its engines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,26 @@ def test_engines_are_measured_block_by_block_in_turn(monkeypatch):
         assert len(value.measurement.samples_s) == 12
         assert value.remeasured == 4
     assert merged["a"].measurement.samples_s == merged["a int8"].measurement.samples_s
+
+
+def test_references_of_different_devices_are_not_held_against_one_another(monkeypatch):
+    """A GPU's reference is other arithmetic: beside it every block of the CPU would look slowed."""
+    asked = []
+
+    def measure(target, models, protocol, rng, usual, on_taken, earlier):
+        asked.append(target.name)
+        reference_s = 108e-6 if target.device == "cpu" else 25e-6
+        usual.references_s.append(reference_s)
+        for name in models:
+            on_taken(name, 0, Taken((1.0,), reference_s, 0.0))
+        return {name: _measured(name, 1.0) for name in models}
+
+    monkeypatch.setattr(shipping, "measure_blocks", measure)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    gpu = replace(target("torch", name="g"), device="gpu")
+    subjects = {"c": (target(name="c"), Path("1")), "g": (gpu, Path("2"))}
+    shipping.measure_together(subjects, Protocol(blocks=3, pauses_s=(1.0, 2.0)), np.random.default_rng(0))
+    assert sorted(asked) == ["c"] * 3 + ["g"] * 3
 
 
 def test_what_is_disturbed_at_the_end_is_measured_again_after_pauses_until_the_machine_is_calm(monkeypatch):

@@ -32,7 +32,7 @@ CALM = Taken((1.0, 2.0), reference_s=1.0, steal=0.0, beats_s=(1.0,) * 19 + (1.3,
 STOLEN = Taken((9.0, 9.0), reference_s=1.0, steal=0.5)
 DRIFTED = Taken((9.0, 9.0), reference_s=1.5, steal=0.0)
 WAITED = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, waiting=0.5)
-BURST = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, beats_s=(1.0,) * 9 + (1.3,))
+BURST = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, beats_s=(1.0,) * 18 + (1.3,) * 2)
 THROUGHOUT = Taken((9.0, 9.0), reference_s=1.0, steal=0.0, beats_s=(1.6,) * 10)
 
 
@@ -283,6 +283,22 @@ def test_a_try_that_was_slow_throughout_gives_way_to_one_that_was_for_a_while(pr
     measured = measure(blocks=1)["a"]
     assert measured.measurement.samples_s == (8.0,)
     assert (measured.remeasured, measured.disturbed) == (2, 1)
+
+
+def test_one_slow_beat_of_a_few_says_nothing(processes) -> None:
+    orders = processes(lambda name, nth: replace(CALM, beats_s=(1.0,) * 4 + (1.6,)))
+    assert measure(blocks=1)["a"].disturbed == 0
+    assert len(orders) == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_of_disturbed_tries_a_hair_of_waiting_does_not_outweigh_the_reference(processes, device: str) -> None:
+    """On a GPU the host waits for the device: that is no disturbance at all."""
+    target = replace(HERE, device=device, engine_options={"provider": "cpu" if device == "cpu" else "cuda"})
+    tries = {1: Taken((1.0,), 1.2, 0.0, waiting=0.9001), 2: Taken((2.0,), 2.0, 0.0, waiting=0.9)}
+    processes(lambda name, nth: tries[nth] if name == "a" else replace(CALM, beats_s=()))
+    measured = measure_blocks(target, MODELS, Protocol(blocks=1, max_remeasure=1), np.random.default_rng(0))["a"]
+    assert measured.measurement.samples_s == (1.0,)
 
 
 def test_full_speed_is_usual_though_it_is_rare(processes) -> None:

@@ -290,14 +290,18 @@ def test_a_refusal_is_a_line_that_tells_all_and_an_exit_code() -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("beats", [20, 1, 0])
-def test_the_watch_keeps_every_beat_but_the_first(monkeypatch, beats) -> None:
-    given = iter(range(100))
+@pytest.mark.parametrize(
+    ("fewest_calls", "calls", "beats"), [(100, 100, 20), (1_000, 1_000, 200), (50, 50, 25), (3, 3, 3), (1, 0, 0)]
+)
+def test_the_watch_keeps_every_beat_but_the_first(monkeypatch, fewest_calls, calls, beats) -> None:
+    given, clock = iter(range(1_000)), iter(range(10_000))
     monkeypatch.setattr(worker, "_beat", lambda: next(given))
-    watch = worker.Watch()
-    for _ in range(worker.BEAT_EVERY * beats + worker.BEAT_EVERY - 1):
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: float(next(clock)))
+    watch = worker.Watch(fewest_calls)
+    for _ in range(calls):
         watch.between()
     assert watch.beats_s == list(range(1, beats + 1))
+    assert watch.spent_s == beats  # all of it, not the beat alone
 
 
 def test_a_beat_is_timed_when_caches_hold_it(monkeypatch) -> None:
@@ -310,7 +314,7 @@ def test_a_beat_is_timed_when_caches_hold_it(monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     ("watch", "device", "idle_s", "beats"),
-    [(True, "cpu", 0.0, 4), (False, "cpu", 0.0, 0), (True, "gpu", 0.0, 0), (True, "cpu", 1e-4, 0)],
+    [(True, "cpu", 0.0, 20), (False, "cpu", 0.0, 0), (True, "gpu", 0.0, 0), (True, "cpu", 1e-4, 0)],
 )
 def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watch, device, idle_s, beats) -> None:
     taken: list[float] = []
@@ -325,6 +329,6 @@ def test_calls_are_watched_where_the_protocol_says_so_on_a_cpu(monkeypatch, watc
     protocol = {**PROTOCOL, "min_samples": 20, "max_samples": 20, "watch": watch, "idle_s": idle_s}
     timed = worker.measure_model(engine, Path("m"), protocol, np.random.default_rng(0))
     assert len(timed.samples_s) == 20
-    assert list(timed.beats_s) == taken[1:] == [1.0, 2.0, 3.0, 4.0][:beats]
+    assert list(timed.beats_s) == taken[1:] == [float(i + 1) for i in range(beats)]
     assert timed.waiting >= 0
     assert timed.cpu_s >= 0
