@@ -20,7 +20,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +56,8 @@ BUDGET_RULE = "upper end of the predicted interval × certificate factor of the 
 REQUIRED_PASSES, REQUIRED_SLACK = 0.95, 0.25
 """Of certificates taken again, and of the median of budget / p90 − 1."""
 FORMAT = 1
+ISSUED = ("issued", "issued_that_hold")
+"""Certificates that held when they were first tried, and how many of these hold again: only such engines ship."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,15 @@ def recertify(out: Path, *, measure: Callable[..., Any] | None = None) -> dict[s
         for row in record["rows"]
         if key_of(row) in measured
     ]
-    entry = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **summary(rows), "rows": rows}
+    issued = {key_of(row) for row in record["rows"] if (row.get("certificate") or {}).get("ok")}
+    again = [row["certificate"]["ok"] for row in rows if key_of(row) in issued]
+    entry = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **summary(rows),
+        "issued": len(again),
+        "issued_that_hold": sum(again),
+        "rows": rows,
+    }
     record["recertified"].append(entry)
     write(out, record)
     return entry
@@ -274,8 +284,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]], title: str) -> None:
-    """The rows and their summary, with the limits beside it."""
+def show(rows: Sequence[dict[str, Any]], title: str, issued: Mapping[str, Any] | None = None) -> None:
+    """The rows and their summary, with the limits beside it; `issued` as `ISSUED` of an entry."""
     print(title)
     for row in rows:
         measured = row.get("measured_s")
@@ -292,7 +302,7 @@ def show(rows: Sequence[dict[str, Any]], title: str) -> None:
                 "certified" if row["certificate"]["ok"] else "NOT certified",
             ]
         print(f"  {key_of(row)}: {'; '.join(parts)}")
-    found = summary(rows)
+    found = {**summary(rows), **(issued or {})}
     if found["certificates"]:
         print(_told(found))
     else:
@@ -313,7 +323,7 @@ def markdown(record: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(_cells(target, rows, later)) + " |")
     titles = ["", *(f"{title}: " for title in again)]
     for title, part in zip(titles, [record, *record["recertified"]], strict=True):
-        found = summary(part["rows"])
+        found = {**summary(part["rows"]), **{key: part[key] for key in ISSUED if key in part}}
         if found["certificates"]:
             lines += ["", f"{title}{_told(found)}."]
     device = next((told["device"] for told in record["targets"].values() if told.get("device")), {})
@@ -358,11 +368,15 @@ def _held(rows: Sequence[dict[str, Any]]) -> str:
 
 def _told(found: dict[str, Any]) -> str:
     """A summary in words, with the limits beside it."""
+    issued = ""
+    if found.get("issued"):
+        share = found["issued_that_hold"] / found["issued"]
+        issued = f"; of {found['issued']} that held at first {share:.1%} hold again (wanted ≥ {REQUIRED_PASSES:.0%})"
     return (
         f"{found['certificates']} certificates: {found['pass_rate']:.1%} hold (wanted ≥ {REQUIRED_PASSES:.0%}), "
         f"median slack {found['median_slack']:.1%} (wanted ≤ {REQUIRED_SLACK:.0%}); predictions off by "
         f"{found['median_error']:.1%} in the median, {found['in_interval']:.0%} in their interval; "
-        f"{found['remeasured']} blocks measured again, {found['disturbed']} stayed disturbed"
+        f"{found['remeasured']} blocks measured again, {found['disturbed']} stayed disturbed{issued}"
     )
 
 
@@ -413,7 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(record["rows"], f"{record['budget_rule']}; {record['seconds']:.0f} s")
         elif given.command == "recertify":
             entry = recertify(given.out)
-            show(entry["rows"], f"measured again on {entry['date']}")
+            show(entry["rows"], f"measured again on {entry['date']}", {key: entry[key] for key in ISSUED})
         else:
             found = shipping_figures.figures(given.runs, given.mutations)
             write(given.out, found)

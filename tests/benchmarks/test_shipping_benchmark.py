@@ -110,6 +110,8 @@ def test_budgets_are_written_before_anything_is_measured_and_certified_again_lat
     assert "top-1 100%" in line
     assert line.endswith("| 1 ms, 1.25 ms | 20.0%, 20.0% | 0 of 1 | 19% | 1 of 1 | 0 of 1 |")
     assert "1 certificates: 100.0% hold" in told
+    assert "of 1 that held at first 0.0% hold again" in told
+    assert told.count("that held at first") == 1
     assert f"certified again, {entry['date']}: 1 certificates: 0.0% hold" in told
 
 
