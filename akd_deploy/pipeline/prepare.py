@@ -20,7 +20,7 @@ from akd_deploy.pipeline.feasibility import feasibility
 from akd_deploy.pipeline.latency import profile_target
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.profiling.blocks import PATIENCE_S, Protocol, measure_blocks
-from akd_deploy.profiling.profile import PROFILE, ProfilePlan
+from akd_deploy.profiling.profile import PROFILE, ProfilePlan, resumed_protocol
 from akd_deploy.units import format_seconds, format_share, parse_latency_budget
 
 DOMAIN_SAMPLES = 20
@@ -35,7 +35,8 @@ def profile(run: Run, _results: Mapping[str, Any]) -> dict[str, Any]:
 
     def measure(directory: Path) -> float:
         table = run.configuration.profile
-        plan = ProfilePlan(table.probes, table.networks, replace(PROFILE, blocks=table.blocks), run.configuration.seed)
+        protocol = resumed_protocol(directory, replace(PROFILE, blocks=table.blocks))
+        plan = ProfilePlan(table.probes, table.networks, protocol, run.configuration.seed)
         return profile_target(
             run.target,
             run.space,

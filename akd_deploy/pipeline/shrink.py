@@ -38,7 +38,7 @@ from akd_deploy.pipeline.training import SEED_OFFSET, Bed, load_bed, settings_fr
 from akd_deploy.pipeline.typed import typed_network
 from akd_deploy.predictor.predictor import Prediction
 from akd_deploy.profiling.blocks import measure_blocks
-from akd_deploy.profiling.profile import measure_subjects
+from akd_deploy.profiling.profile import measure_subjects, resumed_protocol
 from akd_deploy.recipes.better_students import (
     GateSearchSettings,
     gated_copy,
@@ -170,13 +170,14 @@ def profile(run: ShrinkRun, _results: Mapping[str, Any]) -> dict[str, Any]:
 
     def measure(directory: Path) -> float:
         table, seed = run.configuration.profile, run.configuration.seed
+        protocol = resumed_protocol(directory, replace(STRETCHES, blocks=table.blocks))
         rows = read_table(directory).rows if (directory / HEADER_NAME).is_file() else ()
         networks = given_networks(paths, run.target.batch)
         planned = plan_probes(run.target, networks, Enough(table.probes), seed, _whole_parts(run), measured=rows)
         profiled = measure_subjects(
             run.target,
             planned.subjects,
-            stretches_plan(table.probes, replace(STRETCHES, blocks=table.blocks), None, seed),
+            stretches_plan(table.probes, protocol, None, seed),
             directory,
             resume=True,
             on_model=lambda done, total: run.on_progress("profiling kernels", done, total),
