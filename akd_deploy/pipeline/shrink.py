@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ EXAMPLE_SHARES = (0.6, 0.4, 0.2, 0.1)
 """Of the way from the smallest part's operations to the teacher's, in the parts whose stretches are profiled."""
 TRIES, TIGHTER = 4, 0.95
 """A part whose certificate does not hold untrained is followed by one for so much less, so often at most."""
+EQUALLY_SLOW = 0.03
+"""Relatively: medians no further apart are of equal latency."""
 ARMS = ("kd", "inherited", "ce", "hand_shrunk")
 """Trainings of the report: the part from fresh weights and from the teacher's, the part by labels alone, and the
 teacher shrunk in width alone to the same budget."""
@@ -260,9 +263,10 @@ def gates(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
 
 def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """The largest part in that order whose certificate holds when measured untrained, and the uniformly narrower
-    teacher of the same budget."""
+    teacher that is measured to be as fast."""
     budget_s = results["budget"]["budget_s"]
     order, within_s = np.array(results["gates"]["order"]), budget_s
+    least_s = results["budget"]["least_s"]
     tried: list[dict[str, Any]] = []
     for number in range(TRIES):
         run.on_progress("measuring parts", number, TRIES)
@@ -272,13 +276,42 @@ def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
         if found["certificate"]["ok"]:
             break
         within_s *= TIGHTER
-    width = within_budget(run.gated, uniform_width(run.gated), run.bound_of, tried[-1]["within_s"])
-    return {
-        "mask": mask_text(mask),
-        "tried": tried,
-        "hand_shrunk": {"mask": mask_text(width), **_certified(run, width, "width", budget_s)},
-        "winner": {"arch": _description(run, mask)},
-    }
+    width = _as_slow(
+        lambda within_s: within_budget(run.gated, uniform_width(run.gated), run.bound_of, max(within_s, least_s)),
+        lambda mask, number: _certified(run, mask, f"width{number}", budget_s),
+        tried[-1]["within_s"],
+        tried[-1]["measured_s"]["median"],
+    )
+    return {"mask": mask_text(mask), "tried": tried, "hand_shrunk": width, "winner": {"arch": _description(run, mask)}}
+
+
+def _as_slow(
+    part_within: Callable[[float], np.ndarray],
+    certified: Callable[[np.ndarray, int], dict[str, Any]],
+    within_s: float,
+    latency_s: float,
+) -> dict[str, Any]:
+    """Of parts that a hand would choose, the one whose measured latency is nearest to another's and whose certificate
+    holds: at equal predictions it may be the quicker one by as much as predictions are off, and the smaller for it.
+
+    Args:
+        part_within: the largest part that is predicted within so many seconds.
+        certified: a part and a number → what it takes, and its certificate.
+        within_s: to begin with.
+        latency_s: the other's measured median.
+    """
+    tried: dict[str, dict[str, Any]] = {}
+    for number in range(TRIES):
+        mask = part_within(within_s)
+        if mask_text(mask) in tried:
+            break
+        found = tried[mask_text(mask)] = {"mask": mask_text(mask), **certified(mask, number)}
+        ratio = latency_s / found["measured_s"]["median"]
+        if abs(ratio - 1) < EQUALLY_SLOW:
+            break
+        within_s *= ratio
+    held = [one for one in tried.values() if one["certificate"]["ok"]] or list(tried.values())
+    return min(held, key=lambda one: abs(log(latency_s / one["measured_s"]["median"])))
 
 
 def _certified(run: ShrinkRun, mask: np.ndarray, name: str, budget_s: float) -> dict[str, Any]:
