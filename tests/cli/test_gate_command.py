@@ -136,3 +136,13 @@ def test_disturbed_blocks_of_what_was_measured_beside_are_the_baselines(tmp_path
     assert call(tmp_path, "gate", "--candidate", pair, "--json").data["disturbed"] == {"candidate": 0, "baseline": 2}
     shown = call(tmp_path, "gate", "--candidate", pair).stdout
     assert "2 of 8 blocks of the baseline stayed disturbed: bench again" in shown
+
+
+def test_a_sample_beyond_any_time_is_a_corrupt_file(tmp_path):
+    blocks = {str(i): [10**400 if i == 3 else 1e-3] * 3 for i in range(8)}
+    answer = gate(tmp_path, 1.0, "--json", blocks=blocks)
+    assert (answer.error["kind"], "of block '3'" in answer.error["found"]) == ("corrupt_file", True)
+
+
+def test_no_more_blocks_are_disturbed_than_there_are(tmp_path):
+    assert gate(tmp_path, 1.0, "--json", disturbed=99).data["disturbed"]["candidate"] == 8

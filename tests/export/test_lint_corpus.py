@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from export_graphs import saved
-from lint_corpus import BAD, CLEAN, ORT, SECOND, Bad, of_random_pairs, published
+from lint_corpus import BAD, CLEAN, ORT, SECOND, Bad, in_float16, of_random_pairs, published, with_constant
 
 from akd_deploy.engines import load_engine
 from akd_deploy.export.lint import lint_onnx
@@ -70,3 +70,24 @@ def test_linting_resnet50_takes_less_than_five_seconds_of_cpu_time(tmp_path):
     began = time.process_time()
     lint_onnx(path, Target("t", "cpu", ORT))
     assert time.process_time() - began < LINT_LIMIT_S
+
+
+@pytest.mark.parametrize(
+    ("operators", "found"),
+    [
+        (("Neg", "Exp", "Add", "Reciprocal"), set()),
+        (("Neg", "Exp", "Add"), {"Exp1"}),
+        (("Exp", "Reciprocal"), {"Exp0"}),
+    ],
+)
+def test_an_exponential_that_only_adds_to_a_divisor_may_overflow(tmp_path, operators, found):
+    path = saved(in_float16(*operators), tmp_path / "m.onnx")
+    findings = lint_onnx(path, Target("t", "rtx", "tensorrt", "fp16"))
+    assert {f.node for f in findings if f.rule == "float16-overflow"} == found
+
+
+@pytest.mark.parametrize(("value", "severity"), [(-3.4e38, "warning"), (-1e9, "error")])
+def test_float32s_own_end_is_a_mask_that_a_cast_may_clamp(tmp_path, value, severity):
+    path = saved(with_constant(value), tmp_path / "m.onnx")
+    (one,) = (f for f in lint_onnx(path, Target("t", "rtx", "tensorrt", "fp16")) if f.rule == "float16-overflow")
+    assert one.severity == severity

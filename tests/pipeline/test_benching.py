@@ -240,3 +240,12 @@ def test_the_copy_that_was_checked_is_what_is_measured_and_told_under_its_own_na
     assert opened == [content, content]
     assert record["model"] == str(model)
     assert record["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_an_engine_given_as_such_is_audited_like_any_network(tmp_path: Path) -> None:
+    """What was checked to be ours may still compute in another precision than the target's."""
+    model = classifier(tmp_path / "m.onnx")
+    settings = BenchSettings(bench_protocol(10, 0.001), budget_s=1.0)
+    target = replace(HERE, precision="int8")
+    with pytest.raises(BuildError):
+        bench_models(target, model, None, settings, np.random.default_rng(0), lambda done, total: None, {model: model})

@@ -301,6 +301,14 @@ def test_of_disturbed_tries_a_hair_of_waiting_does_not_outweigh_the_reference(pr
     assert measured.measurement.samples_s == (1.0,)
 
 
+def test_on_a_gpu_waiting_does_not_choose_between_tries(processes) -> None:
+    target = replace(HERE, device="gpu", engine_options={"provider": "cuda"})
+    tries = {1: Taken((1.0,), 1.2, 0.0, waiting=0.95), 2: Taken((2.0,), 2.0, 0.0)}
+    processes(lambda name, nth: tries[nth] if name == "a" else replace(CALM, beats_s=()))
+    measured = measure_blocks(target, MODELS, Protocol(blocks=1, max_remeasure=1), np.random.default_rng(0))["a"]
+    assert measured.measurement.samples_s == (1.0,)
+
+
 def test_full_speed_is_usual_though_it_is_rare(processes) -> None:
     orders = processes(lambda name, nth: Taken((1.0,), 1.0 if name == "a" else 1.5, 0.0))
     measure_blocks(HERE, MODELS, Protocol(blocks=1, max_remeasure=1), np.random.default_rng(0))
