@@ -370,7 +370,8 @@ def test_a_certificate_of_another_latency_says_of_which(how, told):
 
     certificate = {"ok": True, "budget_s": 0.05, "percentile": 90, "confidence": 0.99}
     console = Console(width=200, record=True)
-    _show_certificate(SimpleNamespace(facts=SimpleNamespace(certificate=certificate, latency=how)), console)  # type: ignore[arg-type]
+    manifest: Any = SimpleNamespace(facts=SimpleNamespace(certificate=certificate, latency=how))
+    _show_certificate(manifest, console)
     assert f"certificate of 50 ms {told}holds" in console.export_text()
 
 

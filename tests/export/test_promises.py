@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akd_deploy.certificate import certify
-from akd_deploy.export.promises import contradiction
+from akd_deploy.certificate import MIN_BLOCKS, certify
+from akd_deploy.export.promises import FEWEST_BLOCKS, contradiction
 
 HELD = certify({i: np.full(100, 1e-3) for i in range(10)}, 2e-3).as_dict()
 
@@ -106,3 +106,8 @@ def test_a_certificate_is_held_against_what_was_measured():
         "it holds, with p90 9.0 s measured and a budget of 0.002 s"
     )
     assert contradiction(HELD, {"measured_s": "much"}) is None
+
+
+def test_a_certificate_is_read_by_the_rule_that_it_is_made_by():
+    """Reading one needs no numpy, so that the number stands twice."""
+    assert FEWEST_BLOCKS == MIN_BLOCKS
