@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.losses import hcl_loss, kd_loss
 from akd_deploy.models.connectors import TRANSFORMS, connector
-from akd_deploy.models.taps import tapped
+from akd_deploy.models.taps import map_shapes, tapped
 
 RULES: Mapping[str, Callable[[int, int], bool]] = {
     "up": lambda teacher, student: student >= teacher,
@@ -106,20 +106,8 @@ class Pathways(nn.Module):
             ("teacher", teacher, self.teacher_points),
             ("student", student, self.student_points),
         ):
-            training = network.training
-            network.eval()
-            with torch.no_grad():
-                _, features = tapped(network, example, points)
-            network.train(training)
-            for point, feature in zip(points, features, strict=True):
-                if feature.ndim != 4:
-                    raise UsageError(
-                        asked=f"maps of features at {point} of the {who}",
-                        found=f"a tensor of shape {tuple(feature.shape)}",
-                        next="Tap a layer that puts out (batch, channels, height, width).",
-                    )
-                channels, height, width = feature.shape[1:]
-                shapes[who, point] = channels, height, width
+            for point, shape in zip(points, map_shapes(network, example, points, who), strict=True):
+                shapes[who, point] = shape
         self.connectors = nn.ModuleList(
             nn.Identity()
             if pathway.teacher == LOGITS

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.special import log_ndtr
 from torch import Tensor
 
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UnknownNameError
 from akd_deploy.storage import write_atomically
 
 FORMAT = 1
+WALK = 0.9
+"""How much of a random process's place at one moment is that of the moment before."""
 
 NORMALISATIONS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "constant": lambda alpha, kd_weight: torch.full_like(alpha, kd_weight),
@@ -110,6 +113,17 @@ class Process:
         while count > 1 and (order == np.arange(count)).any():
             order = rng.permutation(count)
         return replace(self, weights=self.weights[:, order])
+
+    def at_random(self, rng: np.random.Generator) -> Process:
+        """Shares of pathways that walk at random, evenly likely at every moment, in place of these; the sum of weights
+        at each moment is kept."""
+        places = rng.normal(size=self.weights.shape)
+        places[1:] *= np.sqrt(1 - WALK**2)
+        for moment in range(1, len(places)):
+            places[moment] += WALK * places[moment - 1]
+        # Normal places to exponential ones: their shares are evenly likely (a flat Dirichlet distribution).
+        drawn = -log_ndtr(places)
+        return replace(self, weights=self.weights.sum(axis=1, keepdims=True) * drawn / drawn.sum(axis=1, keepdims=True))
 
     def scaled_to(self, total: float) -> Process:
         """With a mean sum of weights of `total`.

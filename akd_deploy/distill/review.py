@@ -17,7 +17,7 @@ from akd_deploy.distill.pathways import Pathway, Pathways
 from akd_deploy.errors import UsageError
 from akd_deploy.losses import hcl_loss
 from akd_deploy.models.connectors import MOST_CHANNELS
-from akd_deploy.models.taps import tapped
+from akd_deploy.models.taps import map_shapes
 
 
 class _Fusion(nn.Module):
@@ -70,18 +70,10 @@ class Review(Pathways):
             )
         self.pathways = (Pathway("review", "review", "fusion"),)
         self.teacher_points, self.student_points = list(teacher_points), list(student_points)
-        shapes = []
-        for network, points in ((teacher, self.teacher_points), (student, self.student_points)):
-            training = network.training
-            network.eval()
-            with torch.no_grad():
-                features = tapped(network, example, points)[1]
-            network.train(training)
-            shapes.append([tuple(feature.shape[1:]) for feature in features])
-        if any(len(shape) != 3 for found in shapes for shape in found):
-            raise UsageError(
-                asked="maps of features at every point", found="a tensor of another rank", next="Tap other layers."
-            )
+        shapes = [
+            map_shapes(teacher, example, self.teacher_points, "teacher"),
+            map_shapes(student, example, self.student_points, "student"),
+        ]
         between = min(MOST_CHANNELS, *(shape[0] for shape in shapes[0]))
         self.fusions = nn.ModuleList(
             _Fusion(mine[0], between, its[0], fuses=i < len(shapes[0]) - 1)

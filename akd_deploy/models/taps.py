@@ -66,6 +66,35 @@ def tapped(network: nn.Module, images: Tensor, points: Sequence[str]) -> tuple[T
     return output, [found[point] for point in points]
 
 
+def map_shapes(network: nn.Module, example: Tensor, points: Sequence[str], who: str) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of the features at each point.
+
+    Args:
+        example: one batch of images.
+        who: the network, in an error.
+
+    Raises:
+        UnknownNameError: no such point.
+        UsageError: a point that puts out something else.
+    """
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        _, features = tapped(network, example, points)
+    network.train(training)
+    shapes = []
+    for point, feature in zip(points, features, strict=True):
+        if feature.ndim != 4:
+            raise UsageError(
+                asked=f"maps of features at {point} of the {who}",
+                found=f"a tensor of shape {tuple(feature.shape)}",
+                next="Tap a layer that puts out (batch, channels, height, width).",
+            )
+        channels, height, width = feature.shape[1:]
+        shapes.append((channels, height, width))
+    return shapes
+
+
 def feature_points(network: nn.Module, input_shape: Sequence[int]) -> list[str]:
     """Where to tap a network: after the last layer of each resolution, from the input on, at most `MOST_POINTS`.
 

@@ -21,6 +21,7 @@ from akd_deploy.distill.process import Process, constant_process, mean_process
 from akd_deploy.distill.process_training import ProcessSearchSettings, search_process, train_by_process
 from akd_deploy.distill.review import Review
 from akd_deploy.distill.trainer import TrainingResult
+from akd_deploy.distill.what_and_where import Matched, WhatAndWhere, WhatAndWhereSettings, train_what_and_where
 from akd_deploy.errors import MismatchError
 from akd_deploy.models.taps import feature_points
 
@@ -183,6 +184,24 @@ def distill_by_review(
         training,
         generator,
     )
+
+
+def distill_by_what_and_where(
+    student: nn.Module,
+    teacher: nn.Module,
+    dataset: Dataset,
+    views: ViewBank,
+    settings: WhatAndWhereSettings,
+    training: TrainingSettings,
+    seed: int,
+) -> tuple[TrainingResult, WhatAndWhere]:
+    """Train a student by L2T-ww, whose weights of pairs and channels are learned in the same training: no process is
+    needed, nor left."""
+    points = [feature_points(network, dataset.input_shape) for network in (teacher, student)]
+    generator = torch.Generator().manual_seed(seed)
+    example = torch.zeros(2, *dataset.input_shape)
+    network = Matched(student, teacher, points[0], points[1], example, generator)
+    return train_what_and_where(network, teacher, views, training, settings, generator)
 
 
 def fixed_processes(pathways: Sequence[Pathway], total: float) -> dict[str, Process]:

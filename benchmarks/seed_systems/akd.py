@@ -25,9 +25,10 @@ from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import load_target
-from benchmarks.seed_systems.ledger import Ledger
+from benchmarks.seed_systems.ledger import Ledger, Work
 from benchmarks.seed_systems.students import dataset_of, teacher_job, train_student, train_teacher
 from benchmarks.seed_systems.tables import interval, points, row, section, underpowered
+from benchmarks.seed_systems.verification import FALSE_ACCEPTS, verify_student
 
 TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
 QUANTILES = (0.2, 0.4, 0.6, 0.8)
@@ -382,30 +383,39 @@ def _print_two_by_two(study: Study, winners: Mapping[tuple[str, float, str], int
 
 
 def _print_transfer(study: Study, winners: Mapping[tuple[str, float, str], int]) -> dict[str, Any]:
-    """AKD's and NAS's winners at the middle budget under another teacher, an ensemble, and on another task."""
+    """AKD's and NAS's winners at the middle budget under another teacher, an ensemble, on other images, and judging
+    pairs of images of classes that they have not seen."""
     scale, middle = study.scale, FINAL_QUANTILES[1]
     arms = {name: study.architectures[winners[TARGETS[0], middle, name]] for name in ("kd", "ce")}
     task = {**scale.data, **TRANSFER_TASK}
     its_teacher = [{**study.teachers["convnet"][0], "data": task}]
-    study.ledger.results(train_teacher, its_teacher, "teacher of another task")
+    study.ledger.results(train_teacher, its_teacher, "teacher of other images")
     section("Winners of the middle budget elsewhere")
     found: dict[str, Any] = {}
     for name, changes in (
         ("the other teacher", {"teachers": study.teachers["mixer"]}),
         ("an ensemble of both", {"teachers": study.teachers["ensemble"]}),
-        ("another task", {"data": task, "teachers": its_teacher}),
+        ("other images", {"data": task, "teachers": its_teacher}),
     ):
-        scores = {}
-        for arm, architecture in arms.items():
-            jobs = [
-                {**study.student_job(architecture, "kd", "convnet", FINAL + seed, scale.long), **changes}
-                for seed in range(scale.final_seeds)
-            ]
-            scores[arm] = [result["test"] for result in study.ledger.results(train_student, jobs, name)]
-        difference = paired(scores["kd"], scores["ce"])
-        row(
-            name,
-            f"AKD's {np.mean(scores['kd']):.2%}, NAS's {np.mean(scores['ce']):.2%}, difference {interval(difference)}",
-        )
-        found[name] = {arm: list(map(float, values)) for arm, values in scores.items()}
+        found[name] = _print_arms(study, arms, name, train_student, "test", changes)
+    for score, name in (("auc", "pairs of unseen classes, area under the curve"),
+                        ("accepted", f"the same, accepted with {FALSE_ACCEPTS:.0%} of others")):  # fmt: skip
+        found[name] = _print_arms(study, arms, name, verify_student, score, {"task": "verification"})
     return found
+
+
+def _print_arms(
+    study: Study, arms: Mapping[str, Architecture], name: str, work: Work, score: str, changes: Mapping[str, Any]
+) -> dict[str, list[float]]:
+    """Scores of AKD's and NAS's winners trained by KD, with other jobs than the study's."""
+    scale = study.scale
+    scores = {}
+    for arm, architecture in arms.items():
+        jobs = [
+            {**study.student_job(architecture, "kd", "convnet", FINAL + seed, scale.long), **changes}
+            for seed in range(scale.final_seeds)
+        ]
+        scores[arm] = [float(result[score]) for result in study.ledger.results(work, jobs, name)]
+    told = f"AKD's {np.mean(scores['kd']):.2%}, NAS's {np.mean(scores['ce']):.2%}"
+    row(name, f"{told}, difference {interval(paired(scores['kd'], scores['ce']))}")
+    return scores

@@ -19,12 +19,14 @@ from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.process import Process, mean_process
 from akd_deploy.distill.process_training import ProcessSearchSettings
+from akd_deploy.distill.what_and_where import WhatAndWhereSettings
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
     controls_of,
     distill_by_process,
     distill_by_review,
+    distill_by_what_and_where,
     fixed_processes,
     pathways_between,
     searched_process,
@@ -48,6 +50,8 @@ FINAL, SEARCH, TUNING = 1_000, 2_000, 500
 TOTALS = (0.5, 1.0, 2.0, 4.0)
 """Sums of weights that every fixed process is tried with on the tuning split."""
 FIXED = ("uniform", "diagonal", "logits")
+WEIGHTED = {"ReviewKD": "review", "L2T-ww": "what_and_where"}
+"""Name → its key in a job, whose value is its loss's weight beside the labels'."""
 
 STUDENT = {
     "in_channels": 3, "stem_width": 8, "stem_stride": 2, "widths": [12, 20, 32], "strides": [1, 2, 2],
@@ -96,16 +100,17 @@ class Study:
         return {**self.scale.student, "steps": max(2, round(share * self.scale.steps))}
 
     def by_process(
-        self, process: Process, architecture: Architecture, share: float, seeds: Sequence[int], what: str,
-        score: str = "test", data: Mapping[str, Any] | None = None,
+        self, process: Process | Sequence[Process], architecture: Architecture, share: float, seeds: Sequence[int],
+        what: str, score: str = "test", data: Mapping[str, Any] | None = None,
     ) -> np.ndarray:  # fmt: skip
-        """(seeds,) accuracies of trainings by a process."""
+        """(seeds,) accuracies of trainings by a process, or by one for each seed."""
+        each = [process] * len(seeds) if isinstance(process, Process) else process
         jobs = [
             {
                 "teacher": self.teacher_job(data), "arch": architecture.as_dict(), "seed": seed,
-                "training": self.training(share), "weights": process.weights.tolist(),
+                "training": self.training(share), "weights": by.weights.tolist(),
             }
-            for seed in seeds
+            for seed, by in zip(seeds, each, strict=True)
         ]  # fmt: skip
         return np.array([result[score] for result in self.ledger.results(train_along, jobs, what)])
 
@@ -124,17 +129,19 @@ class Study:
         ]  # fmt: skip
         return np.array([result[score] for result in self.ledger.results(train_student, jobs, f"{method} {share:g}")])
 
-    def by_review(
-        self, weight: float, architecture: Architecture, share: float, seeds: Sequence[int], score: str = "test"
-    ) -> np.ndarray:
+    def weighted(
+        self, key: str, weight: float, architecture: Architecture, share: float, seeds: Sequence[int],
+        score: str = "test",
+    ) -> np.ndarray:  # fmt: skip
+        """(seeds,) accuracies of trainings by a method of `WEIGHTED`, its loss at a weight beside the labels'."""
         jobs = [
             {
                 "teacher": self.teacher_job(), "arch": architecture.as_dict(), "seed": seed,
-                "training": self.training(share), "review": weight,
+                "training": self.training(share), key: weight,
             }
             for seed in seeds
         ]  # fmt: skip
-        return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"ReviewKD {share:g}")])
+        return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"{key} {share:g}")])
 
 
 @lru_cache(maxsize=4)
@@ -145,13 +152,16 @@ def _teacher(job: str) -> torch.nn.Module:
 
 
 def train_along(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one student along pathways, by the weights of a process or by ReviewKD."""
+    """Train one student along pathways, by the weights of a process, by ReviewKD or by L2T-ww."""
     data, seed = job["teacher"]["data"], job["seed"]
     teacher, dataset, views = _teacher(json.dumps(job["teacher"], sort_keys=True)), dataset_of(data), views_of(data)
     student = student_from_architecture(architecture_from_dict(job["arch"], "a job"), seed)
     training = TrainingSettings(**job["training"])
     if "review" in job:
         result = distill_by_review(student, teacher, dataset, views, job["review"], training, seed)
+    elif "what_and_where" in job:
+        settings = WhatAndWhereSettings(weight=job["what_and_where"])
+        result, _ = distill_by_what_and_where(student, teacher, dataset, views, settings, training, seed)
     else:
         names = [
             p.name for p in pathways_between(teacher, student, dataset.input_shape, PathwaySettings(), seed).pathways
@@ -214,9 +224,9 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     return found
 
 
-def _tuned(study: Study, student: Architecture, names: tuple[str, ...]) -> tuple[dict[str, Process], float]:
-    """Every fixed process with the sum of weights that is best on the tuning split in the middle schedule, and
-    ReviewKD's weight."""
+def _tuned(study: Study, student: Architecture, names: tuple[str, ...]) -> tuple[dict[str, Process], dict[str, float]]:
+    """Every fixed process with the sum of weights that is best on the tuning split in the middle schedule, and the
+    weights of `WEIGHTED`."""
     share = study.scale.shares[len(study.scale.shares) // 2]
     seeds = range(TUNING, TUNING + study.scale.tuning_seeds)
     teacher = _teacher(json.dumps(study.teacher_job(), sort_keys=True))
@@ -229,11 +239,16 @@ def _tuned(study: Study, student: Architecture, names: tuple[str, ...]) -> tuple
             score = float(study.by_process(process, student, share, seeds, f"tuning {name}", "tuning").mean())
             if name not in best or score > best[name][0]:
                 best[name] = (score, process)
-    reviews = {weight: float(study.by_review(weight, student, share, seeds, "tuning").mean()) for weight in TOTALS}
-    chosen = max(reviews, key=lambda weight: reviews[weight])
+    chosen = {}
+    for name, key in WEIGHTED.items():
+        scores = {w: float(study.weighted(key, w, student, share, seeds, "tuning").mean()) for w in TOTALS}
+        chosen[name] = max(scores, key=lambda weight: scores[weight])
     row(
         "sums of weights chosen on the tuning split",
-        ", ".join(f"{name} {best[name][1].weights.sum():g}" for name in FIXED) + f", ReviewKD {chosen:g}",
+        ", ".join(
+            [f"{name} {best[name][1].weights.sum():g}" for name in FIXED]
+            + [f"{name} {weight:g}" for name, weight in chosen.items()]
+        ),
     )
     return {name: one for name, (_, one) in best.items()}, chosen
 
@@ -242,8 +257,9 @@ def _print_schedules(study: Study, student: Architecture, process: Process) -> d
     """Every arm at every length of training."""
     scale = study.scale
     seeds = range(FINAL, FINAL + scale.final_seeds)
-    fixed, review = _tuned(study, student, process.pathways)
+    fixed, weights = _tuned(study, student, process.pathways)
     controls = controls_of(process, np.random.default_rng(5))
+    at_random = [process.at_random(np.random.default_rng([5, seed])) for seed in seeds]
     found: dict[str, Any] = {}
     for share in scale.shares:
         arms = {
@@ -251,12 +267,13 @@ def _print_schedules(study: Study, student: Architecture, process: Process) -> d
             "KD": study.by_method("kd", student, share, seeds),
             "DKD": study.by_method("dkd", student, share, seeds),
             "DIST": study.by_method("dist", student, share, seeds),
-            "ReviewKD": study.by_review(review, student, share, seeds),
+            **{name: study.weighted(key, weights[name], student, share, seeds) for name, key in WEIGHTED.items()},
             "learned": study.by_process(process, student, share, seeds, f"learned {share:g}"),
             **{
                 name: study.by_process(one, student, share, seeds, f"{name} {share:g}")
                 for name, one in {**fixed, **controls}.items()
             },
+            "random": study.by_process(at_random, student, share, seeds, f"random {share:g}"),
         }
         section(f"Schedule × {share:g} ({study.training(share)['steps']} steps)")
         differences = {name: paired(arms["learned"], values) for name, values in arms.items() if name != "learned"}

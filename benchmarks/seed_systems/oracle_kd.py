@@ -49,6 +49,8 @@ from benchmarks.seed_systems.tables import interval, row, section, underpowered
 REGIMES: Mapping[str, tuple[float, float]] = {"skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3)}
 """Regime → skew of the teachers, share of wrong labels to learn from."""
 METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", "soft-oracle")
+SEARCH_METHODS = ("ce", "kd", "oracle")
+"""Of searches and of trainings, crossed."""
 CHOOSING, FINAL, SEARCH = 500, 1_000, 2_000
 """First seeds of trainings that choose β, of those that are reported, and of searches."""
 MEMORY = 1.6
@@ -64,7 +66,7 @@ BACKBONE = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained."""
+    """How much is trained. `more_limits` are backbones and limits of memory, in their own, beside `MEMORY`."""
 
     final_seeds: int
     choosing_seeds: int
@@ -77,6 +79,7 @@ class Scale:
     search: Mapping[str, int]
     searches: int
     random_add_ons: int
+    more_limits: Sequence[tuple[str, float]]
     regimes: Sequence[str] = tuple(REGIMES)
     underpowered: bool = False
 
@@ -99,9 +102,11 @@ class Study:
             for member in range(members or total)
         ]
 
-    def space(self) -> AugmentedSpace:
+    def space(self, backbone: str = "conv") -> AugmentedSpace:
         dataset = dataset_of(self.data("alike"))
-        return AugmentedSpace({**BACKBONE, "resolution": dataset.input_shape[1], "classes": dataset.classes})
+        return AugmentedSpace(
+            {**BACKBONE, "backbone": backbone, "resolution": dataset.input_shape[1], "classes": dataset.classes}
+        )
 
     def scores(
         self,
@@ -158,6 +163,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
         found["regimes"][regime] = _print_regime(study, space, regime)
     found["sweep"] = _print_sweep(study, space)
     found["search"] = _print_search(study, space)
+    found["memory"] = _print_memory(study)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
 
@@ -254,44 +260,57 @@ def search_job(job: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _print_search(study: Study, space: AugmentedSpace) -> dict[str, Any]:
-    """Search loss × training loss at a limit of memory, with controls of equal memory."""
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """What searches by each method found within so many bytes, what they took, and controls of equal memory."""
+
+    space: AugmentedSpace
+    most: float
+    found: Mapping[str, Sequence[Architecture]]
+    controls: Mapping[str, Sequence[Architecture]]
+    seconds: float
+
+    @property
+    def networks(self) -> dict[str, Sequence[Architecture]]:
+        return {**{f"searched by {method}": each for method, each in self.found.items()}, **self.controls}
+
+
+def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequence[str]) -> _Searched:
+    """Searches within `times` the backbone's memory."""
     scale, regime = study.scale, study.scale.regimes[0]
-    most = MEMORY * memory_bytes(space, space.backbone())
+    most = times * memory_bytes(space, space.backbone())
     jobs = [
         {
             "space": dict(space.settings), "data": study.data(regime), "teachers": study.teachers(regime),
             "method": method, "most_bytes": most, "training": dict(scale.round), "search": dict(scale.search),
             "seed": SEARCH + number,
         }
-        for method in ("ce", "kd", "oracle")
+        for method in methods
         for number in range(scale.searches)
     ]  # fmt: skip
-    results = study.ledger.results(search_job, jobs, "searches of add-ons")
-    section(f"Add-ons within {MEMORY:g} × the backbone's memory ({most / 1024:.0f} KiB), {regime} teachers")
-    row("a search takes", f"{np.mean([r['seconds'] for r in results]):.0f} s")
-    searched = {
-        method: [
-            architecture_from_dict(r["arch"], "a search's result")
-            for r, job in zip(results, jobs, strict=True)
-            if job["method"] == method
-        ]
-        for method in ("ce", "kd", "oracle")
-    }
-    wide = wider_backbone(space, most)
+    results = study.ledger.results(search_job, jobs, f"searches of add-ons, {space.settings['backbone']} × {times:g}")
+    found: dict[str, list[Architecture]] = {}
+    for result, job in zip(results, jobs, strict=True):
+        found.setdefault(job["method"], []).append(architecture_from_dict(result["arch"], "a search's result"))
     controls = {
         "backbone": [space.backbone()],
-        "uniformly wider": [wide],
+        "uniformly wider": [wider_backbone(space, most)],
         "random add-ons": random_add_ons(space, [memory_limit(space, most)], AT_LEAST, scale.random_add_ons, study.rng),
     }
-    found: dict[str, Any] = {}
+    return _Searched(space, most, found, controls, float(np.mean([result["seconds"] for result in results])))
+
+
+def _accuracies(study: Study, searched: _Searched, methods: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:
+    """(name, method) → (seeds,) test accuracies, the mean over a name's networks; a row is printed for each name."""
     accuracy: dict[tuple[str, str], np.ndarray] = {}
-    for name, networks in {**{f"searched by {m}": a for m, a in searched.items()}, **controls}.items():
-        for method in ("ce", "kd", "oracle"):
+    for name, networks in searched.networks.items():
+        for method in methods:
             each = [
                 [
-                    r["test"]
-                    for r in study.scores(regime, network, method, f"{name}, {method}", predictions=method == "oracle")
+                    result["test"]
+                    for result in study.scores(
+                        study.scale.regimes[0], network, method, f"{name}, {method}", predictions=method == "oracle"
+                    )
                 ]
                 for network in networks
             ]
@@ -299,15 +318,43 @@ def _print_search(study: Study, space: AugmentedSpace) -> dict[str, Any]:
         size = np.mean([memory_bytes(space_of(network), network) for network in networks])
         row(
             f"{name} ({size / 1024:.1f} KiB)",
-            ", ".join(f"{m} {accuracy[name, m].mean():.2%}" for m in ("ce", "kd", "oracle")),
+            ", ".join(f"{method} {accuracy[name, method].mean():.2%}" for method in methods),
         )
-        found[name] = {m: accuracy[name, m].tolist() for m in ("ce", "kd", "oracle")}
+    return accuracy
+
+
+def _print_against_controls(accuracy: Mapping[tuple[str, str], np.ndarray], controls: Sequence[str]) -> None:
     kdas = accuracy["searched by oracle", "oracle"]
     differences = {name: paired(kdas, accuracy[name, "oracle"]) for name in controls}
     adjusted = holm({name: one.p for name, one in differences.items()})
     for name, one in differences.items():
         row(f"searched and trained by oracle less {name}", f"{interval(one)}, Holm p {adjusted[name]:.3f}")
-    found["against_ensemble"] = _against_ensemble(study, regime, searched["oracle"][0])
+
+
+def _print_search(study: Study, space: AugmentedSpace) -> dict[str, Any]:
+    """Search loss × training loss at a limit of memory, with controls of equal memory."""
+    regime = study.scale.regimes[0]
+    searched = _searched(study, space, MEMORY, SEARCH_METHODS)
+    section(f"Add-ons within {MEMORY:g} × the backbone's memory ({searched.most / 1024:.0f} KiB), {regime} teachers")
+    row("a search takes", f"{searched.seconds:.0f} s")
+    accuracy = _accuracies(study, searched, SEARCH_METHODS)
+    _print_against_controls(accuracy, list(searched.controls))
+    found: dict[str, Any] = {
+        name: {method: accuracy[name, method].tolist() for method in SEARCH_METHODS} for name in searched.networks
+    }
+    found["against_ensemble"] = _against_ensemble(study, regime, searched.found["oracle"][0])
+    return found
+
+
+def _print_memory(study: Study) -> dict[str, Any]:
+    """What add-ons are worth at other limits of memory and on other backbones, all by the oracle."""
+    found: dict[str, Any] = {}
+    for backbone, times in study.scale.more_limits:
+        searched = _searched(study, study.space(backbone), times, ("oracle",))
+        section(f"Add-ons to a backbone of {backbone} within {times:g} × its memory ({searched.most / 1024:.0f} KiB)")
+        accuracy = _accuracies(study, searched, ("oracle",))
+        _print_against_controls(accuracy, list(searched.controls))
+        found[f"{backbone} {times:g}"] = {name: accuracy[name, "oracle"].tolist() for name in searched.networks}
     return found
 
 

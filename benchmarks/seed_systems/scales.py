@@ -33,13 +33,14 @@ _ORACLE_KD = oracle_kd.Scale(
     final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER, student=LONG,
     round={"steps": 120, "batch_size": 32}, search={"rounds": 12, "trained": 16, "judged": 12, "derived": 32},
     searches=3, random_add_ons=5,
+    more_limits=(("conv", 1.25), ("conv", 2.0), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
 )  # fmt: skip
 ORACLE_KD = {
     "quick": replace(
         _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
         search={"rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
-        regimes=("skewed", "noisy labels"), underpowered=True,
+        more_limits=(("dw_separable", 3.0),), regimes=("skewed", "noisy labels"), underpowered=True,
     ),
     "evidence": _ORACLE_KD,
     "full": replace(_ORACLE_KD, final_seeds=10, searches=5, random_add_ons=10, student={**LONG, "steps": 3_000}),

@@ -16,6 +16,7 @@ from akd_deploy.architecture import architecture_from_dict
 from akd_deploy.data import Dataset, ViewBank, load_dataset
 from akd_deploy.distill import (
     TeacherBank,
+    TrainingResult,
     TrainingSettings,
     evaluate_logits,
     logits_of,
@@ -25,7 +26,7 @@ from akd_deploy.distill import (
 )
 from akd_deploy.models.convnet import load_convnet, save_convnet
 from akd_deploy.models.mixer import MixerSettings, mixer
-from akd_deploy.models.student import student_from_architecture
+from akd_deploy.models.student import Student, student_from_architecture
 from akd_deploy.models.teacher import Teacher, teacher_from_module
 from akd_deploy.models.weights import read_weights
 from akd_deploy.storage import write_atomically
@@ -138,18 +139,23 @@ def bank_of(data: Mapping[str, Any], teachers: list[Mapping[str, Any]]) -> Teach
     return _bank(json.dumps(data, sort_keys=True), json.dumps(teachers, sort_keys=True))
 
 
-def train_student(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one student and score it: `reward` and `tuning` for choices, `test` for the report.
-
-    The job names `data`, `teachers` (jobs of `train_teacher`), `arch`, `method`, `seed` and `training`; with
-    `predictions` the test split's predicted classes are kept too.
-    """
-    dataset, settings = dataset_of(job["data"]), TrainingSettings(**job["training"])
+def trained_student(job: Mapping[str, Any]) -> tuple[Student, TrainingResult]:
+    """The student of a job that names `data`, `teachers` (jobs of `train_teacher`), `arch`, `method`, `seed` and
+    `training`."""
+    settings = TrainingSettings(**job["training"])
     student = student_from_architecture(architecture_from_dict(job["arch"], "a job"), job["seed"])
     bank = bank_of(job["data"], job["teachers"])
     generator = torch.Generator().manual_seed(job["seed"])
-    result = train(student, views_of(job["data"]), settings, generator, method=job["method"], teacher=bank)
-    scores = scored(student, dataset, bool(job.get("predictions")))
+    return student, train(student, views_of(job["data"]), settings, generator, method=job["method"], teacher=bank)
+
+
+def train_student(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one student and score it: `reward` and `tuning` for choices, `test` for the report.
+
+    With `predictions` in the job the test split's predicted classes are kept too.
+    """
+    student, result = trained_student(job)
+    scores = scored(student, dataset_of(job["data"]), bool(job.get("predictions")))
     return {**scores, "training_s": result.seconds, "last_loss": float(np.mean(result.losses[-10:]))}
 
 

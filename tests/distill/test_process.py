@@ -74,6 +74,19 @@ def test_controls_are_what_they_are_called() -> None:
         Process(np.zeros((2, 3)), NAMES).scaled_to(1.0)
 
 
+def test_a_random_process_keeps_every_moments_sum_and_walks() -> None:
+    long = Process(np.tile(RISING.weights, (2000, 1)), NAMES)
+    random = long.at_random(np.random.default_rng(0))
+    assert random.pathways == NAMES
+    assert random.weights.sum(1) == pytest.approx(long.weights.sum(1))
+    shares = random.weights / random.weights.sum(1, keepdims=True)
+    # Evenly likely: a share of three is below x with probability 1 − (1 − x)², whichever pathway's it is.
+    for x in (0.1, 0.3, 0.6):
+        assert (shares < x).mean(0) == pytest.approx(1 - (1 - x) ** 2, abs=0.05)
+    assert np.corrcoef(shares[1:, 0], shares[:-1, 0])[0, 1] > 0.7
+    assert (random.weights != long.at_random(np.random.default_rng(1)).weights).any()
+
+
 def test_processes_of_searches_of_other_lengths_are_averaged() -> None:
     other = Process(np.zeros((5, 3)), NAMES)
     assert mean_process([RISING, other]).weights == pytest.approx(RISING.stretched(5) / 2)

@@ -11,6 +11,7 @@ from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.process import constant_process
 from akd_deploy.distill.process_training import ProcessSearchSettings
 from akd_deploy.distill.review import Review
+from akd_deploy.distill.what_and_where import WhatAndWhereSettings
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.models.convnet import ConvNetSettings, convnet
 from akd_deploy.models.student import student_from_architecture
@@ -22,6 +23,7 @@ from akd_deploy.recipes.distpro import (
     controls_of,
     distill_by_process,
     distill_by_review,
+    distill_by_what_and_where,
     fixed_processes,
     held_out_views,
     pathways_between,
@@ -120,6 +122,15 @@ def test_reviewkd_trains_a_student_and_wants_as_many_points(digits, views, teach
     example = torch.zeros(2, 1, 12, 12)
     with pytest.raises(UsageError, match="2 of the teacher, 1 of the student"):
         Review(teacher, one, ["features.2", "features.5"], ["stem.conv"], example, torch.Generator().manual_seed(0))
+
+
+def test_l2t_ww_trains_a_student_and_pairs_every_point_with_every_other(digits, views, teacher) -> None:
+    one, again = student(0), student(0)
+    result, meta = distill_by_what_and_where(one, teacher, digits, views, WhatAndWhereSettings(), TRAINING, 0)
+    assert len(result.losses) == MOMENTS
+    assert len(meta.pairs) == 9
+    distill_by_what_and_where(again, teacher, digits, views, WhatAndWhereSettings(), TRAINING, 0)
+    assert state_sha256(one) == state_sha256(again) != state_sha256(student(0))
 
 
 def test_reviewkd_fuses_from_the_deepest_point_on(teacher) -> None:
