@@ -195,10 +195,12 @@ class ProcessTable(_Table):
 
 
 class DistillTable(_Table):
-    """`[distill]`: the method, and the long training of finalists."""
+    """`[distill]`: the method, and the long training of finalists. Of `betas` that of the soft oracle is chosen on the
+    winner, unless `training` has an `oracle_beta`."""
 
     method: str = "kd"
     seeds: int = Field(default=3, ge=2)
+    betas: list[Annotated[float, Field(ge=0)]] | None = Field(default=None, min_length=2)
     process: ProcessTable = ProcessTable()
     training: TrainingTable = TrainingTable()
 
@@ -206,6 +208,13 @@ class DistillTable(_Table):
     def _used(self) -> DistillTable:
         if self.method != "process" and self.process != ProcessTable():
             raise ValueError('process would not be used: write method = "process"')
+        if self.betas is not None:
+            if self.method != "soft-oracle":
+                raise ValueError('betas would not be used: write method = "soft-oracle"')
+            if self.training.oracle_beta is not None:
+                raise ValueError("betas would not be used beside training.oracle_beta: write one of them")
+            if len(set(self.betas)) < len(self.betas):
+                raise ValueError("name each of betas once")
         return self
 
 

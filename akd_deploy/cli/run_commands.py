@@ -216,6 +216,10 @@ def demo(
     _whole_way(configuration, directory, 1, resume, dry_run, as_json)
 
 
+ARMS = {"ce": "labels only", "hand_shrunk": "hand-shrunk"}
+"""What pairs of a closing table are called that are no method's name."""
+
+
 def _whole_way(configuration: Any, directory: Path, jobs: int, resume: bool, dry_run: bool, as_json: bool) -> None:
     if dry_run:
         emit(_plan(configuration, directory, None, jobs), as_json)
@@ -269,10 +273,9 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
         ("measured", ", ".join(f"{name} {format_seconds(value)}" for name, value in measured.items())),
         ("certificate", f"{held}: {over}; {to_come}; {c['blocks']} processes{again}, {c['confidence']:.0%} confidence"),
     ]
-    labels = {"teacher": "teacher", "kd": "winner, distilled", "ce": "winner, labels only"}
-    method = winner["method"]
+    labels, method = {"teacher": "teacher", "kd": "winner, distilled", "ce": "winner, labels only"}, winner["method"]
     if method not in labels:
-        labels[method] = f"winner, by {method}"
+        labels |= {"kd": "winner, by kd", method: f"winner, by {method}"}
     for name, label in {**labels, "hand_shrunk": f"hand-shrunk, by {method}"}.items():
         if name in accuracy:
             a = accuracy[name]
@@ -285,7 +288,12 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
         interval = f"[{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %"
         if pair["low"] == pair["high"]:
             interval = "in every seed, which gives no interval"
-        rows.append((f"  distilled − {pair['b']}", f"{pair['mean']:+.2%} {interval}"))
+        rows.append(
+            (
+                f"  {ARMS.get(pair['a'], pair['a'])} − {ARMS.get(pair['b'], pair['b'])}",
+                f"{pair['mean']:+.2%} {interval}",
+            )
+        )
     rows += [
         ("bundle", winner["bundle"]),
         ("report", str(directory / "report.html")),

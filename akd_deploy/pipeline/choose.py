@@ -20,6 +20,7 @@ from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
 from akd_deploy.pipeline.latency import write_model
 from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
+from akd_deploy.pipeline.soft_oracle import chosen_beta, with_beta
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape, search
@@ -221,12 +222,20 @@ def searched_for(run: Run, student_of: Callable[[int], nn.Module]) -> dict[str, 
     return {**facts, **found.as_dict()}
 
 
-def teach(run: Run, student: nn.Module, method: str, seed: int) -> None:
-    """Train a finalist in place by a method, a process among them."""
+def beta(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The soft oracle's β, chosen on the winner."""
+    winner = architecture_from_dict(results["confirm"]["winner"]["arch"])
+    return chosen_beta(
+        run.configuration, run.bed, lambda seed: student_from_architecture(winner, seed), run.on_progress
+    )
+
+
+def teach(run: Run, student: nn.Module, method: str, seed: int, beta: dict[str, Any] | None = None) -> None:
+    """Train a finalist in place by a method, a process among them; `beta` is what the stage of this name chose."""
     if method == PROCESS:
         teach_by_process(run.configuration, run.bed, student, load_process(run.directory / PROCESS_NAME), seed)
     else:
-        run.bed.teach(student, seed, method, run.bed.long)
+        run.bed.teach(student, seed, method, with_beta(run.bed.long, beta))
 
 
 def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,7 +255,7 @@ def distill(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
                 student = finished(path, load_student)
             else:
                 student = student_from_architecture(architecture_from_dict(fields), seed)
-                teach(run, student, method, seed)
+                teach(run, student, method, seed, results.get("beta"))
                 save_student(student, path)
             scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
     # The shipped seed is chosen on the tuning split: the test split is only ever reported.

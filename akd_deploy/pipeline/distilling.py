@@ -12,6 +12,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.models.student import save_student, student_from_architecture
 from akd_deploy.pipeline.by_process import check_process, found_process, teach_by_process
+from akd_deploy.pipeline.soft_oracle import chooses_beta, chosen_beta, with_beta
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.search_space import space_of
 from akd_deploy.storage import make_folder
@@ -32,7 +33,8 @@ def distill_one(
         output.parent,
         lambda step, steps, loss: on_progress("training the teacher", step, steps),
     )
-    began, seed, method, facts = time.perf_counter(), configuration.seed, method or bed.method, {}
+    began, seed, method = time.perf_counter(), configuration.seed, method or bed.method
+    facts: dict[str, Any] = {}
 
     def on_step(step: int, steps: int, _loss: float) -> None:
         on_progress("distilling", step, steps)
@@ -48,7 +50,13 @@ def distill_one(
         student = student_from_architecture(architecture, seed)
         teach_by_process(configuration, bed, student, process, seed, on_step)
     else:
-        student = bed.train(architecture, seed, method, bed.long, on_step)
+        chosen = None
+        if chooses_beta(configuration, method):
+            chosen = chosen_beta(
+                configuration, bed, lambda seed: student_from_architecture(architecture, seed), on_progress
+            )
+            facts = {"oracle_beta": chosen["beta"], "oracle_beta_tuning_accuracy": chosen["tuning_accuracy"]}
+        student = bed.train(architecture, seed, method, with_beta(bed.long, chosen), on_step)
     seconds = time.perf_counter() - began
     save_student(student, output)
     return {"student": str(output), "method": method, "seconds": seconds, **facts, **bed.test_scores(student)}

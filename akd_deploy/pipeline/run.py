@@ -10,6 +10,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.pipeline import choose, deliver, prepare
 from akd_deploy.pipeline.context import Progress, Run
+from akd_deploy.pipeline.soft_oracle import chooses_beta
 from akd_deploy.pipeline.stages import Stage, do_stages
 from akd_deploy.pipeline.summary import reported, summary
 
@@ -24,14 +25,17 @@ def stages(configuration: RunConfiguration) -> dict[str, Stage]:
     if not prepare.is_relative(configuration):
         # It needs no teacher, whose training may take hours that a budget nothing meets would waste.
         teacher_and_budget = dict(reversed(teacher_and_budget.items()))
-    by_process: dict[str, Stage] = {"process": choose.process} if configuration.distill.method == PROCESS else {}
+    method = configuration.distill.method
+    how: dict[str, Stage] = {"process": choose.process} if method == PROCESS else {}
+    if chooses_beta(configuration, method):
+        how["beta"] = choose.beta
     return {
         "profile": prepare.profile,
         **teacher_and_budget,
         **searches,
         "hand-shrunk": choose.hand_shrunk,
         "confirm": choose.confirm,
-        **by_process,
+        **how,
         "distill": choose.distill,
         "export": deliver.export,
         "measure": deliver.measure,

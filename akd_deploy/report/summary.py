@@ -31,6 +31,7 @@ PARTS: Mapping[str, type | tuple[type, ...]] = {
     "winner": Mapping,
     "accuracy": Mapping,
     "process": Mapping,
+    "soft_oracle": Mapping,
     "export": Mapping,
     "bundle": Mapping,
     "stages": list,

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import nn
 
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.errors import UsageError
-from akd_deploy.pipeline import choose
+from akd_deploy.pipeline import choose, soft_oracle
 from akd_deploy.pipeline.check import check_configuration
-from akd_deploy.pipeline.training import load_bed
+from akd_deploy.pipeline.distilling import distill_one
+from akd_deploy.pipeline.run import stages
+from akd_deploy.pipeline.training import Bed, load_bed
 from akd_deploy.search_space import load_space
 
 SPACE = load_space("mobile", {"widths": [8], "strides": [1], "layers": [[1]], "stem_width": 4})
@@ -102,3 +105,81 @@ def test_the_winner_is_trained_by_the_runs_method_plain_kd_and_labels_and_the_me
     assert list(found["scores"]) == [*arms, "hand_shrunk"]
     assert trained == [(by, seed) for seed in (1000, 1001) for by in (*arms, method)]
     assert found["chosen"]["student"].startswith(f"{method}-")
+
+
+def soft(**distill: Any) -> RunConfiguration:
+    return configured(members=2, skew=0.5).model_copy(
+        update={"distill": configuration_from_dict(
+            {"target": "t", "budget": "1ms", "distill": {"method": "soft-oracle", **distill}}, "here"
+        ).distill}
+    )  # fmt: skip
+
+
+def test_a_run_that_is_told_no_beta_chooses_one_on_the_winner_after_it_is_found() -> None:
+    names = list(stages(soft()))
+    assert names[names.index("confirm") + 1 : names.index("distill") + 1] == ["beta", "distill"]
+    assert "beta" not in stages(soft(training={"oracle_beta": 1.0}))
+    assert "beta" not in stages(soft().model_copy(update={"teacher": configured().teacher}))
+    assert "beta" not in stages(configured(members=2))
+
+
+@pytest.mark.parametrize(
+    ("distill", "named"),
+    [
+        ({"method": "oracle", "betas": [0.0, 1.0]}, 'write method = "soft-oracle"'),
+        ({"betas": [0.0, 1.0], "training": {"oracle_beta": 1.0}}, "write one of them"),
+        ({"betas": [1.0, 1.0]}, "once"),
+        ({"betas": [1.0]}, "at least 2"),
+        ({"betas": [1.0, -1.0]}, "greater than or equal to 0"),
+    ],
+)
+def test_betas_that_make_no_sense_are_refused(distill: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError) as error:
+        soft(**distill)
+    assert named in str(error.value)
+
+
+def test_beta_is_chosen_on_tuning_images_by_trainings_with_seeds_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real bed; accuracies are what is left to say, and β is found in the settings of the trainings."""
+    configuration = soft(betas=[0.0, 3.0, 9.0], training={"steps": 1})
+    bed = load_bed(configuration, SPACE_OF_DIGITS, tmp_path)
+    taught: list[tuple[int, str, float]] = []
+    looked_at: list[object] = []
+
+    def teach(self: object, student: Any, seed: int, method: str, settings: Any) -> None:
+        taught.append((seed, method, settings.oracle_beta))
+
+    def evaluated(student: Any, split: object) -> Any:
+        looked_at.append(split)
+        return SimpleNamespace(accuracy={0.0: 0.4, 3.0: 0.8, 9.0: 0.7}[taught[-1][2]])
+
+    monkeypatch.setattr(Bed, "teach", teach)
+    monkeypatch.setattr(soft_oracle, "evaluate", evaluated)
+    seeds: list[int] = []
+    found = soft_oracle.chosen_beta(
+        configuration, bed, lambda seed: seeds.append(seed) or nn.Identity(), lambda *_: None
+    )
+    assert found["beta"] == 3.0
+    assert [row["beta"] for row in found["tuning_accuracy"]] == [0.0, 3.0, 9.0]
+    assert [row["accuracy"] for row in found["tuning_accuracy"]] == pytest.approx([0.4, 0.8, 0.7])
+    assert found["trainings"] == 6
+    assert {method for _, method, _ in taught} == {"soft-oracle"}
+    assert seeds == [500, 501] * 3
+    assert all(split is bed.dataset.tuning_val for split in looked_at)
+    assert soft_oracle.with_beta(bed.long, found).oracle_beta == 3.0
+    assert soft_oracle.with_beta(bed.long, None) is bed.long
+
+
+def test_a_student_distilled_by_itself_gets_the_beta_that_is_chosen_for_it(tmp_path: Path) -> None:
+    architecture = SPACE_OF_DIGITS.sample(np.random.default_rng(0))
+    found = distill_one(
+        soft(betas=[0.0, 16.0], training={"steps": 2}), architecture, tmp_path / "s.safetensors", None, lambda *_: None
+    )
+    assert found["oracle_beta"] in (0.0, 16.0)
+    assert [row["beta"] for row in found["oracle_beta_tuning_accuracy"]] == [0.0, 16.0]
+    told = soft(training={"steps": 2, "oracle_beta": found["oracle_beta"]})
+    given = distill_one(told, architecture, tmp_path / "g.safetensors", None, lambda *_: None)
+    assert "oracle_beta" not in given
+    assert (tmp_path / "g.safetensors").read_bytes() == (tmp_path / "s.safetensors").read_bytes()
