@@ -59,7 +59,10 @@ EXAMPLE_SHARES = (0.6, 0.4, 0.2, 0.1)
 TRIES, TIGHTER = 4, 0.95
 """A part whose certificate does not hold untrained is followed by one for so much less, so often at most."""
 EQUALLY_SLOW = 0.03
-"""Relatively: medians no further apart are of equal latency."""
+"""Relatively: a rival's median that is no further above the part's is of equal latency."""
+RIVALS, NOT_SLOWER, LARGER = 6, 0.1, 1.02
+"""So many rivals are measured at most; of those above the part none counts that is so much slower, relatively; where
+there is none between two, the next one is looked for in steps of this factor."""
 ARMS = ("kd", "inherited", "ce", "hand_shrunk")
 """Trainings of the report: the part from fresh weights and from the teacher's, the part by labels alone, and the
 teacher shrunk in width alone to the same budget."""
@@ -291,8 +294,9 @@ def _as_slow(
     within_s: float,
     latency_s: float,
 ) -> dict[str, Any]:
-    """Of parts that a hand would choose, the one whose measured latency is nearest to another's and whose certificate
-    holds: at equal predictions it may be the quicker one by as much as predictions are off, and the smaller for it.
+    """Of parts that a hand would choose, the quickest that is measured to be no quicker than another part and whose
+    certificate holds: at equal predictions it may be the quicker one by as much as predictions are off, and the smaller
+    for it. Where sizes are so coarse that it would be a tenth slower, or none holds, the nearest one.
 
     Args:
         part_within: the largest part that is predicted within so many seconds.
@@ -301,17 +305,41 @@ def _as_slow(
         latency_s: the other's measured median.
     """
     tried: dict[str, dict[str, Any]] = {}
-    for number in range(TRIES):
+    asked_s: dict[str, float] = {}
+    mask = part_within(within_s)
+    for number in range(RIVALS):
+        text = mask_text(mask)
+        asked_s[text], tried[text] = within_s, {"mask": text, **certified(mask, number)}
+        median_s = tried[text]["measured_s"]["median"]
+        if latency_s <= median_s <= (1 + EQUALLY_SLOW) * latency_s:
+            break
+        within_s *= (1 + EQUALLY_SLOW / 2) * latency_s / median_s
         mask = part_within(within_s)
         if mask_text(mask) in tried:
-            break
-        found = tried[mask_text(mask)] = {"mask": mask_text(mask), **certified(mask, number)}
-        ratio = latency_s / found["measured_s"]["median"]
-        if abs(ratio - 1) < EQUALLY_SLOW:
-            break
-        within_s *= ratio
+            # Sizes are coarse here: what is left to try is the first one above the slowest of the quicker ones.
+            quicker = [one for one in tried.values() if one["measured_s"]["median"] < latency_s]
+            if not quicker:
+                break
+            largest = max(quicker, key=lambda one: one["measured_s"]["median"])["mask"]
+            mask, within_s = _next_larger(part_within, asked_s[largest], mask_from_text(largest))
+            if mask_text(mask) in tried:
+                break
     held = [one for one in tried.values() if one["certificate"]["ok"]] or list(tried.values())
-    return min(held, key=lambda one: abs(log(latency_s / one["measured_s"]["median"])))
+    above = [one for one in held if latency_s <= one["measured_s"]["median"] <= (1 + NOT_SLOWER) * latency_s]
+    return min(above or held, key=lambda one: abs(log(latency_s / one["measured_s"]["median"])))
+
+
+def _next_larger(
+    part_within: Callable[[float], np.ndarray], within_s: float, mask: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """The first part of more units, and what it is predicted within; this one where twice the time allows no other."""
+    most_s = 2 * within_s
+    while within_s < most_s:
+        within_s *= LARGER
+        larger = part_within(within_s)
+        if larger.sum() > mask.sum():
+            return larger, within_s
+    return mask, within_s
 
 
 def _certified(run: ShrinkRun, mask: np.ndarray, name: str, budget_s: float) -> dict[str, Any]:
