@@ -49,7 +49,9 @@ FINAL, SEARCH, TUNING = 1_000, 2_000, 500
 """First seeds of reported trainings, of searches, and of those that a weight is tuned on."""
 TOTALS = (0.5, 1.0, 2.0, 4.0)
 """Sums of weights that every fixed process is tried with on the tuning split."""
-FIXED = ("uniform", "diagonal", "logits")
+NORMALISATION = "biased-softmax"
+"""Of searches: weights add up to 1 at most, as in the paper's. What they add up to in a training is tuned, as it is for
+every fixed process: what a search's sum grows to says how far one step should have gone, not how much is good."""
 WEIGHTED = {"ReviewKD": "review", "L2T-ww": "what_and_where"}
 """Name → its key in a job, whose value is its loss's weight beside the labels'."""
 
@@ -101,14 +103,14 @@ class Study:
 
     def by_process(
         self, process: Process | Sequence[Process], architecture: Architecture, share: float, seeds: Sequence[int],
-        what: str, score: str = "test", data: Mapping[str, Any] | None = None,
+        what: str, score: str = "test", data: Mapping[str, Any] | None = None, *, logits: bool = True,
     ) -> np.ndarray:  # fmt: skip
-        """(seeds,) accuracies of trainings by a process, or by one for each seed."""
+        """(seeds,) accuracies of trainings by a process, or by one for each seed; `logits` has a pathway or none."""
         each = [process] * len(seeds) if isinstance(process, Process) else process
         jobs = [
             {
                 "teacher": self.teacher_job(data), "arch": architecture.as_dict(), "seed": seed,
-                "training": self.training(share), "weights": by.weights.tolist(),
+                "training": self.training(share), "weights": by.weights.tolist(), **_without(logits),
             }
             for seed, by in zip(seeds, each, strict=True)
         ]  # fmt: skip
@@ -144,6 +146,15 @@ class Study:
         return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"{key} {share:g}")])
 
 
+def _without(logits: bool) -> dict[str, bool]:
+    """What a job says of the logits' pathway: nothing where it is there."""
+    return {} if logits else {"logits": False}
+
+
+def _settings(job: Mapping[str, Any]) -> PathwaySettings:
+    return PathwaySettings(logits=job.get("logits", True))
+
+
 @lru_cache(maxsize=4)
 def _teacher(job: str) -> torch.nn.Module:
     module = load_teacher(json.loads(job)).module
@@ -160,14 +171,13 @@ def train_along(job: Mapping[str, Any]) -> dict[str, Any]:
     if "review" in job:
         result = distill_by_review(student, teacher, dataset, views, job["review"], training, seed)
     elif "what_and_where" in job:
-        settings = WhatAndWhereSettings(weight=job["what_and_where"])
-        result, _ = distill_by_what_and_where(student, teacher, dataset, views, settings, training, seed)
+        matching = WhatAndWhereSettings(weight=job["what_and_where"])
+        result, _ = distill_by_what_and_where(student, teacher, dataset, views, matching, training, seed)
     else:
-        names = [
-            p.name for p in pathways_between(teacher, student, dataset.input_shape, PathwaySettings(), seed).pathways
-        ]
+        settings = _settings(job)
+        names = [p.name for p in pathways_between(teacher, student, dataset.input_shape, settings, seed).pathways]
         process = Process(np.array(job["weights"]), tuple(names))
-        result = distill_by_process(student, teacher, dataset, views, process, PathwaySettings(), training, seed)
+        result = distill_by_process(student, teacher, dataset, views, process, settings, training, seed)
     return {**scored(student, dataset), "training_s": result.seconds}
 
 
@@ -181,7 +191,7 @@ def search_once(job: Mapping[str, Any]) -> dict[str, Any]:
         _teacher(json.dumps(job["teacher"], sort_keys=True)),
         dataset_of(data),
         views_of(data),
-        PathwaySettings(),
+        _settings(job),
         TrainingSettings(**job["training"]),
         ProcessSearchSettings(**job["search"]),
         [job["seed"]],
@@ -202,73 +212,76 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     section(f"DistPro: {scale.searches} searches, {scale.final_seeds} seeds"
             + underpowered(scale.underpowered))  # fmt: skip
     row("teacher on the test images", f"{teacher['test']:.2%}")
-    jobs = [
-        {
-            "teacher": study.teacher_job(), "arch": student.as_dict(), "seed": SEARCH + number,
-            "training": dict(scale.search), "search": {"normalisation": "scaled-biased-softmax"},
-        }
-        for number in range(scale.searches)
-    ]  # fmt: skip
-    results = study.ledger.results(search_once, jobs, "searches of a process")
-    searched = [Process(np.array(r["weights"]), tuple(r["pathways"])) for r in results]
-    process = mean_process(searched)
-    row("a search takes", f"{np.mean([r['seconds'] for r in results]):.0f} s, of {scale.search['steps']} steps")
-    spread = np.std([one.time_mean().weights[0] for one in searched], axis=0)
-    for i, (name, mean) in enumerate(zip(process.pathways, process.time_mean().weights[0], strict=True)):
-        told = f"begins {process.weights[0][i]:.3f}, ends {process.weights[-1][i]:.3f}"
-        row(f"weight of {name}", f"{mean:.3f} ± {spread[i]:.3f} over searches; {told}")
-    found: dict[str, Any] = {"process": {"pathways": process.pathways, "weights": process.weights.tolist()}}
-    found["schedules"] = _print_schedules(study, student, process)
+    process, found = _searched(study, student, logits=True)
+    found["schedules"], process = _print_schedules(study, student, process)
+    found["features"] = _print_features(study, student)
     found["transfer"] = _print_transfer(study, process)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
 
 
-def _tuned(study: Study, student: Architecture, names: tuple[str, ...]) -> tuple[dict[str, Process], dict[str, float]]:
-    """Every fixed process with the sum of weights that is best on the tuning split in the middle schedule, and the
-    weights of `WEIGHTED`."""
+def _searched(study: Study, student: Architecture, *, logits: bool) -> tuple[Process, dict[str, Any]]:
+    """The mean of the study's searches."""
+    jobs = [
+        {
+            "teacher": study.teacher_job(), "arch": student.as_dict(), "seed": SEARCH + number,
+            "training": dict(study.scale.search), "search": {"normalisation": NORMALISATION}, **_without(logits),
+        }
+        for number in range(study.scale.searches)
+    ]  # fmt: skip
+    results = study.ledger.results(search_once, jobs, "searches of a process")
+    searched = [Process(np.array(result["weights"]), tuple(result["pathways"])) for result in results]
+    process = mean_process(searched)
+    row("a search takes", f"{np.mean([r['seconds'] for r in results]):.0f} s, of {study.scale.search['steps']} steps")
+    spread = np.std([one.time_mean().weights[0] for one in searched], axis=0)
+    for i, (name, mean) in enumerate(zip(process.pathways, process.time_mean().weights[0], strict=True)):
+        told = f"begins {process.weights[0][i]:.3f}, ends {process.weights[-1][i]:.3f}"
+        row(f"weight of {name}", f"{mean:.3f} ± {spread[i]:.3f} over searches; {told}")
+    return process, {"process": {"pathways": process.pathways, "weights": process.weights.tolist()}}
+
+
+def _tuned(
+    study: Study, student: Architecture, process: Process, *, logits: bool = True
+) -> tuple[dict[str, Process], dict[str, float]]:
+    """The searched process and every fixed one, each with the sum of weights that is best on the tuning split in the
+    middle schedule; and the weights of `WEIGHTED`, where the logits have a pathway."""
     share = study.scale.shares[len(study.scale.shares) // 2]
     seeds = range(TUNING, TUNING + study.scale.tuning_seeds)
-    teacher = _teacher(json.dumps(study.teacher_job(), sort_keys=True))
+    teacher, settings = _teacher(json.dumps(study.teacher_job(), sort_keys=True)), PathwaySettings(logits=logits)
     space = space_of(student)
-    between = pathways_between(teacher, student_from_architecture(student, 0), space.input_shape, PathwaySettings(), 0)
-    assert tuple(p.name for p in between.pathways) == names
+    between = pathways_between(teacher, student_from_architecture(student, 0), space.input_shape, settings, 0)
+    assert tuple(p.name for p in between.pathways) == process.pathways
     best: dict[str, tuple[float, Process]] = {}
     for total in TOTALS:
-        for name, process in fixed_processes(between.pathways, total).items():
-            score = float(study.by_process(process, student, share, seeds, f"tuning {name}", "tuning").mean())
-            if name not in best or score > best[name][0]:
-                best[name] = (score, process)
+        for name, one in {"learned": process.scaled_to(total), **fixed_processes(between.pathways, total)}.items():
+            scores = study.by_process(one, student, share, seeds, f"tuning {name}", "tuning", logits=logits)
+            if name not in best or float(scores.mean()) > best[name][0]:
+                best[name] = (float(scores.mean()), one)
     chosen = {}
-    for name, key in WEIGHTED.items():
-        scores = {w: float(study.weighted(key, w, student, share, seeds, "tuning").mean()) for w in TOTALS}
-        chosen[name] = max(scores, key=lambda weight: scores[weight])
+    for name, key in WEIGHTED.items() if logits else ():
+        means = {w: float(study.weighted(key, w, student, share, seeds, "tuning").mean()) for w in TOTALS}
+        chosen[name] = max(means, key=lambda weight: means[weight])
+    sums = {name: float(one.weights.sum(axis=1).mean()) for name, (_, one) in best.items()}
     row(
         "sums of weights chosen on the tuning split",
-        ", ".join(
-            [f"{name} {best[name][1].weights.sum():g}" for name in FIXED]
-            + [f"{name} {weight:g}" for name, weight in chosen.items()]
-        ),
+        ", ".join(f"{name} {total:g}" for name, total in {**sums, **chosen}.items()),
     )
     return {name: one for name, (_, one) in best.items()}, chosen
 
 
-def _print_schedules(study: Study, student: Architecture, process: Process) -> dict[str, Any]:
-    """Every arm at every length of training."""
+def _print_schedules(study: Study, student: Architecture, process: Process) -> tuple[dict[str, Any], Process]:
+    """Every arm at every length of training; the searched process with its tuned sum of weights, too."""
     scale = study.scale
     seeds = range(FINAL, FINAL + scale.final_seeds)
-    fixed, weights = _tuned(study, student, process.pathways)
+    fixed, weights = _tuned(study, student, process)
+    process = fixed["learned"]
     controls = controls_of(process, np.random.default_rng(5))
     at_random = [process.at_random(np.random.default_rng([5, seed])) for seed in seeds]
     found: dict[str, Any] = {}
     for share in scale.shares:
         arms = {
-            "CE": study.by_method("ce", student, share, seeds),
-            "KD": study.by_method("kd", student, share, seeds),
-            "DKD": study.by_method("dkd", student, share, seeds),
-            "DIST": study.by_method("dist", student, share, seeds),
+            **{name: study.by_method(name.lower(), student, share, seeds) for name in ("CE", "KD", "DKD", "DIST")},
             **{name: study.weighted(key, weights[name], student, share, seeds) for name, key in WEIGHTED.items()},
-            "learned": study.by_process(process, student, share, seeds, f"learned {share:g}"),
             **{
                 name: study.by_process(one, student, share, seeds, f"{name} {share:g}")
                 for name, one in {**fixed, **controls}.items()
@@ -276,14 +289,36 @@ def _print_schedules(study: Study, student: Architecture, process: Process) -> d
             "random": study.by_process(at_random, student, share, seeds, f"random {share:g}"),
         }
         section(f"Schedule × {share:g} ({study.training(share)['steps']} steps)")
-        differences = {name: paired(arms["learned"], values) for name, values in arms.items() if name != "learned"}
-        adjusted = holm({name: one.p for name, one in differences.items()})
-        row("learned", f"{arms['learned'].mean():.2%}")
-        for name, one in differences.items():
-            row(name, f"{arms[name].mean():.2%}, learned less this {interval(one)}, Holm p {adjusted[name]:.3f}")
-        found[f"{share}"] = {name: values.tolist() for name, values in arms.items()}
+        found[f"{share}"] = _print_against_learned(arms)
     _print_steps_to_target(scale, found)
+    return found, process
+
+
+def _print_features(study: Study, student: Architecture) -> dict[str, Any]:
+    """The same without the logits' pathway, as in the paper, where what is learned competes with nothing so near the
+    labels; by searches of its own."""
+    seeds = range(FINAL, FINAL + study.scale.final_seeds)
+    section("Features alone, the logits no pathway")
+    process, found = _searched(study, student, logits=False)
+    fixed, _ = _tuned(study, student, process, logits=False)
+    more = {"time mean": fixed["learned"].time_mean(), "reversed": fixed["learned"].reversed()}
+    for share in study.scale.shares:
+        arms = {
+            name: study.by_process(one, student, share, seeds, f"features, {name} {share:g}", logits=False)
+            for name, one in {**fixed, **more}.items()
+        }
+        section(f"Features alone, schedule × {share:g} ({study.training(share)['steps']} steps)")
+        found[f"{share}"] = _print_against_learned(arms)
     return found
+
+
+def _print_against_learned(arms: Mapping[str, np.ndarray]) -> dict[str, list[float]]:
+    differences = {name: paired(arms["learned"], values) for name, values in arms.items() if name != "learned"}
+    adjusted = holm({name: one.p for name, one in differences.items()})
+    row("learned", f"{arms['learned'].mean():.2%}")
+    for name, one in differences.items():
+        row(name, f"{arms[name].mean():.2%}, learned less this {interval(one)}, Holm p {adjusted[name]:.3f}")
+    return {name: values.tolist() for name, values in arms.items()}
 
 
 def _print_steps_to_target(scale: Scale, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
