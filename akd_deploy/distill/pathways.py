@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from akd_deploy.errors import UnknownNameError, UsageError
-from akd_deploy.losses import hcl_loss, kd_loss
+from akd_deploy.losses import hcl_loss, kd_loss, mse_loss
 from akd_deploy.models.connectors import TRANSFORMS, connector
 from akd_deploy.models.taps import map_shapes, tapped
 
@@ -26,7 +25,7 @@ RULES: Mapping[str, Callable[[int, int], bool]] = {
 one."""
 DISTANCES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hcl": hcl_loss,
-    "mse": lambda student, teacher: F.mse_loss(student, teacher.detach()),
+    "mse": mse_loss,
 }
 LOGITS = "logits"
 

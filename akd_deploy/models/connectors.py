@@ -1,4 +1,4 @@
-"""Connectors: small networks that bring a student's feature map to the shape of its teacher's, to be compared there."""
+"""Connectors: small networks that bring a student's feature map to where its teacher's can be compared with it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,31 @@ MOST_CHANNELS = 512
 """Inside a connector."""
 
 
-class _Resized(nn.Module):
-    """To height × width by the nearest position."""
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """(batch, channels, height, width) to another height × width by the nearest position."""
+    if tuple(x.shape[-2:]) == size:
+        return x
+    (down, down_rest), (across, across_rest) = (divmod(to, by) for to, by in zip(size, x.shape[-2:], strict=True))
+    if down_rest or across_rest:
+        return F.interpolate(x, size, mode="nearest")
+    # Several times as large: positions are repeated, which takes a third of what the interpolation does.
+    batch, channels, height, width = x.shape
+    repeated = x[:, :, :, None, :, None].expand(batch, channels, height, down, width, across)
+    return repeated.reshape(batch, channels, *size)
 
-    def __init__(self, size: tuple[int, int]) -> None:
+
+class _Resized(nn.Module):
+    """To height × width by the nearest position; `leaves` a map that these are whole multiples of as coarse as it is,
+    for a loss that knows how to compare it."""
+
+    def __init__(self, size: tuple[int, int], leaves: bool = False) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.leaves = size, leaves
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if tuple(x.shape[-2:]) == self.size else F.interpolate(x, self.size, mode="nearest")
+        if self.leaves and not any(to % by for to, by in zip(self.size, x.shape[-2:], strict=True)):
+            return x
+        return resized(x, self.size)
 
 
 class _SpatialAttention(nn.Module):
@@ -45,7 +61,7 @@ def _convolution(inside: int, outside: int, window: int, activated: bool) -> lis
 
 
 def _linear(inside: int, outside: int, size: tuple[int, int]) -> nn.Module:
-    return nn.Sequential(*_convolution(inside, outside, 1, activated=False), _Resized(size))
+    return nn.Sequential(*_convolution(inside, outside, 1, activated=False), _Resized(size, leaves=True))
 
 
 def _attention(inside: int, outside: int, size: tuple[int, int]) -> nn.Module:
@@ -74,9 +90,9 @@ TRANSFORMS: Mapping[str, Callable[[int, int, tuple[int, int]], nn.Module]] = {
     "attention": _attention,
     "complex": _complex,
 }
-"""Name → a connector from so many channels to so many, of height × width. "linear" is a 1×1 convolution; "attention"
-has two 3×3 convolutions with spatial attention between them, "complex" three, as DistPro's release uses (Deng et al.
-2022, arXiv:2204.05547)."""
+"""Name → a connector from so many channels to so many, of height × width. "linear" is a 1×1 convolution, and leaves a
+map that is coarser by whole factors so; "attention" has two 3×3 convolutions with spatial attention between them,
+"complex" three, as DistPro's release uses (Deng et al. 2022, arXiv:2204.05547)."""
 
 
 def connector(

@@ -14,7 +14,7 @@ from akd_deploy.distill.process import Process, constant_process
 from akd_deploy.distill.process_training import ProcessSearchSettings, search_process, train_by_process
 from akd_deploy.errors import MismatchError, TrainingError, UnknownNameError, UsageError
 from akd_deploy.losses import hcl_loss, kd_loss
-from akd_deploy.models.connectors import TRANSFORMS, connector
+from akd_deploy.models.connectors import TRANSFORMS, connector, resized
 from akd_deploy.models.teacher import state_sha256
 
 SETTINGS = TrainingSettings(steps=10, batch_size=8, learning_rate=0.05)
@@ -69,9 +69,24 @@ def test_rules_say_which_point_teaches_which(rule: str, count: int) -> None:
 def test_connectors_bring_any_map_to_any_shape(transform: str) -> None:
     for inside, outside, size in ((3, 8, (4, 4)), (8, 3, (7, 5)), (4, 4, (8, 8))):
         made = connector(transform, inside, outside, size, generator())
-        assert made(torch.randn(2, inside, 8, 8, generator=generator())).shape == (2, outside, *size)
+        coarse = transform == "linear" and size == (8, 8)
+        assert made(torch.randn(2, inside, 4, 4, generator=generator())).shape == (
+            2,
+            outside,
+            *((4, 4) if coarse else size),
+        )
     first, again = (connector(transform, 3, 4, (4, 4), generator(1)).state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (24, 8), (12, 8), (4, 4), (5, 7), (2, 16)])
+def test_resizing_is_by_the_nearest_position_forwards_and_backwards(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, 8, 8, generator=generator(), requires_grad=True)
+    towards = torch.randn(2, 3, *size, generator=generator(1))
+    found, expected = resized(x, size), nn.functional.interpolate(x, size, mode="nearest")
+    assert torch.equal(found, expected)
+    gradients = [torch.autograd.grad((one * towards).sum(), x)[0] for one in (found, expected)]
+    assert torch.allclose(*gradients, atol=1e-6)
 
 
 def test_distances_are_those_of_connected_features_and_of_logits() -> None:

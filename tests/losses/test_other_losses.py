@@ -5,6 +5,7 @@ from math import log, sqrt
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from akd_deploy.losses import (
     dkd_loss,
     hcl_loss,
     kd_loss,
+    mse_loss,
     non_target_class_kd,
     pearson_correlation,
     target_class_kd,
@@ -104,13 +106,43 @@ def test_hcl_weights_its_four_levels_one_half_quarter_eighth() -> None:
     assert float(hcl_loss(checks, torch.zeros(1, 1, 8, 8))) == pytest.approx(1 / 1.875)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (16, 8), (12, 12), (7, 7), (6, 6), (5, 9), (4, 4), (3, 8), (2, 2), (1, 1)])
+def test_hcl_is_the_equation_at_every_size(size: tuple[int, int]) -> None:
+    """Even bins or not: each level pools both maps by itself."""
+    student, teacher = logits(0, 2, 3, *size), logits(1, 2, 3, *size)
+    terms, weights = [F.mse_loss(student, teacher)], [1.0]
+    for level in (4, 2, 1):
+        if level < min(size):
+            pooled = (F.adaptive_avg_pool2d(x, level) for x in (student, teacher))
+            terms.append(F.mse_loss(*pooled))
+            weights.append(weights[-1] / 2)
+    expected = sum(w * t for w, t in zip(weights, terms, strict=True)) / sum(weights)
+    assert float(hcl_loss(student, teacher)) == pytest.approx(float(expected), rel=1e-6)
+
+
+COARSER = [((16, 16), (32, 32)), ((8, 4), (32, 32)), ((4, 4), (8, 16)), ((2, 2), (8, 8)), ((6, 6), (12, 12)),
+           ((3, 3), (9, 9)), ((1, 1), (4, 4)), ((2, 4), (2, 4))]  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", [hcl_loss, mse_loss])
+@pytest.mark.parametrize(("size", "its"), COARSER)
+def test_a_coarser_map_counts_as_repeated(loss, size: tuple[int, int], its: tuple[int, int]) -> None:
+    student, teacher = logits(0, 2, 3, *size).requires_grad_(), logits(1, 2, 3, *its)
+    found, expected = loss(student, teacher), loss(F.interpolate(student, its, mode="nearest"), teacher)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    gradients = [torch.autograd.grad(one, student)[0] for one in (found, expected)]
+    assert torch.allclose(*gradients, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [hcl_loss, mse_loss])
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 3, 3, 4), (2, 3, 8, 8), (1, 3, 16, 16)])
+def test_maps_that_cannot_be_compared_are_refused(loss, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="feature maps differ"):
+        loss(torch.zeros(*shape), torch.zeros(1, 3, 8, 8))
+
+
 def test_hcl_is_zero_at_the_teacher_and_gives_it_no_gradient() -> None:
     teacher = logits(1, 2, 3, 8, 8).requires_grad_()
     assert float(hcl_loss(teacher.detach(), teacher)) == 0
     hcl_loss(logits(0, 2, 3, 8, 8).requires_grad_(), teacher).backward()
     assert teacher.grad is None
-
-
-def test_hcl_refuses_maps_of_different_shapes() -> None:
-    with pytest.raises(ValueError, match="feature maps differ"):
-        hcl_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4))
