@@ -191,6 +191,7 @@ class ProcessTable(_Table):
     logits: bool = True
     normalisation: str = "biased-softmax"
     gradient: str = "exact"
+    ahead: int = Field(default=4, ge=1)
     training: TrainingTable = TrainingTable()
 
 
@@ -208,6 +209,8 @@ class DistillTable(_Table):
     def _used(self) -> DistillTable:
         if self.method != "process" and self.process != ProcessTable():
             raise ValueError('process would not be used: write method = "process"')
+        if self.process.ahead != ProcessTable().ahead and self.process.gradient != "multi-step":
+            raise ValueError('process.ahead would not be used: write gradient = "multi-step"')
         if self.betas is not None:
             if self.method != "soft-oracle":
                 raise ValueError('betas would not be used: write method = "soft-oracle"')

@@ -16,12 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from akd_deploy.data import ViewBank
-from akd_deploy.distill.meta_gradient import GRADIENTS, Step, Taught, TaughtBatch, meta_gradient
+from akd_deploy.distill.meta_gradient import (
+    GRADIENTS,
+    Step,
+    Taught,
+    TaughtBatch,
+    meta_gradient,
+    multi_step_gradient,
+)
 from akd_deploy.distill.pathways import Pathways
 from akd_deploy.distill.process import NORMALISATIONS, Process, weights_of
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.trainer import TrainingResult, batches_on, not_finite, optimiser_for
 from akd_deploy.errors import MismatchError, UnknownNameError, UsageError
+
+MULTI_STEP = "multi-step"
+SEARCH_GRADIENTS = (*GRADIENTS, MULTI_STEP)
+"""How a search looks ahead: one step, or several."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +41,8 @@ class ProcessSearchSettings:
 
     `normalisation` is one of `NORMALISATIONS`, `kd_weight` what it is scaled by where it is; α begins at `alpha`, all
     alike, and is learnt by Adam at `learning_rate` (0.1, β 0.5 and 0.999: DistPro's). `gradient` is one of
-    `GRADIENTS`. Held-out batches have `held_out` images.
+    `SEARCH_GRADIENTS`; "multi-step" looks `ahead` steps further than the one that is made, on batches of their own, at
+    so many times its price. Held-out batches have `held_out` images.
     """
 
     normalisation: str = "biased-softmax"
@@ -40,17 +52,18 @@ class ProcessSearchSettings:
     beta1: float = 0.5
     beta2: float = 0.999
     gradient: str = "exact"
+    ahead: int = 4
     held_out: int = 64
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
             raise UnknownNameError("normalisation", self.normalisation, NORMALISATIONS)
-        if self.gradient not in GRADIENTS:
-            raise UnknownNameError("meta-gradient", self.gradient, GRADIENTS)
-        if self.held_out < 1 or not self.learning_rate > 0 or not self.kd_weight > 0:
+        if self.gradient not in SEARCH_GRADIENTS:
+            raise UnknownNameError("meta-gradient", self.gradient, SEARCH_GRADIENTS)
+        if self.held_out < 1 or self.ahead < 1 or not self.learning_rate > 0 or not self.kd_weight > 0:
             raise UsageError(
-                asked="held_out, learning_rate and kd_weight above 0",
-                found=f"{self.held_out}, {self.learning_rate:g}, {self.kd_weight:g}",
+                asked="held_out, ahead, learning_rate and kd_weight above 0",
+                found=f"{self.held_out}, {self.ahead}, {self.learning_rate:g}, {self.kd_weight:g}",
                 next="Raise the one that is too low.",
             )
 
@@ -134,8 +147,16 @@ def search_process(
     def learn(
         step: int, batch: TaughtBatch, compared: tuple[Sequence[Tensor], Tensor], optimiser: torch.optim.Optimizer
     ) -> None:
-        images, chosen = _held_out_batch(held_out, search.held_out, generator)
+        images, chosen = _drawn(held_out, search.held_out, generator)
         device = batch.images.device
+        unseen = (images.to(device), labels[chosen].to(device))
+        if search.gradient == MULTI_STEP:
+            further = [
+                _further(views, settings.batch_size, teacher, pathways, generator, device) for _ in range(search.ahead)
+            ]
+            rate, omega = settings.learning_rate_at(step), compared[1]
+            follow(multi_step_gradient(network, [batch, *further], unseen, omega, rate))
+            return
         gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad
             for name, p in student.named_parameters()
@@ -144,12 +165,16 @@ def search_process(
         along = meta_gradient(
             network,
             batch,
-            (images.to(device), labels[chosen].to(device)),
+            unseen,
             gradients,
             _step_of(optimiser, student, settings, step),
             search.gradient,
             compared,
         )
+        follow(along)
+
+    def follow(along: Tensor) -> None:
+        """One step of α, given ∂L_val / ∂ω."""
         adam.zero_grad()
         weights_of(alpha, search.normalisation, search.kd_weight).backward(along.cpu())
         adam.step()
@@ -159,11 +184,26 @@ def search_process(
     return ProcessSearch(Process(np.stack(taken), names), result)
 
 
-def _held_out_batch(held_out: ViewBank, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _drawn(bank: ViewBank, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Some views, and which images they are of."""
-    chosen = torch.randint(len(held_out), (min(size, len(held_out)),), generator=generator)
-    views = torch.randint(held_out.views, (len(chosen),), generator=generator)
-    return torch.from_numpy(held_out.batch(views.numpy(), chosen.numpy())), chosen
+    chosen = torch.randint(len(bank), (min(size, len(bank)),), generator=generator)
+    views = torch.randint(bank.views, (len(chosen),), generator=generator)
+    return torch.from_numpy(bank.batch(views.numpy(), chosen.numpy())), chosen
+
+
+def _further(
+    views: ViewBank,
+    size: int,
+    teacher: nn.Module,
+    pathways: Pathways,
+    generator: torch.Generator,
+    device: torch.device,
+) -> TaughtBatch:
+    """A batch to learn from as a step to come might have."""
+    images, chosen = _drawn(views, size, generator)
+    images = images.to(device)
+    labels = torch.tensor(views.split.labels)[chosen].to(device)
+    return TaughtBatch(images, labels, pathways.taught(teacher, images))
 
 
 def _step_of(optimiser: torch.optim.Optimizer, student: nn.Module, settings: TrainingSettings, step: int) -> Step:

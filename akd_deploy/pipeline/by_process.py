@@ -118,4 +118,4 @@ def _pathways(table: ProcessTable, training: TrainingSettings) -> PathwaySetting
 
 
 def _search_settings(table: ProcessTable) -> ProcessSearchSettings:
-    return ProcessSearchSettings(normalisation=table.normalisation, gradient=table.gradient)
+    return ProcessSearchSettings(normalisation=table.normalisation, gradient=table.gradient, ahead=table.ahead)

@@ -18,7 +18,7 @@ import torch
 from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.process import Process, mean_process
-from akd_deploy.distill.process_training import ProcessSearchSettings
+from akd_deploy.distill.process_training import MULTI_STEP, ProcessSearchSettings
 from akd_deploy.distill.what_and_where import WhatAndWhereSettings
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.recipes.distpro import (
@@ -213,19 +213,24 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
             + underpowered(scale.underpowered))  # fmt: skip
     row("teacher on the test images", f"{teacher['test']:.2%}")
     process, found = _searched(study, student, logits=True)
-    found["schedules"], process = _print_schedules(study, student, process)
+    section("A search that looks four steps further")
+    further, found["further"] = _searched(study, student, logits=True, gradient=MULTI_STEP)
+    found["schedules"], process = _print_schedules(study, student, process, {"looking further": further})
     found["features"] = _print_features(study, student)
     found["transfer"] = _print_transfer(study, process)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
 
 
-def _searched(study: Study, student: Architecture, *, logits: bool) -> tuple[Process, dict[str, Any]]:
+def _searched(
+    study: Study, student: Architecture, *, logits: bool, gradient: str = "exact"
+) -> tuple[Process, dict[str, Any]]:
     """The mean of the study's searches."""
+    search = {"normalisation": NORMALISATION, **({} if gradient == "exact" else {"gradient": gradient})}
     jobs = [
         {
             "teacher": study.teacher_job(), "arch": student.as_dict(), "seed": SEARCH + number,
-            "training": dict(study.scale.search), "search": {"normalisation": NORMALISATION}, **_without(logits),
+            "training": dict(study.scale.search), "search": search, **_without(logits),
         }
         for number in range(study.scale.searches)
     ]  # fmt: skip
@@ -241,19 +246,20 @@ def _searched(study: Study, student: Architecture, *, logits: bool) -> tuple[Pro
 
 
 def _tuned(
-    study: Study, student: Architecture, process: Process, *, logits: bool = True
+    study: Study, student: Architecture, searched: Mapping[str, Process], *, logits: bool = True
 ) -> tuple[dict[str, Process], dict[str, float]]:
-    """The searched process and every fixed one, each with the sum of weights that is best on the tuning split in the
+    """Every searched process and every fixed one, each with the sum of weights that is best on the tuning split in the
     middle schedule; and the weights of `WEIGHTED`, where the logits have a pathway."""
     share = study.scale.shares[len(study.scale.shares) // 2]
     seeds = range(TUNING, TUNING + study.scale.tuning_seeds)
     teacher, settings = _teacher(json.dumps(study.teacher_job(), sort_keys=True)), PathwaySettings(logits=logits)
     space = space_of(student)
     between = pathways_between(teacher, student_from_architecture(student, 0), space.input_shape, settings, 0)
-    assert tuple(p.name for p in between.pathways) == process.pathways
+    assert all(process.pathways == tuple(p.name for p in between.pathways) for process in searched.values())
     best: dict[str, tuple[float, Process]] = {}
     for total in TOTALS:
-        for name, one in {"learned": process.scaled_to(total), **fixed_processes(between.pathways, total)}.items():
+        scaled = {name: process.scaled_to(total) for name, process in searched.items()}
+        for name, one in {**scaled, **fixed_processes(between.pathways, total)}.items():
             scores = study.by_process(one, student, share, seeds, f"tuning {name}", "tuning", logits=logits)
             if name not in best or float(scores.mean()) > best[name][0]:
                 best[name] = (float(scores.mean()), one)
@@ -269,11 +275,16 @@ def _tuned(
     return {name: one for name, (_, one) in best.items()}, chosen
 
 
-def _print_schedules(study: Study, student: Architecture, process: Process) -> tuple[dict[str, Any], Process]:
-    """Every arm at every length of training; the searched process with its tuned sum of weights, too."""
+def _print_schedules(
+    study: Study, student: Architecture, process: Process, more: Mapping[str, Process]
+) -> tuple[dict[str, Any], Process]:
+    """Every arm at every length of training; the searched process with its tuned sum of weights, too.
+
+    `more` are other searched processes by their names.
+    """
     scale = study.scale
     seeds = range(FINAL, FINAL + scale.final_seeds)
-    fixed, weights = _tuned(study, student, process)
+    fixed, weights = _tuned(study, student, {"learned": process, **more})
     process = fixed["learned"]
     controls = controls_of(process, np.random.default_rng(5))
     at_random = [process.at_random(np.random.default_rng([5, seed])) for seed in seeds]
@@ -300,7 +311,7 @@ def _print_features(study: Study, student: Architecture) -> dict[str, Any]:
     seeds = range(FINAL, FINAL + study.scale.final_seeds)
     section("Features alone, the logits no pathway")
     process, found = _searched(study, student, logits=False)
-    fixed, _ = _tuned(study, student, process, logits=False)
+    fixed, _ = _tuned(study, student, {"learned": process}, logits=False)
     more = {"time mean": fixed["learned"].time_mean(), "reversed": fixed["learned"].reversed()}
     for share in study.scale.shares:
         arms = {

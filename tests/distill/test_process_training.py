@@ -8,10 +8,15 @@ import torch
 from torch import nn
 
 from akd_deploy.data import Split, ViewBank, ViewSettings
-from akd_deploy.distill import TrainingSettings
+from akd_deploy.distill import TrainingSettings, process_training
 from akd_deploy.distill.pathways import LOGITS, Pathway, Pathways, enumerate_pathways
 from akd_deploy.distill.process import Process, constant_process
-from akd_deploy.distill.process_training import ProcessSearchSettings, search_process, train_by_process
+from akd_deploy.distill.process_training import (
+    SEARCH_GRADIENTS,
+    ProcessSearchSettings,
+    search_process,
+    train_by_process,
+)
 from akd_deploy.errors import MismatchError, TrainingError, UnknownNameError, UsageError
 from akd_deploy.losses import hcl_loss, kd_loss
 from akd_deploy.models.connectors import TRANSFORMS, connector, resized
@@ -177,7 +182,7 @@ def test_a_loss_that_is_not_finite_names_the_step() -> None:
         )
 
 
-@pytest.mark.parametrize("gradient", ["exact", "finite-difference", "current"])
+@pytest.mark.parametrize("gradient", SEARCH_GRADIENTS)
 def test_a_search_writes_down_the_weights_of_every_step_and_repeats(gradient: str) -> None:
     def searched(seed: int):
         teacher, student = small(0, 6), small(1, 4)
@@ -222,12 +227,35 @@ def test_a_pathway_that_misleads_loses_weight_and_one_that_helps_keeps_more() ->
     assert final[True] < 0.25 < final[False]
 
 
-@pytest.mark.parametrize("changes", [{"held_out": 0}, {"learning_rate": 0.0}, {"kd_weight": 0.0}])
+@pytest.mark.parametrize("changes", [{"held_out": 0}, {"ahead": 0}, {"learning_rate": 0.0}, {"kd_weight": 0.0}])
 def test_settings_of_a_search_are_checked(changes) -> None:
     with pytest.raises(UsageError, match="above 0"):
         ProcessSearchSettings(**changes)
     with pytest.raises(UnknownNameError, match="softmax"):
         ProcessSearchSettings(normalisation="soft")
+
+
+def test_a_search_that_looks_further_asks_the_teacher_about_batches_of_their_own(monkeypatch) -> None:
+    teacher, student = small(0, 6).eval(), small(1, 4)
+    pathways, asked, given = paths(teacher, student), [], []
+    real = process_training.multi_step_gradient
+
+    def watched(network, batches, held_out, omega, rate):
+        given.append((len(batches), omega.clone(), rate))
+        before = state_sha256(network)
+        found = real(network, batches, held_out, omega, rate)
+        assert state_sha256(network) == before
+        return found
+
+    monkeypatch.setattr(process_training, "multi_step_gradient", watched)
+    teacher.register_forward_hook(lambda *_: asked.append(1))
+    search = ProcessSearchSettings(gradient="multi-step", ahead=2, held_out=8)
+    found = search_process(student, teacher, pathways, bank(0), bank(1), SETTINGS, search, generator())
+    assert len(asked) == 3 * SETTINGS.steps
+    assert [number for number, _, _ in given] == [3] * SETTINGS.steps
+    assert [rate for _, _, rate in given] == [SETTINGS.learning_rate_at(step) for step in range(SETTINGS.steps)]
+    for step, (_, omega, _) in enumerate(given):
+        assert omega.numpy() == pytest.approx(found.process.weights[step])
 
 
 def test_an_exact_search_runs_each_connector_once_a_step() -> None:

@@ -68,6 +68,16 @@ def test_settings_of_a_process_without_the_method_are_refused() -> None:
         )
 
 
+def test_steps_ahead_are_of_a_search_that_looks_further() -> None:
+    def told(**process: object) -> None:
+        fields = {"target": "t", "budget": "1ms", "distill": {"method": "process", "process": process}}
+        configuration_from_dict(fields, "here")
+
+    told(gradient="multi-step", ahead=2)
+    with pytest.raises(UsageError, match='gradient = "multi-step"'):
+        told(ahead=2)
+
+
 def test_the_mean_of_the_searches_is_found_and_told_and_another_student_learns_by_it(bed: Bed) -> None:
     told: list[tuple[int, int]] = []
     configuration = configured(searches=2)
