@@ -19,7 +19,7 @@ from akd_deploy.pipeline.by_process import PROCESS_NAME, found_process, teach_by
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
 from akd_deploy.pipeline.latency import write_model
-from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
+from akd_deploy.pipeline.shared_search import candidates_by_shared_weights, within_memory
 from akd_deploy.pipeline.soft_oracle import chosen_beta, with_beta
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
@@ -151,14 +151,15 @@ def hand_shrunk(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _widest_within(run: Run, family: Sequence[Architecture], budget_s: float) -> tuple[Architecture, float] | None:
-    """The last architecture of a family, narrowest first, that is bound to meet the budget, and its latency; by
-    bisection, so an earlier one could be missed only where a wider network is predicted to be faster."""
+    """The last architecture of a family, narrowest first, that is bound to meet the budget, and the limit of memory
+    that candidates have, and its latency; by bisection, so an earlier one could be missed only where a wider network is
+    predicted to be faster."""
     found = None
     low, high = 0, len(family)
     while low < high:
         middle = (low + high) // 2
         prediction = run.latency.predict_architecture(family[middle])
-        if float(run.bound_s(np.array(prediction.upper_s))) <= budget_s:
+        if float(run.bound_s(np.array(prediction.upper_s))) <= budget_s and within_memory(run, family[middle]):
             found, low = (family[middle], prediction.latency_s), middle + 1
         else:
             high = middle

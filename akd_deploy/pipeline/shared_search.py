@@ -14,10 +14,11 @@ from akd_deploy.distill.methods import PROCESS
 from akd_deploy.errors import CorruptFileError
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.training import settings_from
-from akd_deploy.recipes.oracle_kd import ROUND_SETTINGS, AddOnBed, memory_limit, search_add_ons
+from akd_deploy.recipes.oracle_kd import ROUND_SETTINGS, AddOnBed, memory_bytes, memory_limit, search_add_ons
 from akd_deploy.search import reward_shape
 from akd_deploy.search.driver import Predict
 from akd_deploy.search.shared_weights import Judged, Limit, SharedSearchSettings
+from akd_deploy.search_space import space_of
 from akd_deploy.storage import write_text_atomically
 
 
@@ -82,6 +83,12 @@ def candidates_by_shared_weights(
     kept = {"candidates": [architecture.as_dict() for architecture in chosen], "facts": facts}
     write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
     return chosen, facts
+
+
+def within_memory(run: Run, architecture: Architecture) -> bool:
+    """Whether a network, of the run's space or of one beside it, has no more bytes of weights than candidates may."""
+    most = run.configuration.search.shared.most_bytes
+    return most is None or memory_bytes(space_of(architecture), architecture) <= most
 
 
 def _settings(table: SharedTable) -> SharedSearchSettings:

@@ -54,8 +54,8 @@ from benchmarks.seed_systems.students import (
 )
 from benchmarks.seed_systems.tables import interval, row, section, underpowered
 
-BUDGETS = (0.5, 0.3, 0.15)
-"""Shares of the teacher's operations."""
+BUDGETS, PARAMETER_BUDGETS = (0.5, 0.3, 0.15), (0.3,)
+"""Shares of the teacher's operations, and of its parameters."""
 TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
 LATENCY_BUDGET = 0.6
 """Share of the teacher's predicted latency on each target."""
@@ -68,6 +68,7 @@ class Scale:
     """How much is trained."""
 
     budgets: Sequence[float]
+    parameter_budgets: Sequence[float]
     final_seeds: int
     searches: int
     random_parts: int
@@ -151,7 +152,7 @@ def search_part(job: Mapping[str, Any]) -> dict[str, Any]:
     teacher = load_teacher(job["teacher"])
     assert teacher.module is not None
     gated = gated_copy(teacher.module, teacher.input_shape, group=job["group"])
-    cost = cost_of(gated, job.get("unit_costs"))
+    cost = cost_of(gated, job["cost"], job.get("unit_costs"))
     began = cpu_seconds()
     found = search_gates(
         gated, teacher, views_of(job["teacher"]["data"]), cost, job["budget"], TrainingSettings(**job["training"]),
@@ -160,10 +161,12 @@ def search_part(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"order": found.order.tolist(), "cost": found.costs[-1], "seconds": cpu_seconds() - began}
 
 
-def cost_of(gated: GatedNetwork, unit_seconds: Sequence[float] | None) -> Cost:
-    """Operations, or seconds as the sum of what units were found to cost."""
-    if unit_seconds is None:
+def cost_of(gated: GatedNetwork, kind: str, unit_seconds: Sequence[float] | None = None) -> Cost:
+    """Operations, parameters, or seconds as the sum of what units were found to cost."""
+    if kind == "operations":
         return lambda mask: float(gated.macs(mask))
+    if kind == "parameters":
+        return lambda mask: float(gated.parameters_left(mask))
     seconds = np.array(unit_seconds)
     return lambda mask: float(seconds[0] + (seconds[1:] * mask).sum())
 
@@ -181,8 +184,9 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     found: dict[str, Any] = {"teacher": teacher["test"]}
     # Before parts are trained, so that nothing else is done beside what is measured.
     units = {target: study.alone(unit_latencies, study.target_job(target), f"{target}") for target in scale.targets}
-    for share in scale.budgets:
-        found[f"{share}"] = _print_budget(study, gated, share)
+    for kind, shares in (("operations", scale.budgets), ("parameters", scale.parameter_budgets)):
+        for share in shares:
+            found[f"{kind} {share}"] = _print_budget(study, gated, kind, share)
     for target in scale.targets:
         found[target] = _print_latency(study, gated, target, units[target])
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
@@ -190,30 +194,32 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
 
 
 def _searches(
-    study: Study, budget: float, gates: Mapping[str, Any], unit_seconds: Sequence[float] | None = None
+    study: Study, kind: str, budget: float, gates: Mapping[str, Any], unit_seconds: Sequence[float] | None = None
 ) -> list[dict[str, Any]]:
     scale = study.scale
     return [
         {
-            "teacher": study.teacher_job(), "group": scale.group, "budget": budget, "training": dict(scale.search),
-            "gates": dict(gates), "seed": SEARCH + number,
+            "teacher": study.teacher_job(), "group": scale.group, "cost": kind, "budget": budget,
+            "training": dict(scale.search), "gates": dict(gates), "seed": SEARCH + number,
             **({} if unit_seconds is None else {"unit_costs": list(unit_seconds)}),
         }
         for number in range(scale.searches)
     ]  # fmt: skip
 
 
-def _print_budget(study: Study, gated: GatedNetwork, share: float) -> dict[str, Any]:
-    cost = cost_of(gated, None)
-    budget = share * gated.macs()
-    by_kl = study.ledger.results(search_part, _searches(study, budget, {}), f"gates at {share:.0%}")
+def _print_budget(study: Study, gated: GatedNetwork, kind: str, share: float) -> dict[str, Any]:
+    """Every student within a share of the teacher's operations or parameters."""
+    cost = cost_of(gated, kind)
+    whole = cost(np.ones(len(gated.units), bool))
+    budget, what = share * whole, f"{share:.0%} of {kind}"
+    by_kl = study.ledger.results(search_part, _searches(study, kind, budget, {}), f"gates, {what}")
     by_labels = study.ledger.results(
-        search_part, _searches(study, budget, {"kd_weight": 0.0, "ce_weight": 1.0}), f"gates by labels at {share:.0%}"
+        search_part, _searches(study, kind, budget, {"kd_weight": 0.0, "ce_weight": 1.0}), f"gates by labels, {what}"
     )
     rng = np.random.default_rng(11)
     width, depth = uniform_width(gated), uniform_depth(gated)
     # Half of what must go by dropping branches, the rest by width.
-    between = within_budget(gated, depth, cost, (gated.macs() + budget) / 2)
+    between = within_budget(gated, depth, cost, (whole + budget) / 2)
     both = np.concatenate([width[between[width]], width[~between[width]]])
     masks = {
         "gates (KL)": [within_budget(gated, r["order"], cost, budget) for r in by_kl],
@@ -226,10 +232,10 @@ def _print_budget(study: Study, gated: GatedNetwork, share: float) -> dict[str, 
             within_budget(gated, random_order(gated, rng), cost, budget) for _ in range(study.scale.random_parts)
         ],
     }
-    accuracy = study.students(masks, f"students at {share:.0%}")
-    section(f"At {share:.0%} of the teacher's operations (test accuracy from scratch | with inherited weights)")
+    accuracy = study.students(masks, f"students, {what}")
+    section(f"At {share:.0%} of the teacher's {kind} (test accuracy from scratch | with inherited weights)")
     for name, chosen in masks.items():
-        kept = np.mean([gated.macs(mask) for mask in chosen]) / gated.macs()
+        kept = np.mean([cost(mask) for mask in chosen]) / whole
         row(f"{name} ({kept:.1%})", f"{accuracy[name, False].mean():.2%} | {accuracy[name, True].mean():.2%}")
     found: dict[str, Any] = {
         f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()
@@ -328,7 +334,7 @@ def _print_latency(study: Study, gated: GatedNetwork, target: str, units: Mappin
     """The same with the penalty in proportion to predicted latency, on one target."""
     budget_s = LATENCY_BUDGET * units["whole_s"]
     seconds = ((units["whole_s"] - units["least_s"]) * np.array(units["shares"])).tolist()
-    searches = _searches(study, budget_s, {}, [units["least_s"], *seconds])
+    searches = _searches(study, "latency", budget_s, {}, [units["least_s"], *seconds])
     results = study.ledger.results(search_part, searches, f"gates for {target}")
     orders = [*(r["order"] for r in results), uniform_width(gated).tolist()]
     parts = study.alone(

@@ -47,14 +47,16 @@ ORACLE_KD = {
 }  # fmt: skip
 
 _BETTER_STUDENTS = better_students.Scale(
-    budgets=better_students.BUDGETS, final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
+    budgets=better_students.BUDGETS, parameter_budgets=better_students.PARAMETER_BUDGETS,
+    final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
     search={"steps": 600, "batch_size": 32, "learning_rate": 0.02}, student=LONG,
 )  # fmt: skip
 BETTER_STUDENTS = {
     "quick": replace(
-        _BETTER_STUDENTS, budgets=(0.3,), final_seeds=2, searches=2, random_parts=2, data=FEW_GLYPHS,
-        teacher={**TEACHER, "steps": 120}, search={"steps": 60, "batch_size": 32, "learning_rate": 0.02},
-        student={**LONG, "steps": 60}, targets=("cpu_onnxruntime_fp32",), probes=40, underpowered=True,
+        _BETTER_STUDENTS, budgets=(0.3,), parameter_budgets=(), final_seeds=2, searches=2, random_parts=2,
+        data=FEW_GLYPHS, teacher={**TEACHER, "steps": 120},
+        search={"steps": 60, "batch_size": 32, "learning_rate": 0.02}, student={**LONG, "steps": 60},
+        targets=("cpu_onnxruntime_fp32",), probes=40, underpowered=True,
     ),
     "evidence": _BETTER_STUDENTS,
     "full": replace(_BETTER_STUDENTS, final_seeds=10, searches=5, random_parts=20, student={**LONG, "steps": 3_000}),

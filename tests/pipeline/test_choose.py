@@ -11,6 +11,7 @@ from akd_deploy.measurement import Measurement
 from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
+from akd_deploy.recipes.oracle_kd import memory_bytes
 from akd_deploy.search_space import load_space
 
 SPACE = load_space("mobile")
@@ -58,7 +59,11 @@ def test_the_front_is_what_no_other_candidate_beats_in_both():
         assert beaten == (candidate["digest"] not in {r["digest"] for r in rows})
 
 
-def a_run(latency_of, family=None):
+def searching(most_bytes=None):
+    return SimpleNamespace(shared=SimpleNamespace(most_bytes=most_bytes))
+
+
+def a_run(latency_of, family=None, most_bytes=None):
     """As much of a run as choosing a hand-shrunk network needs."""
 
     def predict(architecture):
@@ -69,6 +74,7 @@ def a_run(latency_of, family=None):
         latency=SimpleNamespace(predict_architecture=predict),
         bound_s=lambda upper_s: 1.2 * upper_s,
         space=SimpleNamespace(hand_shrunk=lambda: family),
+        configuration=SimpleNamespace(search=searching(most_bytes)),
     )
 
 
@@ -86,11 +92,22 @@ def test_the_widest_within_the_budget_is_what_trying_all_of_them_finds(budget_s)
         assert found[1] == seconds[fitting[-1].digest]
 
 
+def test_the_hand_has_no_more_memory_than_candidates_have():
+    family = SPACE.hand_shrunk()[0]
+    sizes = [memory_bytes(SPACE, architecture) for architecture in family]
+    assert sorted(sizes) == sizes
+    for place in (0, len(family) // 2, len(family) - 1):
+        found = _widest_within(a_run(lambda a: 0.1, most_bytes=sizes[place]), family, 1.0)
+        assert found is not None
+        assert memory_bytes(SPACE, found[0]) == sizes[place]
+    assert _widest_within(a_run(lambda a: 0.1, most_bytes=sizes[0] - 1), family, 1.0) is None
+
+
 def test_where_no_hand_shrunk_network_is_bound_to_fit_the_narrowest_stand_in_and_are_said_not_to():
     families = SPACE.hand_shrunk()
     run = a_run(lambda a: 5.0, families)
     run.on_progress = lambda *_: None
-    run.configuration = SimpleNamespace(seed=0)
+    run.configuration = SimpleNamespace(seed=0, search=searching())
     run.bed = SimpleNamespace()
     run.bed.score = lambda architecture, _: SimpleNamespace(accuracy=int(architecture.digest, 16) / 2**256)
     found = hand_shrunk(run, {"budget": {"budget_s": 1.0}})
