@@ -12,7 +12,7 @@ from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
 from akd_deploy.recipes.oracle_kd import memory_bytes
-from akd_deploy.search_space import load_space
+from akd_deploy.search_space import load_space, space_of
 
 SPACE = load_space("mobile")
 
@@ -94,12 +94,12 @@ def test_the_widest_within_the_budget_is_what_trying_all_of_them_finds(budget_s)
 
 def test_the_hand_has_no_more_memory_than_candidates_have():
     family = SPACE.hand_shrunk()[0]
-    sizes = [memory_bytes(SPACE, architecture) for architecture in family]
+    sizes = [memory_bytes(space_of(architecture), architecture) for architecture in family]
     assert sorted(sizes) == sizes
     for place in (0, len(family) // 2, len(family) - 1):
         found = _widest_within(a_run(lambda a: 0.1, most_bytes=sizes[place]), family, 1.0)
         assert found is not None
-        assert memory_bytes(SPACE, found[0]) == sizes[place]
+        assert memory_bytes(space_of(found[0]), found[0]) == sizes[place]
     assert _widest_within(a_run(lambda a: 0.1, most_bytes=sizes[0] - 1), family, 1.0) is None
 
 
