@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -301,7 +301,7 @@ def _print_schedules(
         }
         section(f"Schedule × {share:g} ({study.training(share)['steps']} steps)")
         found[f"{share}"] = _print_against_learned(arms)
-    _print_steps_to_target(scale, found)
+    _print_steps_to_target(scale, found, ["learned", *more, *controls])
     return found, process
 
 
@@ -332,13 +332,19 @@ def _print_against_learned(arms: Mapping[str, np.ndarray]) -> dict[str, list[flo
     return {name: values.tolist() for name, values in arms.items()}
 
 
-def _print_steps_to_target(scale: Scale, found: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """The shortest schedule by which each arm is as good as plain KD is after the longest."""
+def _print_steps_to_target(
+    scale: Scale, found: Mapping[str, Mapping[str, Sequence[float]]], searched: Collection[str]
+) -> None:
+    """The shortest schedule by which each arm is as good as plain KD is after the longest; of those that follow a
+    search's process what its searches took besides, in steps."""
     target = float(np.mean(found[f"{scale.shares[-1]}"]["KD"]))
     section(f"Share of the schedule until {target:.2%}, which KD has after the whole")
+    searching = scale.searches * scale.search["steps"] / scale.steps
     for name in found[f"{scale.shares[0]}"]:
         reached = [share for share in scale.shares if np.mean(found[f"{share}"][name]) >= target]
-        row(name, f"{min(reached):g}" if reached else "not reached")
+        told = f"{min(reached):g}" if reached else "not reached"
+        besides = f", and {searching:.2g} of searching, of dearer steps, once for all trainings that follow"
+        row(name, told + (besides if name in searched else ""))
 
 
 def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
