@@ -119,8 +119,10 @@ class ProfileTable(_Table):
 class SharedTable(_Table):
     """`[search.shared]`: `rounds` of training one network's weights on `trained` candidates in turn (a round's
     `training`), after each of which the strategy is told about `judged` others; of the last `derived` the best are
-    trained by themselves. Candidates with more than `most_bytes` of weights are refused."""
+    trained by themselves. In `warmup` rounds before them candidates are drawn at random. Those with more than
+    `most_bytes` of weights are refused."""
 
+    warmup: int = Field(default=0, ge=0)
     rounds: int = Field(default=10, ge=1)
     trained: int = Field(default=16, ge=1)
     judged: int = Field(default=8, ge=1)

@@ -92,4 +92,4 @@ def within_memory(run: Run, architecture: Architecture) -> bool:
 
 
 def _settings(table: SharedTable) -> SharedSearchSettings:
-    return SharedSearchSettings(table.rounds, table.trained, table.judged, table.derived)
+    return SharedSearchSettings(table.warmup, table.rounds, table.trained, table.judged, table.derived)

@@ -95,7 +95,7 @@ def search_add_ons(
         nonlocal done
         train(SampledNetwork(shared, candidates), bed.views, training, generator, method=method, teacher=bed.bank)
         done += 1
-        on_round(done, settings.rounds)
+        on_round(done, settings.warmup + settings.rounds)
 
     def judge(architecture: Architecture) -> float:
         chosen = torch.from_numpy(rng.choice(len(labels), size=min(reward_batch, len(labels)), replace=False))
@@ -105,7 +105,13 @@ def search_add_ons(
 
     controller = CONTROLLER if strategy == "akd-reinforce" else {}
     found = search_shared_weights(
-        space, load_strategy(strategy, seed, controller), train_round, judge, limits, settings
+        space,
+        load_strategy(strategy, seed, controller),
+        train_round,
+        judge,
+        limits,
+        settings,
+        np.random.default_rng([seed, 41]),
     )
     return found, shared
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import InfeasibleBudgetError, UsageError
 from akd_deploy.search.reward import RewardShape, over_budget_penalty
@@ -41,9 +43,11 @@ class Limit:
 @dataclass(frozen=True)
 class SharedSearchSettings:
     """`rounds` of training the shared weights on `trained` candidates in turn, after each of which the strategy is told
-    about `judged` new ones. Of `derived` last candidates the best is the result. `max_draws` refused ones in a row end
-    the search with an error."""
+    about `judged` new ones. Before them there are `warmup` rounds of training on candidates at random: weights that few
+    have trained yet tell of nothing but that. Of `derived` last candidates the best is the result. `max_draws` refused
+    ones in a row end the search with an error."""
 
+    warmup: int = 0
     rounds: int = 10
     trained: int = 16
     judged: int = 8
@@ -52,8 +56,9 @@ class SharedSearchSettings:
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} of at least 1", repr(getattr(self, name)), "Raise it.")
+            least = 0 if name == "warmup" else 1
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} of at least {least}", repr(getattr(self, name)), "Raise it.")
 
 
 @dataclass(frozen=True)
@@ -82,17 +87,20 @@ def search_shared_weights(
     judge: JudgeShared,
     limits: Sequence[Limit],
     settings: SharedSearchSettings,
+    rng: np.random.Generator,
 ) -> SharedSearchResult:
     """Rounds of training shared weights and of teaching the strategy, then the best of its last candidates.
 
     The candidates that weights are trained on are the strategy's own draws within the limits: what it prefers is
-    trained more. They have no reward, so it is told nothing of them.
+    trained more. They have no reward, so it is told nothing of them. `rng` draws those of the warm-up.
 
     Raises:
         InfeasibleBudgetError: nothing within the limits was drawn.
     """
     asker = _Asker(space, strategy, limits, settings.max_draws)
     judged: list[Judged] = []
+    for _ in range(settings.warmup):
+        train([asker.at_random(rng) for _ in range(settings.trained)])
     for _ in range(settings.rounds):
         train([asker.untold() for _ in range(settings.trained)])
         judged += [asker.told(judge) for _ in range(settings.judged)]
@@ -109,6 +117,14 @@ class _Asker:
         self._asked = 0
         self.refused = 0
         strategy.update_search_space(nni_space(space))
+
+    def at_random(self, rng: np.random.Generator) -> Architecture:
+        """A candidate within the hard limits that the strategy has no part in."""
+        for _ in range(self._max_draws):
+            architecture = self._space.sample(rng)
+            if all(one.cost(architecture) <= one.most for one in self._limits if one.shape is None):
+                return architecture
+        raise self._none_within(f"none at random among {self._max_draws}")
 
     def untold(self) -> Architecture:
         """A candidate within the limits that the strategy gets no reward for."""
@@ -143,9 +159,12 @@ class _Asker:
             least_over = min(least_over, over)
             self._strategy.receive_trial_result(number, parameters, over_budget_penalty(over, 1.0))
             self._strategy.trial_end(number, True)
+        raise self._none_within(f"none among {self._max_draws}; the nearest is {least_over:.2f} times over")
+
+    def _none_within(self, found: str) -> InfeasibleBudgetError:
         told = ", ".join(f"{one.name} {one.most:g}" for one in self._limits if one.shape is None)
-        raise InfeasibleBudgetError(
+        return InfeasibleBudgetError(
             asked=f"a candidate of space {self._space.name} within {told}",
-            found=f"none among {self._max_draws}; the nearest is {least_over:.2f} times over",
+            found=found,
             next="Raise the limit, or let a shape trade it off.",
         )

@@ -31,7 +31,8 @@ AKD = {
 
 _ORACLE_KD = oracle_kd.Scale(
     final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER, student=LONG,
-    round={"steps": 120, "batch_size": 32}, search={"rounds": 12, "trained": 16, "judged": 12, "derived": 32},
+    round={"steps": 240, "batch_size": 32},
+    search={"warmup": 8, "rounds": 16, "trained": 16, "judged": 12, "derived": 32},
     searches=3, random_add_ons=5,
     more_limits=(("conv", 1.25), ("conv", 2.0), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
 )  # fmt: skip
@@ -39,7 +40,7 @@ ORACLE_KD = {
     "quick": replace(
         _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
-        search={"rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
+        search={"warmup": 1, "rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
         more_limits=(("dw_separable", 3.0),), regimes=("skewed", "noisy labels"), underpowered=True,
     ),
     "evidence": _ORACLE_KD,

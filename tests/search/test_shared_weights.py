@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,8 @@ def found(limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds
         if rounds is not None:
             rounds.append(candidates)
 
-    return search_shared_weights(SPACE, load_strategy(strategy, seed), train, judge, limits, settings)
+    rng = np.random.default_rng(seed)
+    return search_shared_weights(SPACE, load_strategy(strategy, seed), train, judge, limits, settings, rng)
 
 
 def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last_is_the_result():
@@ -43,6 +46,23 @@ def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last
     assert len(result.judged) == 6 * 8 + 8
     assert result.best.reward == max(one.reward for one in result.judged[-8:])
     assert result.refused == 0
+
+
+def test_a_warm_up_trains_candidates_at_random_within_the_limits_and_tells_the_strategy_nothing():
+    rounds: list = []
+    with_warmup = found(limited(1), settings=replace(SETTINGS, warmup=5), rounds=rounds)
+    assert [len(candidates) for candidates in rounds] == [4] * 11
+    drawn = [one for candidates in rounds[:5] for one in candidates]
+    assert all(added(one) <= 1 for one in drawn)
+    assert len({one.text for one in drawn}) > 10
+    # What it is told, and so what it proposes afterwards, is what it would have been without.
+    rest: list = []
+    without = found(limited(1), rounds=rest)
+    assert rounds[5:] == rest
+    assert [one.architecture for one in with_warmup.judged] == [one.architecture for one in without.judged]
+    limit = Limit("layers", lambda architecture: 1 + added(architecture), 0.5)
+    with pytest.raises(InfeasibleBudgetError, match="at random"):
+        found([limit], settings=SharedSearchSettings(warmup=1, max_draws=20))
 
 
 @pytest.mark.parametrize("strategy", ["akd-reinforce", "akd-ppo", "evolution", "random", "tpe"])
@@ -88,3 +108,5 @@ def test_limits_and_counts_are_positive(most):
         Limit("layers", added, most)
     with pytest.raises(UsageError, match="rounds"):
         SharedSearchSettings(rounds=0)
+    with pytest.raises(UsageError, match="warmup of at least 0"):
+        SharedSearchSettings(warmup=-1)
