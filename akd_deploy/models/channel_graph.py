@@ -23,19 +23,24 @@ from akd_deploy.errors import UsageError
 
 _EACH_ALONE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh,
-    nn.Softplus, nn.Mish, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d, nn.Upsample,
+    nn.Softplus, nn.Mish, nn.Identity, nn.Dropout, nn.Dropout2d,
 )  # fmt: skip
+_OVER_POSITIONS_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample)
 _EACH_ALONE_FUNCTIONS = frozenset({
     F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, F.sigmoid, F.tanh, F.dropout,
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.relu, torch.sigmoid,
-    torch.tanh, operator.neg,
+    F.softplus, torch.relu, torch.sigmoid, torch.tanh, torch.exp, operator.neg,
 })  # fmt: skip
-_EACH_ALONE_METHODS = frozenset({"relu", "relu_", "sigmoid", "tanh", "contiguous", "clone", "detach", "float"})
+_OVER_POSITIONS_FUNCTIONS = frozenset({
+    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate,
+})  # fmt: skip
+_EACH_ALONE_METHODS = frozenset({
+    "relu", "relu_", "sigmoid", "tanh", "exp", "contiguous", "clone", "detach", "float",
+})  # fmt: skip
 _JOINING_FUNCTIONS = frozenset({
     operator.add, operator.iadd, operator.sub, operator.mul, operator.imul, torch.add, torch.sub, torch.mul,
 })  # fmt: skip
-_JOINING_METHODS = frozenset({"add", "add_", "mul", "mul_", "sub"})
+_JOINING_METHODS = frozenset({"add", "add_", "mul", "mul_", "sub", "expand_as"})
+_SWAPPED = ("dim0", "dim1")
 _NO_TENSORS = frozenset({getattr, operator.getitem, operator.floordiv, operator.truediv})
 
 CONSUMERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -103,6 +108,12 @@ class ChannelGraph:
         module = self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
         return isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
 
+    def is_of_channels(self, node: fx.Node) -> bool:
+        """Whether a module reads and writes channels along the dimension that its weights are of."""
+        module, rank = self.module.get_submodule(str(node.target)), len(_shape(node) or ())
+        axis = rank - 1 if isinstance(module, nn.Linear) else 1
+        return all(self.of[one.name].axis == axis for one in (node.all_input_nodes[0], node))
+
     def consumers(self) -> list[fx.Node]:
         """Nodes of convolutions and linear layers, in order."""
         return [
@@ -113,7 +124,8 @@ class ChannelGraph:
 
 
 def trace_channels(network: nn.Module, input_shape: Sequence[int]) -> ChannelGraph:
-    """Trace a network and label its channels.
+    """Trace a network and label its channels. What depends on the mode is as in evaluation: no dropout, if a function
+    of the mode.
 
     Args:
         network: (batch, channels, height, width) → logits, of modules and functions that torch.fx can trace.
@@ -122,10 +134,12 @@ def trace_channels(network: nn.Module, input_shape: Sequence[int]) -> ChannelGra
     Raises:
         UsageError: torch.fx cannot trace it (its path depends on the data); says where.
     """
-    training = network.training
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
         traced = fx.symbolic_trace(network)
+        with torch.no_grad():
+            ShapeProp(traced.eval()).propagate(torch.zeros(2, *input_shape))
     except (TypeError, ValueError, RuntimeError, fx.proxy.TraceError) as error:
         raise UsageError(
             asked=f"the graph of {type(network).__name__}",
@@ -133,12 +147,15 @@ def trace_channels(network: nn.Module, input_shape: Sequence[int]) -> ChannelGra
             next="Take out what depends on the data, or give another network.",
         ) from error
     finally:
-        network.train(training)
-    with torch.no_grad():
-        ShapeProp(traced).propagate(torch.zeros(2, *input_shape))
+        for module, mode in modes.items():
+            module.training = mode
     graph = ChannelGraph(traced, tuple(input_shape))
     for node in traced.graph.nodes:
         _label(graph, node)
+        labelled, shape = graph.of.get(node.name), _shape(node) or ()
+        if labelled is not None and (labelled.axis >= len(shape) or shape[labelled.axis] != len(labelled.labels)):
+            graph.keep(labelled.labels, f"{node.name}: it is of another width than what it is made of")
+            _opaque(graph, node, f"{node.name}: it is of another width than what it is made of")
     return graph
 
 
@@ -184,7 +201,7 @@ def _label_module(graph: ChannelGraph, node: fx.Node, module: nn.Module) -> None
     if source is None:
         return _opaque(graph, node, f"{node.target}: its input is not known")
     before = graph.called.setdefault(str(node.target), node)
-    if before is not node and any(True for _ in module.parameters()):
+    if before is not node and module.state_dict():
         return _called_again(graph, node, before, source)
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         if source.axis != 1:
@@ -198,7 +215,11 @@ def _label_module(graph: ChannelGraph, node: fx.Node, module: nn.Module) -> None
             return _opaque(graph, node, f"{node.target}: channels are not the last dimension")
         graph.of[node.name] = Labelled(graph.fresh(module.out_features), rank - 1)
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        if source.axis != 1:
+            return _opaque(graph, node, f"{node.target}: channels are not the second dimension")
         graph.of[node.name] = source
+    elif isinstance(module, _OVER_POSITIONS_MODULES):
+        _over_positions(graph, node, source)
     elif isinstance(module, nn.Flatten):
         _flattened(graph, node, source, module.start_dim, module.end_dim)
     elif isinstance(module, _EACH_ALONE_MODULES):
@@ -234,6 +255,14 @@ def _convolved(graph: ChannelGraph, module: nn.Conv2d | nn.ConvTranspose2d, labe
     return written
 
 
+def _over_positions(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
+    """What is done over the last two dimensions, of which channels are none."""
+    if source.axis != 1 or len(_shape(node.all_input_nodes[0]) or ()) != 4:
+        return _opaque(graph, node, f"{node.name}: channels are not the second of four dimensions")
+    graph.of[node.name] = source
+    return None
+
+
 def _flattened(graph: ChannelGraph, node: fx.Node, source: Labelled, start: int, end: int) -> None:
     before = _shape(node.all_input_nodes[0])
     if before is None or source.axis != 1 or start != 1 or end not in (-1, len(before) - 1):
@@ -259,6 +288,8 @@ def _label_call(graph: ChannelGraph, node: fx.Node) -> None:
     if target in _EACH_ALONE_FUNCTIONS or (node.op == "call_method" and target in _EACH_ALONE_METHODS):
         graph.of[node.name] = first
         return None
+    if target in _OVER_POSITIONS_FUNCTIONS:
+        return _over_positions(graph, node, first)
     if target in _JOINING_FUNCTIONS or (node.op == "call_method" and target in _JOINING_METHODS):
         return _joined(graph, node, sources)
     if target in (torch.cat, torch.concat):
@@ -275,13 +306,16 @@ def _label_call(graph: ChannelGraph, node: fx.Node) -> None:
     if target in ("mean", torch.mean) or target in ("sum", torch.sum):
         return _reduced(graph, node, first)
     if target in ("permute", torch.permute):
-        order = args[1] if isinstance(args[1], tuple | list) else args[1:]
+        order = node.kwargs.get("dims", args[1] if len(args) == 2 else args[1:])
         rank = len(shape or ())
         places = [int(axis) % rank for axis in order]
         graph.of[node.name] = Labelled(first.labels, places.index(first.axis))
         return None
     if target in ("transpose", torch.transpose):
-        a, b = (int(axis) % len(shape or ()) for axis in args[1:3])
+        a, b = (
+            int(axis) % len(shape or ())
+            for axis in (*args[1:3], *(node.kwargs[k] for k in _SWAPPED if k in node.kwargs))
+        )
         graph.of[node.name] = Labelled(first.labels, {a: b, b: a}.get(first.axis, first.axis))
         return None
     return _opaque(graph, node, f"{node.name}: {getattr(target, '__name__', target)} is not known")
@@ -289,6 +323,10 @@ def _label_call(graph: ChannelGraph, node: fx.Node) -> None:
 
 def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> None:
     """Elementwise: channels in the same place are one; a parameter that is read by itself joins with its own."""
+    # A parameter that is labelled already was joined with something else before.
+    sources = [source for source in sources if source.op != "get_attr"]
+    if not sources:
+        return None
     known = [graph.of[source.name] for source in sources]
     rank, wide = len(_shape(node) or ()), max(known, key=lambda one: len(one.labels))
     for source, one in zip(sources, known, strict=True):
@@ -300,24 +338,63 @@ def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> N
         else:
             graph.keep(one.labels, f"{node.name}: one channel for all")
     for source in node.all_input_nodes:
-        if source.op == "get_attr":
-            shape = _shape(source) or ()
-            place = wide.axis - rank + len(shape)
-            if place >= 0 and shape[place] == len(wide.labels):
-                graph.of[source.name] = Labelled(wide.labels, place)
-            elif place >= 0 and shape[place] != 1:
-                return _opaque(graph, node, f"{node.name}: a parameter of another width")
+        beside = _shape(source)
+        if source in sources or beside is None:
+            continue
+        place = wide.axis - rank + len(beside)
+        if place < 0 or beside[place] == 1:
+            continue  # the same for all channels
+        if beside[place] != len(wide.labels) or not _joins_as_parameter(graph, source, place, wide.labels):
+            return _opaque(graph, node, f"{node.name}: a tensor whose channels are not known")
     graph.of[node.name] = wide
     return None
+
+
+def _joins_as_parameter(graph: ChannelGraph, node: fx.Node, place: int, labels: np.ndarray) -> bool:
+    """Label a parameter that is read by itself, perhaps brought to shape on the way, so that along `place` of `node` it
+    has these channels; False where it is something else, or where its shape is written down in numbers."""
+    shape = _shape(node) or ()
+    if node.op != "get_attr" and any(size != 1 for i, size in enumerate(shape) if i != place):
+        return False
+    base = node
+    while base.op != "get_attr":
+        args: Any = base.args
+        inputs = base.all_input_nodes
+        if len(inputs) != 1 or args[0] is not inputs[0] or base.kwargs:
+            return False
+        sizes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+        brings = (
+            (base.target in ("view", "reshape") and -1 in sizes)
+            or base.target in ("unsqueeze", torch.unsqueeze)
+            or (base.target is operator.getitem and all(i is None or i == slice(None) for i in sizes))
+            or base.target in _EACH_ALONE_FUNCTIONS
+            or base.target in _EACH_ALONE_METHODS
+        )
+        if not brings:
+            return False
+        base = inputs[0]
+    found = _shape(base) or ()
+    places = [i for i, size in enumerate(found) if size == len(labels)] if base is not node else [place]
+    if len(places) != 1 or (base is not node and any(size != 1 for i, size in enumerate(found) if i != places[0])):
+        return False
+    same = [other for other in graph.module.graph.nodes if other.op == "get_attr" and other.target == base.target]
+    for other in same:
+        known = graph.of.get(other.name)
+        if known is not None and (known.axis != places[0] or len(known.labels) != len(labels)):
+            return False
+        if known is not None:
+            graph.tie(known.labels, labels)
+    graph.of[base.name] = Labelled(labels, places[0])
+    return True
 
 
 def _concatenated(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> None:
     rank = len(_shape(node) or ())
     args: Any = node.args
     kwargs: Any = node.kwargs
-    axis = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+    axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
     listed = args[0] if args else kwargs["tensors"]
-    parts = [graph.of.get(part.name) for part in listed]
+    parts = [graph.of.get(part.name) for part in listed] if isinstance(listed, tuple | list) else [None]
     if any(part is None for part in parts) or len(parts) < len(sources):
         return _opaque(graph, node, f"{node.name}: a part of it is not known")
     place = int(axis) % rank
@@ -347,11 +424,35 @@ def _split(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
         node.meta["parts"] = [source for _ in widths]
 
 
+def _width_of(graph: ChannelGraph, size: object) -> Labelled | None:
+    """The labels that a size counts: that of the second dimension of a tensor whose channels these are."""
+    if not isinstance(size, fx.Node):
+        return None
+    args: Any = size.args
+    of = None
+    if size.target == "size" and len(args) == 2 and args[1] == 1:
+        of = args[0]
+    elif size.target is operator.getitem and args[1] == 1 and isinstance(args[0], fx.Node):
+        whole: Any = args[0].args
+        if args[0].target == "size" or (args[0].target is getattr and whole[1] == "shape"):
+            of = whole[0]
+    found = None if of is None else graph.of.get(of.name)
+    return found if found is not None and found.axis == 1 else None
+
+
 def _reshaped(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
-    """All but the batch into one dimension whose size is left open; nothing else."""
+    """All but the batch into one dimension whose size is left open, or dimensions behind the channels that come or go,
+    the number of channels read off a tensor; nothing else."""
     before, after = _shape(node.all_input_nodes[0]), _shape(node)
     args: Any = node.args
     sizes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+    if before is not None and after is not None and len(sizes) > 1 and source.axis == 1:
+        width = source if sizes[1] == -1 else _width_of(graph, sizes[1])
+        alike = before[:2] == after[:2] and width is not None and len(width.labels) == len(source.labels)
+        if alike and width is not None:
+            graph.tie(source.labels, width.labels)
+            graph.of[node.name] = Labelled(source.labels, 1)
+            return None
     open_ended = len(sizes) == 2 and sizes[1] == -1
     if (
         before is None
@@ -453,9 +554,10 @@ def live_consumers(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> list[
 def _counted(graph: ChannelGraph, node: fx.Node, is_kept: Kept | None) -> tuple[int, int]:
     """Multiply-accumulates and parameters of one convolution or linear layer."""
     module, shape = graph.module.get_submodule(str(node.target)), _shape(node) or ()
+    known = all(one.name in graph.of for one in (node.all_input_nodes[0], node)) and graph.is_of_channels(node)
 
     def width(name: str, whole: int) -> int:
-        labelled = graph.of.get(name)
+        labelled = graph.of.get(name) if known else None
         return whole if is_kept is None or labelled is None else int(is_kept(labelled.labels).sum())
 
     if isinstance(module, nn.Linear):

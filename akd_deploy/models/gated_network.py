@@ -245,8 +245,10 @@ def _cut(gated: GatedNetwork, node: fx.Node, module: nn.Module, values: np.ndarr
     graph = gated.graph
     if node.name not in graph.of or not node.all_input_nodes or node.all_input_nodes[0].name not in graph.of:
         return module
-    read = values[gated.places(graph.of[node.all_input_nodes[0].name].labels)]
-    written = values[gated.places(graph.of[node.name].labels)]
+    reads, writes = graph.of[node.all_input_nodes[0].name], graph.of[node.name]
+    if not graph.is_of_channels(node):
+        return module  # it works along another dimension, and all that it sees is kept
+    read, written = values[gated.places(reads.labels)], values[gated.places(writes.labels)]
     inside, outside = torch.from_numpy(np.flatnonzero(read)), torch.from_numpy(np.flatnonzero(written))
     gates = torch.from_numpy(read[read != 0])
     with torch.no_grad():
@@ -334,7 +336,9 @@ def _settle_branch(network: fx.GraphModule, nodes: Mapping[str, fx.Node], branch
     if gate == 1:
         return
     module = network.get_submodule(str(source.target)) if source.op == "call_module" else None
-    if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d) and len(source.users) == 1:
+    called = [other for other in network.graph.nodes if other.op == "call_module" and other.target == source.target]
+    folds = len(source.users) == 1 and len(called) == 1
+    if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d) and folds:
         with torch.no_grad():
             if module.weight is not None:
                 module.weight.mul_(gate)

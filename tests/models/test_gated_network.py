@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from odd_networks import INPUT_SHAPE as ODD_SHAPE
+from odd_networks import ODD, odd
 from torch import nn
 from user_networks import INPUT_SHAPE, KINDS, network
 
@@ -70,6 +72,44 @@ def test_with_all_gates_open_it_is_the_network_itself(kind: str) -> None:
         assert torch.allclose(gated(images()), expected, atol=1e-6)
         assert torch.allclose(extract(gated)(images()), expected, atol=1e-6)
     assert gated.macs() == gated.macs(np.ones(len(gated.units), bool))
+
+
+GATED_THROUGH = {"scale", "scale viewed", "scale reshaped", "scale unsqueezed", "scale indexed", "scale bounded",
+                 "scale twice", "scale of positions", "scale of the whole map", "permuted by name", "joined by axis",
+                 "block twice", "convolution twice", "squeeze and excitation", "groups"}  # fmt: skip
+"""Odd networks whose first convolution has gates; the channels of the others are kept, and named."""
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_people_write_between_convolutions_is_cut_right_or_kept(kind: str) -> None:
+    plain = odd(kind)
+    batch = torch.randn(3, *ODD_SHAPE, generator=torch.Generator().manual_seed(1))
+    gated = GatedNetwork(plain, ODD_SHAPE).eval()
+    rng = np.random.default_rng(0)
+    with torch.no_grad():
+        assert torch.allclose(gated(batch), plain(batch), atol=1e-6)
+        assert torch.allclose(extract(gated)(batch), plain(batch), atol=1e-6)
+        for _ in range(6):
+            mask = random_mask(gated, rng, 0.6)
+            gate(gated, mask, rng)
+            assert torch.allclose(extract(gated)(batch), gated(batch), atol=1e-5)
+    first = next(node for node in gated.graph.consumers() if node.target == "first")
+    gates = gated.places(gated.graph.of[first.name].labels) < len(gated.units)
+    assert gates.all() if kind in GATED_THROUGH else True
+    assert gates.all() or any(
+        root in gated.graph.kept_roots() for root in gated.graph.roots(gated.graph.of[first.name].labels)
+    )
+
+
+def test_tracing_changes_neither_the_networks_modes_nor_its_statistics() -> None:
+    plain = network("ResNet", 0).train()
+    plain.blocks[0].eval()
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    GatedNetwork(plain, INPUT_SHAPE)
+    assert plain.training
+    assert not any(module.training for module in plain.blocks[0].modules())
+    assert plain.blocks[1].first[1].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
 
 
 @pytest.mark.parametrize(
