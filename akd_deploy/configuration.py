@@ -211,6 +211,10 @@ class DistillTable(_Table):
     def _used(self) -> DistillTable:
         if self.method != "process" and self.process != ProcessTable():
             raise ValueError('process would not be used: write method = "process"')
+        searching = ("searches", "normalisation", "gradient", "ahead", "training")
+        unused = [key for key in searching if getattr(self.process, key) != getattr(ProcessTable(), key)]
+        if self.process.file is not None and unused:
+            raise ValueError(f"process.{' and process.'.join(unused)} would not be used beside process.file")
         if self.process.ahead != ProcessTable().ahead and self.process.gradient != "multi-step":
             raise ValueError('process.ahead would not be used: write gradient = "multi-step"')
         if self.betas is not None:

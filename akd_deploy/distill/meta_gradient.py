@@ -5,6 +5,8 @@ in ω, exactly
 
     ∂L_val(w') / ∂ω_i = −η ⟨∇_w D_i(w), v⟩   with   v = ∇L_val(w'):
 
+(−η (1 + μ) with Nesterov's momentum μ, whose step has the gradient once more)
+
 how far the step that pathway i asks for goes the way the held-out images do. All products together are one derivative
 of (D_1 … D_P) along v, which forward mode computes without a backward pass. It need not pass through the connectors:
 D_i sees the student at one place x_i only, the backward pass of L_train has ω_i ∂D_i/∂x_i there anyway, and what is
@@ -18,15 +20,17 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from akd_deploy.distill.pathways import Pathways
-from akd_deploy.errors import UnknownNameError
+from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.models.taps import tapped
 
 Weights = Mapping[str, Tensor]
@@ -74,21 +78,29 @@ class TaughtBatch:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """The optimiser's rule of one step, w' = w − rate (gradient + decay · w + momentum · m), m its moving sum."""
+    """One step of SGD as torch makes it. With d = gradient + decay · w (no decay where `spared`) and the moving sum
+    m ← μ m + d it is w' = w − rate · m, or with Nesterov's momentum w' = w − rate (d + μ m). `moving` has the m of
+    before, of weights that have one."""
 
     rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
     moving: Mapping[str, Tensor] | None = None
+    nesterov: bool = False
+    spared: frozenset[str] = frozenset()
+
+    @property
+    def gain(self) -> float:
+        """How far w' moves against the gradient's change."""
+        return self.rate * (1 + self.momentum) if self.nesterov else self.rate
 
     def after(self, weights: Weights, gradients: Weights) -> dict[str, Tensor]:
         """The weights after the step."""
         moved = {}
         for name, weight in weights.items():
-            direction = gradients[name] + self.weight_decay * weight
-            if self.momentum and self.moving is not None and name in self.moving:
-                direction = direction + self.momentum * self.moving[name]
-            moved[name] = weight - self.rate * direction
+            d = gradients[name] if name in self.spared else gradients[name] + self.weight_decay * weight
+            m = d if self.moving is None or name not in self.moving else self.momentum * self.moving[name] + d
+            moved[name] = weight - self.rate * (d + self.momentum * m if self.nesterov else m)
         return moved
 
 
@@ -196,12 +208,12 @@ def meta_gradient(
         if kind in ("exact", "current"):
             if compared is not None:
                 told = sensitivities(network.pathways, compared[0], batch.taught, compared[1])
-                return -step.rate * _products(network, batch.images, told, weights, v)
-            return -step.rate * _derivative_along(distances, weights, v)
+                return -step.gain * _products(network, batch.images, told, weights, v)
+            return -step.gain * _derivative_along(distances, weights, v)
         radius = RADIUS / (float(torch.stack([g.square().sum() for g in v.values()]).sum().sqrt()) + 1e-12)
         up, down = ({name: w + sign * radius * v[name] for name, w in weights.items()} for sign in (1, -1))
         with torch.no_grad():
-            return -step.rate * (distances(up) - distances(down)) / (2 * radius)
+            return -step.gain * (distances(up) - distances(down)) / (2 * radius)
 
 
 @contextmanager
@@ -234,6 +246,38 @@ def _products(network: Taught, images: Tensor, told: Sequence[Tensor], weights: 
     return torch.stack(found).detach()
 
 
+class TwiceDifferentiable(TorchFunctionMode):
+    """Within it functions whose second derivative torch lacks are made of such that have one: hard sigmoids."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _HARD_SIGMOIDS:
+            return F.relu6(args[0] + 3) / 6
+        return func(*args, **(kwargs or {}))
+
+
+_HARD_SIGMOIDS = (F.hardsigmoid, torch._C._nn.hardsigmoid)
+
+
+@contextmanager
+def twice_differentiable(what: str) -> Iterator[None]:
+    """Look ahead of steps that are differentiated.
+
+    Raises:
+        UsageError: a function of the network whose derivative has none.
+    """
+    try:
+        with TwiceDifferentiable():
+            yield
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise UsageError(
+            asked=f"{what} through the network",
+            found=str(error).splitlines()[0],
+            next="Use another activation, or a gradient that looks one step ahead, as exact.",
+        ) from error
+
+
 def multi_step_gradient(
     network: Taught,
     batches: Sequence[TaughtBatch],
@@ -248,7 +292,7 @@ def multi_step_gradient(
     """
     omega = omega.detach().requires_grad_()
     weights: dict[str, Tensor] = {name: w.requires_grad_() for name, w in student_weights(network).items()}
-    with without_running_statistics(network):
+    with without_running_statistics(network), twice_differentiable("a look several steps ahead"):
         for batch in batches:
             state = {f"student.{name}": weight for name, weight in weights.items()}
             logits, distances = functional_call(network, state, (batch.images, batch.taught))

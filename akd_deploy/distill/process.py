@@ -78,9 +78,13 @@ class Process:
         object.__setattr__(self, "pathways", tuple(self.pathways))
 
     def stretched(self, steps: int) -> np.ndarray:
-        """(steps, pathways): the process over a training of so many steps, interpolated linearly."""
+        """(steps, pathways): the process over a training of so many steps, interpolated linearly.
+
+        A moment stands for its equal share of the training, and is in force in the middle of that; before the first
+        middle and behind the last one weights stay, so that their mean over time is that over moments.
+        """
         moments = len(self.weights)
-        place = np.linspace(0, moments - 1, steps) if steps > 1 else np.zeros(1)
+        place = np.clip((np.arange(steps) + 0.5) * moments / steps - 0.5, 0, moments - 1)
         low = np.minimum(place.astype(int), max(0, moments - 2))
         high = np.minimum(low + 1, moments - 1)
         share = (place - low)[:, None]

@@ -130,8 +130,15 @@ def search_process(
         held_out: views that share no image with `views`, nor with what is reported.
 
     Raises:
+        UsageError: another optimiser than SGD, whose step no meta-gradient here is of.
         TrainingError: the loss is not finite; names the step.
     """
+    if settings.optimiser != "sgd":
+        raise UsageError(
+            asked=f"a search of a process by {settings.optimiser}",
+            found="meta-gradients of SGD's step alone",
+            next='Write optimiser = "sgd" for the search; trainings by its process may use any.',
+        )
     alpha = torch.full((len(pathways.pathways),), search.alpha, requires_grad=True)
     adam = torch.optim.Adam([alpha], search.learning_rate, betas=(search.beta1, search.beta2))
     taken: list[np.ndarray] = []
@@ -212,8 +219,9 @@ def _step_of(optimiser: torch.optim.Optimizer, student: nn.Module, settings: Tra
         buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
             moving[name] = buffer
-    momentum = settings.momentum if settings.optimiser == "sgd" else 0.0
-    return Step(settings.learning_rate_at(step), momentum, settings.weight_decay, moving)
+    spared = frozenset(name for name, parameter in student.named_parameters() if parameter.ndim <= 1)
+    momentum, rate = settings.momentum, settings.learning_rate_at(step)
+    return Step(rate, momentum, settings.weight_decay, moving, nesterov=momentum > 0, spared=spared)
 
 
 def _train(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from akd_deploy.data import ViewBank
-from akd_deploy.distill.meta_gradient import without_running_statistics
+from akd_deploy.distill.meta_gradient import twice_differentiable, without_running_statistics
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.trainer import TrainingResult, batches_on, not_finite, optimiser_for
 from akd_deploy.errors import UsageError
@@ -160,7 +160,7 @@ def loss_ahead(
         name: parameter.detach().requires_grad_() for name, parameter in network.named_parameters()
     }
     told = meta(taught)
-    with without_running_statistics(network):
+    with without_running_statistics(network), twice_differentiable("L2T-ww's look ahead"):
         for _ in range(steps):
             weights = moved(weights, functional_call(network, weights, (images, taught, told))[1])
         student = {name.removeprefix("student."): w for name, w in weights.items() if name.startswith("student.")}
@@ -213,7 +213,8 @@ def train_what_and_where(
             ahead = loss_ahead(network, meta, images, labels, taught, rate, what_and_where.matching_steps)
             if not bool(torch.isfinite(ahead)):
                 raise not_finite(f"{METHOD} looking ahead", settings, step, float(ahead.detach()), losses)
-            ahead.backward(inputs=list(meta.parameters()))
+            with twice_differentiable("L2T-ww's look ahead"):
+                ahead.backward(inputs=list(meta.parameters()))
             adam.step()
             losses.append(value)
             if on_step is not None:

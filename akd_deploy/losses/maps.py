@@ -38,12 +38,13 @@ def differences(student_features: Tensor, teacher_features: Tensor) -> tuple[Ten
     if factors == (1, 1):
         return student_features - teacher_features, teacher_features.new_zeros(())
     around = F.avg_pool2d(teacher_features, factors)
-    return student_features - around, _mean_square(teacher_features) - _mean_square(around)
+    rest = (_mean_square(teacher_features) - _mean_square(around)).clamp(min=0)
+    return student_features - around, rest.to(student_features.dtype)
 
 
 def _mean_square(tensor: Tensor) -> Tensor:
-    """Without a tensor of squares, which would cost more than the sum."""
-    return torch.linalg.vector_norm(tensor).square() / tensor.numel()
+    """In float64, as little is left of two means; without a tensor of squares, which would cost more than the sum."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.float64).square() / tensor.numel()
 
 
 def mse_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:

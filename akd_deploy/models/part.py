@@ -31,12 +31,25 @@ class Part(nn.Module):
         return logits
 
     def reset(self, seed: int) -> Part:
-        """Give every module fresh weights; one seed gives one set, and no global state is moved."""
+        """Give every module fresh weights; one seed gives one set, and no global state is moved.
+
+        Parameters of no module that knows how it begins, such as a scale of channels, are drawn from a normal
+        distribution with the mean and the scatter that they have: how they began is not known.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # noqa: TID251 - inside fork_rng: reset_parameters knows no generator argument
-            modules: list[Any] = [module for module in self.network.modules() if hasattr(module, "reset_parameters")]
+            begun: set[int] = set()
+            modules: list[Any] = list(self.network.modules())
             for module in modules:
-                module.reset_parameters()
+                begin = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+                if begin is not None:
+                    begin()
+                    begun |= {id(parameter) for parameter in module.parameters(recurse=False)}
+            with torch.no_grad():
+                for parameter in self.network.parameters():
+                    if id(parameter) not in begun and parameter.numel() > 1:
+                        mean, scatter = parameter.mean(), parameter.std()
+                        parameter.normal_().mul_(scatter).add_(mean)
         return self
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.models.student import Chain
@@ -15,10 +15,39 @@ MOST_POINTS = 4
 """Places that are tapped where none are named: the last of each resolution, the deepest ones first."""
 
 
+def _graph_of(network: nn.Module) -> fx.GraphModule | None:
+    """The graph that a network is, or is nothing but: a part of a teacher."""
+    inner = getattr(network, "network", network)
+    return inner if isinstance(inner, fx.GraphModule) else None
+
+
+class _Tapped(fx.Interpreter):
+    """Runs a graph and keeps what some of its nodes put out; of any of them its shape."""
+
+    def __init__(self, graph: fx.GraphModule, points: Sequence[str] = ()) -> None:
+        super().__init__(graph)
+        self.points = frozenset(points)
+        self.found: dict[str, Any] = {}
+        self.shapes: list[tuple[str, tuple[int, ...]]] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and n.op not in ("placeholder", "get_attr", "output"):
+            self.shapes.append((n.name, tuple(result.shape)))
+        if n.name in self.points:
+            # What comes after may work in place on what it is given.
+            self.found[n.name] = result.clone() if isinstance(result, Tensor) else result
+        return result
+
+
 def points_of(network: nn.Module) -> list[str]:
-    """The names that can be tapped: of a student's operations, of another network's submodules."""
+    """The names that can be tapped: of a student's operations, of a traced graph's nodes (sums and functions have no
+    module), of another network's submodules."""
     if isinstance(network, Chain):
         return [step.name for step in network.operations]
+    graph = _graph_of(network)
+    if graph is not None:
+        return [node.name for node in graph.graph.nodes if node.op.startswith("call_")]
     return [name for name, _ in network.named_modules() if name]
 
 
@@ -39,8 +68,16 @@ def tapped(network: nn.Module, images: Tensor, points: Sequence[str]) -> tuple[T
                 raise UnknownNameError("point", point, known, where=type(network).__name__)
         tensors = network.every(images)
         return tensors[network.operations[-1].name], [tensors[point] for point in points]
+    graph, found = _graph_of(network), dict[str, Any]()
+    if graph is not None:
+        known = points_of(network)
+        for point in points:
+            if point not in known:
+                raise UnknownNameError("point", point, known, where=type(network).__name__)
+        interpreter = _Tapped(graph, points)
+        output = interpreter.run(images)
+        return output, _tensors(network, interpreter.found, points)
     modules = dict(network.named_modules())
-    found: dict[str, Any] = {}
     handles = []
     try:
         for point in points:
@@ -56,6 +93,11 @@ def tapped(network: nn.Module, images: Tensor, points: Sequence[str]) -> tuple[T
     finally:
         for handle in handles:
             handle.remove()
+    return output, _tensors(network, found, points)
+
+
+def _tensors(network: nn.Module, found: Mapping[str, Any], points: Sequence[str]) -> list[Tensor]:
+    """What was found at points, one tensor each."""
     for point in points:
         if not isinstance(found.get(point), Tensor):
             raise UsageError(
@@ -63,7 +105,7 @@ def tapped(network: nn.Module, images: Tensor, points: Sequence[str]) -> tuple[T
                 found="nothing: it did not run" if point not in found else f"a {type(found[point]).__name__}",
                 next="Tap a submodule that puts out one tensor.",
             )
-    return output, [found[point] for point in points]
+    return [found[point] for point in points]
 
 
 def map_shapes(network: nn.Module, example: Tensor, points: Sequence[str], who: str) -> list[tuple[int, int, int]]:
@@ -132,6 +174,11 @@ def _shapes(network: nn.Module, images: Tensor) -> list[tuple[str, tuple[int, ..
         return [
             (name, tuple(tensor.shape)) for name, tensor in network.every(images).items() if name in points_of(network)
         ]
+    graph = _graph_of(network)
+    if graph is not None:
+        interpreter = _Tapped(graph)
+        interpreter.run(images)
+        return interpreter.shapes
     found: list[tuple[str, tuple[int, ...]]] = []
     handles = []
     try:

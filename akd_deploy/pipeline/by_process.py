@@ -16,7 +16,13 @@ from akd_deploy.distill.process_training import ProcessSearchSettings
 from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
 from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.pipeline.training import Bed, settings_from
-from akd_deploy.recipes.distpro import PathwaySettings, distill_by_process, searched_process
+from akd_deploy.recipes.distpro import (
+    PathwaySettings,
+    carried_over,
+    distill_by_process,
+    pathways_between,
+    searched_process,
+)
 
 PROCESS_NAME = "process.json"
 """The file in a run's folder."""
@@ -57,10 +63,16 @@ def found_process(
 
     Args:
         student_of: seed → a fresh student of the kind whose process is searched for.
+
+    Raises:
+        MismatchError: the file's process is of another number of pathways than there are between these networks.
     """
     table = configuration.distill.process
     if table.file is not None:
-        return load_process(table.file), {"file": str(table.file)}
+        process, settings = load_process(table.file), _pathways(table, bed.long)
+        between = pathways_between(_teacher_of(bed), student_of(0), bed.dataset.input_shape, settings, 0)
+        carried_over(process, between.pathways)
+        return process, {"file": str(table.file)}
     training, began = settings_from(table.training, PROXY_SETTINGS), time.perf_counter()
 
     def on_step(search: int, step: int) -> None:

@@ -44,6 +44,12 @@ def check_configuration(configuration: RunConfiguration) -> None:
         check_process(configuration)
     else:
         method_for(configuration.distill.method, configuration.teacher.teachers)
+    if configuration.distill.betas is not None and configuration.teacher.teachers == 1:
+        raise UsageError(
+            asked="betas of the soft oracle",
+            found="one teacher, which is weighted alike by every β",
+            next="Give several teachers, or leave betas away.",
+        )
     settings_from(configuration.teacher.training, TEACHER_SETTINGS)
     for table in (configuration.search.training, configuration.search.shared.training, configuration.distill.training):
         settings_from(table, TrainingSettings())

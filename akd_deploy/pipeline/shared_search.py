@@ -46,7 +46,7 @@ def candidates_by_shared_weights(
                 asked=f"candidates in {path}", found=f"no whole file ({error})", next="Delete it: they are found again."
             ) from error
     table, bed, began = run.configuration.search, run.bed, time.perf_counter()
-    settings = _settings(table.shared)
+    settings, training = _settings(table.shared), settings_from(table.shared.training, ROUND_SETTINGS)
 
     def latency_s(architecture: Architecture) -> float:
         return float(screen([architecture])[0][0])
@@ -61,9 +61,9 @@ def candidates_by_shared_weights(
         limits.append(memory_limit(run.space, table.shared.most_bytes))
     found, _ = search_add_ons(
         run.space,
-        AddOnBed(bed.views, bed.bank, bed.dataset.reward_val),
+        AddOnBed(bed.views, bed.taught(training), bed.dataset.reward_val),
         "kd" if bed.method == PROCESS else bed.method,
-        settings_from(table.shared.training, ROUND_SETTINGS),
+        training,
         limits,
         settings,
         run.configuration.seed,

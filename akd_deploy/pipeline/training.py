@@ -91,7 +91,11 @@ class Bed:
     ) -> None:
         """Train any network in place; `seed` decides batches and views."""
         generator = torch.Generator().manual_seed(seed)
-        train(student, self.views, settings, generator, method=method, teacher=self.bank, on_step=on_step)
+        train(student, self.views, settings, generator, method=method, teacher=self.taught(settings), on_step=on_step)
+
+    def taught(self, settings: TrainingSettings) -> TeacherBank | tuple[Teacher, ...]:
+        """What a training with these settings asks: the bank, or the teachers themselves about views outside it."""
+        return self.teachers if settings.fresh_views else self.bank
 
     def test_scores(self, student: nn.Module) -> dict[str, float]:
         """Accuracy on the test and tuning splits, and agreement with the teacher on the test split."""

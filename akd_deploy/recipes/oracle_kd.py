@@ -19,6 +19,7 @@ from akd_deploy.data import Split, ViewBank
 from akd_deploy.distill import TeacherBank, TrainingSettings, train
 from akd_deploy.errors import InfeasibleBudgetError
 from akd_deploy.models.shared_network import SampledNetwork, SharedNetwork
+from akd_deploy.models.teacher import Teacher
 from akd_deploy.search.reward import RewardShape
 from akd_deploy.search.shared_weights import Limit, SharedSearchResult, SharedSearchSettings, search_shared_weights
 from akd_deploy.search.strategies import load_strategy
@@ -52,10 +53,11 @@ def memory_limit(space: SearchSpace, most_bytes: float, shape: RewardShape | Non
 
 @dataclass(frozen=True, eq=False)
 class AddOnBed:
-    """What a search of add-ons learns from and is judged on."""
+    """What a search of add-ons learns from and is judged on; `bank` is of the views, or the teachers themselves where
+    views are fresh."""
 
     views: ViewBank
-    bank: TeacherBank
+    bank: TeacherBank | Sequence[Teacher]
     reward_split: Split
 
 

@@ -95,7 +95,8 @@ def rank_agreement(
 
     Args:
         a: (architectures, replicas) scores by one reward, two replicas at least.
-        b: (architectures, replicas) by the other.
+        b: (architectures, replicas) by the other. Replicas of the same number may share their seeds, and so their
+            luck: they are never compared, as no replica is with itself.
 
     Raises:
         ValueError: other shapes.
@@ -104,7 +105,7 @@ def rank_agreement(
         raise ValueError(f"scores of shapes {a.shape} and {b.shape}")
 
     def taus(rows: np.ndarray) -> tuple[float, float]:
-        across = [kendall(a[rows, i], b[rows, j]) for i in range(a.shape[1]) for j in range(b.shape[1])]
+        across = [kendall(a[rows, i], b[rows, j]) for i in range(a.shape[1]) for j in range(b.shape[1]) if i != j]
         within = [[kendall(x[rows, i], x[rows, j]) for i in range(x.shape[1]) for j in range(i)] for x in (a, b)]
         return float(np.mean(across)), float(np.mean([np.mean(w) for w in within]))
 
@@ -160,12 +161,49 @@ class Shift:
         return asdict(self)
 
 
+def preference_shift(
+    a: np.ndarray,
+    b: np.ndarray,
+    tokens: np.ndarray,
+    sizes: Sequence[int],
+    top: int,
+    rng: np.random.Generator,
+    draws: int = 2000,
+) -> Shift:
+    """Do two rewards put other kinds of architectures first, of the same ones?
+
+    The sets that are compared are each reward's `top` best by its mean score. Those overlap, so that chance is not what
+    `architecture_shift` takes for it: here replicas change sides, for each architecture by itself, and sets are chosen
+    anew. Scores count in standard deviations of their replica.
+
+    Args:
+        a, b: (architectures, replicas) scores by the two rewards, two replicas at least.
+        tokens: (architectures, choices).
+    """
+    scores = np.concatenate([(x - x.mean(axis=0)) / x.std(axis=0, ddof=1) for x in (a, b)], axis=1)
+    first = a.shape[1]
+
+    def distances(order: np.ndarray) -> np.ndarray:
+        mixed = np.take_along_axis(scores, order, axis=1)
+        best = (np.argsort(-part.mean(axis=1), kind="stable")[:top] for part in (mixed[:, :first], mixed[:, first:]))
+        pairs = zip(*(marginals(tokens[chosen], sizes) for chosen in best), strict=True)
+        return np.array([jensen_shannon(p, q) for p, q in pairs])
+
+    as_they_are = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
+    found = distances(as_they_are)
+    null = np.array([distances(rng.permuted(as_they_are, axis=1)).mean() for _ in range(draws)])
+    p = float((1 + (null >= found.mean() - 1e-12).sum()) / (1 + draws))
+    return Shift(float(found.mean()), float(null.mean()), p, tuple(map(float, found)))
+
+
 def architecture_shift(
     a: np.ndarray, b: np.ndarray, sizes: Sequence[int], rng: np.random.Generator, draws: int = 2000
 ) -> Shift:
     """Compare two sets of architectures, (n, choices) and (m, choices) tokens.
 
-    A distance above 0 is to be had from any two finite samples: it is judged against sets mixed at random.
+    A distance above 0 is to be had from any two finite samples: it is judged against sets mixed at random. That takes
+    them for samples drawn apart, such as two searches' best; of two choices among the same architectures ask
+    `preference_shift`.
     """
     both = np.concatenate([a, b])
     first = np.arange(len(both)) < len(a)

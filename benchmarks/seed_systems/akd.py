@@ -20,7 +20,7 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.latency_table import HEADER_NAME
 from akd_deploy.pipeline.latency import profile_target, target_latency
 from akd_deploy.profiling.profile import ProfilePlan
-from akd_deploy.recipes.paired_seeds import Difference, architecture_shift, holm, kendall, paired, rank_agreement
+from akd_deploy.recipes.paired_seeds import Difference, holm, kendall, paired, preference_shift, rank_agreement
 from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
@@ -321,7 +321,7 @@ def _print_teachers(study: Study, tables: Mapping[str, np.ndarray]) -> dict[str,
     top = {name: np.argsort(-tables[name].mean(axis=1))[:count] for name in ("kd", "ce", "kd-mixer")}
     found: dict[str, Any] = {"ranking": alike.as_dict()}
     for a, b, what in (("kd", "ce", "KD against CE"), ("kd", "kd-mixer", "convnet against mixer")):
-        shift = architecture_shift(tokens[top[a]], tokens[top[b]], sizes, study.rng, study.scale.draws)
+        shift = preference_shift(tables[a], tables[b], tokens, sizes, count, study.rng, study.scale.draws)
         common = len(set(top[a].tolist()) & set(top[b].tolist()))
         names = list(study.space.choices)
         most = sorted(zip(shift.by_choice, names, strict=True), reverse=True)[:2]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.meta_gradient import (
     GRADIENTS,
     Step,
@@ -20,9 +21,12 @@ from akd_deploy.distill.meta_gradient import (
     meta_gradient,
     multi_step_gradient,
     student_weights,
+    without_running_statistics,
 )
 from akd_deploy.distill.pathways import Pathways, enumerate_pathways
-from akd_deploy.errors import UnknownNameError
+from akd_deploy.distill.process_training import _step_of
+from akd_deploy.distill.trainer import optimiser_for
+from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.models.taps import feature_points
 
 CLASSES = 3
@@ -228,6 +232,84 @@ def test_several_steps_are_autograds_through_all_and_one_of_them_is_the_exact_on
         assert float(two[i]) == pytest.approx(
             (after_two(omega + bump) - after_two(omega - bump)) / 2e-5, rel=1e-3, abs=1e-8
         )
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_step_is_the_one_that_the_optimiser_of_a_training_makes(momentum: float, begun: bool) -> None:
+    """Nesterov's momentum, and decay that spares norms and biases: by differences through `optimiser.step()` itself."""
+    training = TrainingSettings(steps=10, learning_rate=0.3, momentum=momentum, weight_decay=1e-2, warmup=0)
+    network, batch, held_out, omega, _ = setting(3)
+    at_first = copy.deepcopy(network)
+
+    def prepared(network):
+        optimiser = optimiser_for(network.student, training)
+        if begun:  # a step before this one, for the moving sums
+            backward(network, omega)
+            optimiser.step()
+        return optimiser
+
+    def backward(network, omega):
+        network.student.zero_grad()
+        logits, distances = network(batch.images, batch.taught)
+        (F.cross_entropy(logits, batch.labels) + (omega * distances).sum()).backward()
+
+    def after(omega: torch.Tensor) -> float:
+        copied = copy.deepcopy(at_first)
+        optimiser = prepared(copied)
+        backward(copied, omega)
+        optimiser.step()
+        with torch.no_grad(), without_running_statistics(copied):
+            return float(F.cross_entropy(copied.student(held_out[0]), held_out[1]))
+
+    optimiser = prepared(network)
+    backward(network, omega)
+    gradients = {name: parameter.grad.clone() for name, parameter in network.student.named_parameters()}
+    step = _step_of(optimiser, network.student, training, 0)
+    found = meta_gradient(network, batch, held_out, gradients, step)
+    for i in range(len(omega)):
+        bump = torch.zeros_like(omega)
+        bump[i] = 1e-5
+        expected = (after(omega + bump) - after(omega - bump)) / 2e-5
+        assert float(found[i]) == pytest.approx(expected, rel=1e-4, abs=1e-8)
+
+
+def test_several_steps_go_through_hard_sigmoids_and_say_where_they_cannot_go() -> None:
+    network, batch, held_out, omega, _ = setting()
+    network.student[2] = nn.Hardsigmoid()
+    with pytest.raises(RuntimeError, match="hardsigmoid"):
+        through_two(network, batch, held_out, omega)
+    found = multi_step_gradient(network, [batch, batch], held_out, omega, 0.3)
+    assert torch.isfinite(found).all()
+    assert found.abs().max() > 0
+    network.student[2] = Unfinished()
+    with pytest.raises(UsageError, match=r"several steps.*exact"):
+        multi_step_gradient(network, [batch, batch], held_out, omega, 0.3)
+
+
+def through_two(network, batch, held_out, omega):
+    weights = {name: w.clone().requires_grad_() for name, w in student_weights(network).items()}
+    found = torch.autograd.grad(
+        loss_of(network, weights, batch, omega.clone().requires_grad_()), list(weights.values()), create_graph=True
+    )
+    sum(g.sum() for g in found).backward()
+
+
+class Unfinished(nn.Module):
+    """Its derivative has none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Broken.apply(x)
+
+
+class Broken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("derivative for this is not implemented")
 
 
 def test_unknown_kinds_are_named() -> None:

@@ -48,15 +48,19 @@ def test_all_weights_can_vanish_together(name: str) -> None:
 def test_a_stretched_process_begins_and_ends_as_it_does_and_stays_between(steps: int) -> None:
     found = RISING.stretched(steps)
     assert found.shape == (steps, 3)
-    assert found[0].tolist() == [0.0, 1.0, 2.0]
-    if steps > 1:
+    if steps > 2:
+        assert found[0].tolist() == [0.0, 1.0, 2.0]
         assert found[-1] == pytest.approx([4.0, 1.0, 1.0])
+    if steps % 3 == 0:
+        assert found.mean(0) == pytest.approx(RISING.time_mean().weights[0])
+    assert found.mean(0) == pytest.approx(RISING.time_mean().weights[0], abs=2 / steps)
     assert (found >= RISING.weights.min(0) - 1e-12).all()
     assert (found <= RISING.weights.max(0) + 1e-12).all()
 
 
 def test_between_two_moments_it_is_their_mixture_and_of_one_moment_it_is_constant() -> None:
-    assert RISING.stretched(5)[1] == pytest.approx([0.5, 1.0, 1.0])
+    assert RISING.stretched(5)[1] == pytest.approx([0.4, 1.0, 1.2])
+    assert RISING.stretched(1)[0] == pytest.approx([1.0, 1.0, 0.0])
     assert RISING.stretched(3) == pytest.approx(RISING.weights)
     assert constant_process({"a": 1.0, "b": 0.5}).stretched(4).tolist() == [[1.0, 0.5]] * 4
 

@@ -135,6 +135,14 @@ def test_a_coarser_map_counts_as_repeated(loss, size: tuple[int, int], its: tupl
 
 
 @pytest.mark.parametrize("loss", [hcl_loss, mse_loss])
+def test_maps_far_from_zero_are_compared_as_well_in_float32(loss) -> None:
+    student, teacher = 100 + 0.01 * logits(0, 2, 3, 8, 8), 100 + 0.01 * logits(1, 2, 3, 16, 16)
+    expected = float(loss(student, teacher))
+    assert float(loss(student.float(), teacher.float())) == pytest.approx(expected, rel=0.2, abs=1e-4)
+    assert float(loss(student.float(), teacher.float())) >= 0
+
+
+@pytest.mark.parametrize("loss", [hcl_loss, mse_loss])
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 3, 3, 4), (2, 3, 8, 8), (1, 3, 16, 16)])
 def test_maps_that_cannot_be_compared_are_refused(loss, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="feature maps differ"):

@@ -16,6 +16,7 @@ from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.models.channel_graph import residual_branches, trace_channels
 from akd_deploy.models.gated_network import GatedNetwork, extract
 from akd_deploy.models.onnx_from_module import onnx_from_module
+from akd_deploy.models.part import Part
 
 CHECKED = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -237,3 +238,20 @@ def test_what_cannot_be_traced_or_followed_is_said() -> None:
         GatedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), INPUT_SHAPE)
     with pytest.raises(UsageError, match="channels to a unit"):
         GatedNetwork(Shuffled(), INPUT_SHAPE, group=0)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "attention"])
+def test_nothing_that_a_teacher_learnt_is_left_in_a_fresh_part(kind: str) -> None:
+    taught, shape = (odd(kind), ODD_SHAPE) if kind in ODD else (network(kind, 0), INPUT_SHAPE)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in taught.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    gated = GatedNetwork(taught, shape)
+    whole = np.ones(len(gated.units), bool)
+    kept = Part(gated, whole).state_dict()
+    fresh, again, other = (Part(gated, whole).reset(seed).state_dict() for seed in (3, 3, 4))
+    learnt = [name for name, tensor in kept.items() if tensor.is_floating_point() and tensor.numel() > 1]
+    assert not [name for name in learnt if torch.equal(kept[name], fresh[name])]
+    assert all(torch.equal(fresh[name], again[name]) for name in fresh)
+    assert any(not torch.equal(fresh[name], other[name]) for name in fresh)

@@ -10,6 +10,8 @@ from torch import nn
 from user_networks import INPUT_SHAPE, network
 
 from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.models.gated_network import GatedNetwork
+from akd_deploy.models.part import Part
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.models.taps import MOST_POINTS, feature_points, points_of, tapped
 
@@ -52,6 +54,27 @@ def test_points_are_the_last_of_each_resolution_in_order(kind: str) -> None:
     sizes = [feature.shape[-1] for feature in features]
     assert 1 <= len(points) <= MOST_POINTS
     assert sizes == sorted(set(sizes), reverse=True)
+
+
+def test_a_part_is_tapped_where_its_teacher_is_behind_sums_and_functions_too() -> None:
+    net = network("ResNet", 0)
+    gated = GatedNetwork(net, INPUT_SHAPE)
+    part = Part(gated, np.ones(len(gated.units), bool)).eval()
+    x = torch.randn(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    points = feature_points(net, INPUT_SHAPE), feature_points(part, INPUT_SHAPE)
+    with torch.no_grad():
+        (output, its), (same, mine) = tapped(net, x, points[0]), tapped(part, x, points[1])
+    assert torch.allclose(output, same, atol=1e-5)
+    assert len(its) == len(mine) == 2
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(its, mine, strict=True))
+    # Without its branches too, what was tapped is behind what is left.
+    bare = Part(gated, np.array([unit.branch is None for unit in gated.units])).train()
+    _, features = tapped(bare, x, feature_points(bare, INPUT_SHAPE))
+    features[-1].square().sum().backward()
+    convolutions = [module for module in bare.modules() if isinstance(module, nn.Conv2d)]
+    assert all(module.weight.grad is not None for module in convolutions)
+    with pytest.raises(UnknownNameError, match="relu"):
+        tapped(part, x, ["reluu"])
 
 
 def test_networks_without_maps_and_points_without_tensors_are_refused() -> None:

@@ -28,11 +28,12 @@ WINNER, OTHER = (SPACE.sample(np.random.default_rng(seed)) for seed in (0, 1))
 
 def configured(teacher: dict[str, Any] | None = None, **process: Any) -> RunConfiguration:
     short = {"steps": 3, "batch_size": 8}
+    searched = process if "file" in process else {"training": short, **process}
     fields = {
         "target": "cpu_onnxruntime_fp32", "budget": "1ms",
         "data": {"settings": {"labelled": 20, "teacher_images": 60, "views": 2}},
         "teacher": {"training": short} if teacher is None else teacher,
-        "distill": {"method": "process", "seeds": 2, "training": short, "process": {"training": short, **process}},
+        "distill": {"method": "process", "seeds": 2, "training": short, "process": searched},
         "search": {"training": short},
     }  # fmt: skip
     return configuration_from_dict(fields, "here")
@@ -66,6 +67,22 @@ def test_settings_of_a_process_without_the_method_are_refused() -> None:
         configuration_from_dict(
             {"target": "t", "budget": "1ms", "distill": {"method": "kd", "process": {"searches": 3}}}, "here"
         )
+
+
+@pytest.mark.parametrize("unused", [{"searches": 3}, {"gradient": "current"}, {"training": {"steps": 3}}])
+def test_how_to_search_is_not_said_beside_a_file(unused: dict[str, Any]) -> None:
+    process = {"file": "p.json", **unused}
+    with pytest.raises(UsageError, match=rf"process\.{next(iter(unused))} would not be used"):
+        configuration_from_dict(
+            {"target": "t", "budget": "1ms", "distill": {"method": "process", "process": process}}, "here"
+        )
+
+
+def test_a_file_of_another_number_of_pathways_is_found_out_before_any_finalist(bed: Bed, tmp_path: Path) -> None:
+    constant_process({"a": 1.0, "b": 2.0}).save(tmp_path / "p.json")
+    run = configured(file=str(tmp_path / "p.json"))
+    with pytest.raises(MismatchError, match="one of 2"):
+        found_process(run, bed, lambda seed: student_from_architecture(WINNER, seed), lambda *_: None)
 
 
 def test_steps_ahead_are_of_a_search_that_looks_further() -> None:

@@ -11,6 +11,7 @@ from akd_deploy.recipes.paired_seeds import (
     marginals,
     paired,
     permutation_p,
+    preference_shift,
     rank_agreement,
 )
 
@@ -54,9 +55,43 @@ def test_two_noisy_views_of_one_ranking_are_not_told_apart_and_of_two_rankings_a
     truth, other = rng.normal(size=40), rng.normal(size=40)
     alike = rank_agreement(replicas(rng, truth, 0.5), replicas(rng, truth, 0.5), rng, draws=200)
     assert alike.low < 0 < alike.high
-    apart = rank_agreement(replicas(rng, truth, 0.5), replicas(rng, truth + other, 0.5), rng, draws=200)
+    apart = rank_agreement(replicas(rng, truth, 0.5, 4), replicas(rng, truth + other, 0.5, 4), rng, draws=200)
     assert apart.low > 0
     assert apart.gap == pytest.approx(apart.ceiling - apart.tau)
+
+
+def test_luck_that_two_rewards_share_by_their_seeds_is_no_agreement():
+    """Every replica's noise is the same for both: τ between replicas of one number would be 1."""
+    rng = np.random.default_rng(2)
+    truth, luck = rng.normal(size=60), 1.5 * rng.standard_normal((60, 4))
+    found = rank_agreement(truth[:, None] + luck, truth[:, None] + luck, rng, draws=100)
+    assert found.tau == pytest.approx(found.ceiling)
+    assert found.tau < 0.5
+
+
+def test_preferences_of_two_rewards_that_rank_alike_are_told_apart_as_rarely_as_promised():
+    """Their best overlap, and noise moves some in and out: that is no shift."""
+    rng, p_values = np.random.default_rng(7), []
+    tokens = np.stack(np.meshgrid(range(3), range(3), range(2), range(2)), -1).reshape(-1, 4)
+    for _ in range(60):
+        truth = rng.normal(size=len(tokens))
+        a, b = replicas(rng, truth, 0.8, 5), replicas(rng, 3 + 2 * truth, 1.6, 5)
+        p_values.append(preference_shift(a, b, tokens, [3, 3, 2, 2], 8, rng, draws=60).p)
+    assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.1)
+    assert 0.3 < np.mean(p_values) < 0.7
+
+
+def test_rewards_that_prefer_another_option_are_told_apart_and_the_choice_is_named():
+    rng = np.random.default_rng(8)
+    tokens = np.stack(np.meshgrid(range(3), range(3), range(2), range(2)), -1).reshape(-1, 4)
+    truth = 0.5 * rng.normal(size=len(tokens))
+    other = truth + 1.5 * (tokens[:, 1] == 2)
+    found = preference_shift(
+        replicas(rng, truth, 0.3, 5), replicas(rng, other, 0.3, 5), tokens, [3, 3, 2, 2], 8, rng, draws=200
+    )
+    assert found.p < 0.02
+    assert int(np.argmax(found.by_choice)) == 1
+    assert found.distance > found.null
 
 
 def test_rank_agreement_needs_replicas():
