@@ -186,9 +186,11 @@ def show_part(console: Console, summary: dict[str, Any]) -> None:
         ("measured", measured),
         ("certificate", f"{held}: {certificate['exceeding']} of {certificate['samples']} samples over"),
     ]
+    method = winner["method"]
     labels = {
-        "teacher": "teacher", "kd": "part, distilled afresh", "inherited": "part, with the teacher's weights",
-        "ce": "part, labels only", "hand_shrunk": "teacher narrowed evenly, distilled",
+        "teacher": "teacher", method: "part, distilled afresh" if method == "kd" else f"part afresh, by {method}",
+        **({} if method == "kd" else {"kd": "part afresh, by kd"}), "ce": "part, labels only",
+        "inherited": "part, with the teacher's weights", "hand_shrunk": "teacher narrowed evenly, distilled",
     }  # fmt: skip
     for name, label in labels.items():
         found = winner["accuracy"][name]

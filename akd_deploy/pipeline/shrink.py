@@ -63,9 +63,13 @@ EQUALLY_SLOW = 0.03
 RIVALS, NOT_SLOWER, LARGER = 6, 0.1, 1.02
 """So many rivals are measured at most; of those above the part none counts that is so much slower, relatively; where
 there is none between two, the next one is looked for in steps of this factor."""
-ARMS = ("kd", "inherited", "ce", "hand_shrunk")
-"""Trainings of the report: the part from fresh weights and from the teacher's, the part by labels alone, and the
-teacher shrunk in width alone to the same budget."""
+
+
+def arms_of(method: str) -> dict[str, str]:
+    """Trainings of the report, and the method of each: the part from fresh weights by the run's method, by plain KD and
+    by labels alone; from the teacher's weights; and the teacher shrunk in width alone to the same latency."""
+    own = {name: name for name in dict.fromkeys((method, "kd", "ce"))}
+    return {**own, "inherited": method, "hand_shrunk": method}
 
 
 @dataclass
@@ -370,21 +374,22 @@ def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     mask, width = (mask_from_text(results["confirm"][key]["mask"] if key == "hand_shrunk" else results["confirm"][key])
                    for key in ("mask", "hand_shrunk"))  # fmt: skip
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
-    scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    arms = arms_of(run.bed.method)
+    scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for i, seed in enumerate(seeds):
-        for j, arm in enumerate(ARMS):
-            run.on_progress("training students", i * len(ARMS) + j, len(ARMS) * len(seeds))
+        for j, (arm, method) in enumerate(arms.items()):
+            run.on_progress("training students", i * len(arms) + j, len(arms) * len(seeds))
             path = run.directory / "students" / f"{arm}-{seed}.safetensors"
             if path.is_file():
                 student = finished(path, run.student)
             else:
                 part = Part(run.gated, width if arm == "hand_shrunk" else mask)
                 student = part if arm == "inherited" else part.reset(seed)
-                teach(run, student, "ce" if arm == "ce" else run.bed.method, seed)
+                teach(run, student, method, seed)
                 save_part(part, path)
             scores[arm].append({"seed": seed, "student": path.name, **run.bed.test_scores(student)})
     # The shipped one is chosen on the tuning split: the test split is only ever reported.
-    rows = [{"arm": arm, **row} for arm in ("kd", "inherited") for row in scores[arm]]
+    rows = [{"arm": arm, **row} for arm in (run.bed.method, "inherited") for row in scores[arm]]
     return {"scores": scores, "chosen": max(rows, key=lambda row: row["tuning_accuracy"])}
 
 
@@ -392,7 +397,8 @@ def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     mask, test_images = mask_from_text(results["confirm"]["mask"]), len(run.bed.dataset.test)
     accuracy = accuracy_parts(results)
     per_seed = {arm: [row["accuracy"] for row in rows] for arm, rows in results["distill"]["scores"].items()}
-    pairs = (("kd", "ce"), ("kd", "hand_shrunk"), ("inherited", "kd"))
+    method = run.bed.method
+    pairs = [(method, other) for other in per_seed if other not in (method, "inherited")] + [("inherited", method)]
     paired = [{"a": a, "b": b, **paired_difference(per_seed[a], per_seed[b])} for a, b in pairs]
     again = results["measure"]["measured"][run.target.name]["remeasured"]
     return {
@@ -410,7 +416,7 @@ def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
         },
         "accuracy": {**accuracy, "per_seed": per_seed, "paired": paired, "test_images": test_images},
         "limits": [
-            *limits_of(len(per_seed["kd"]), test_images, run.configuration, again),
+            *limits_of(len(per_seed[method]), test_images, run.configuration, again),
             "Gates were searched once, with one seed; of the part from fresh weights and from the teacher's, the seed "
             "that is best on the tuning split is shipped.",
         ],

@@ -270,12 +270,19 @@ def uniform_width(gated: GatedNetwork) -> np.ndarray:
 
 
 def uniform_depth(gated: GatedNetwork) -> np.ndarray:
-    """An order that takes all channels, and drops the last branches first; once none is left, width."""
-    branches = [i for i, unit in enumerate(gated.units) if unit.branch is not None]
+    """An order that takes all channels, and drops branches first, the last ones of every stage before others; once none
+    is left, width. Sums of one shape are a stage."""
+    shapes = {node.name: tuple(node.meta["tensor_meta"].shape) for node in gated.graph.module.graph.nodes
+              if hasattr(node.meta.get("tensor_meta"), "shape")}  # fmt: skip
+    stages: dict[tuple[int, ...], list[int]] = {}
+    for i, unit in enumerate(gated.units):
+        if unit.branch is not None:
+            stages.setdefault(shapes[unit.branch.node], []).append(i)
+    place = {i: (n + 0.5) / len(members) for members in stages.values() for n, i in enumerate(members)}
     others = uniform_width(gated)
-    others = others[~np.isin(others, branches)]
-    # Every channel belongs to the narrowest plan; branches follow, from the first to the last.
-    return np.concatenate([others, np.array(branches, np.int64)])
+    others = others[~np.isin(others, list(place))]
+    # Every channel belongs to the narrowest plan; branches follow, from every stage's first to its last.
+    return np.concatenate([others, np.array(sorted(place, key=lambda i: (place[i], i)), np.int64)])
 
 
 def random_order(gated: GatedNetwork, rng: np.random.Generator) -> np.ndarray:
@@ -284,8 +291,9 @@ def random_order(gated: GatedNetwork, rng: np.random.Generator) -> np.ndarray:
 
 
 def norm_order(gated: GatedNetwork) -> np.ndarray:
-    """By the mean scale of the batch norm behind each unit's channels, branches first (network slimming, Liu et al.
-    2017, arXiv:1708.06519); channels without one count as average."""
+    """By the mean scale of the batch norm behind each unit's channels, branches first; channels without one count as
+    average. It is network slimming's order (Liu et al. 2017, arXiv:1708.06519) of a teacher as it is: their scales were
+    trained with a penalty before."""
     scale_of: dict[int, list[float]] = {}
     for node in gated.graph.module.graph.nodes:
         if node.op != "call_module" or node.name not in gated.graph.of:

@@ -227,6 +227,9 @@ def _print_gain(tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.nda
         def chosen(name: str, replica: int, quantile: float, seconds: np.ndarray = seconds) -> int:
             return _chosen(tables[name][:, replica], seconds, quantile)
 
+        def chosen_by(scores: np.ndarray, quantile: float, seconds: np.ndarray = seconds) -> int:
+            return _chosen(scores, seconds, quantile)
+
         by_seed = [
             np.mean([truth[chosen("kd", r, q)] - truth[chosen("ce", r, q)] for q in QUANTILES]) for r in replicas
         ]
@@ -240,8 +243,37 @@ def _print_gain(tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.nda
         difference = paired(by_seed, np.zeros(len(by_seed)))
         told = f"{interval(difference)}; regret KD {points(regrets['kd'])}, CE {points(regrets['ce'])}"
         row(target, f"{told}; on the same noisy score {points(naive)}")
-        found[target] = {**difference.as_dict(), "naive": naive, "regret": regrets}
+        low, high = _over_networks(tables, truth, seconds)
+        row("  networks, seeds and truths drawn again", f"[{low:+.2f}, {high:+.2f}]")
+        front = {name: [chosen_by(tables[name].mean(axis=1), q) for q in QUANTILES] for name in ("kd", "ce")}
+        for name, networks in front.items():
+            told = ", ".join(f"{seconds[i] * 1e6:.0f} µs {truth[i]:.1%}" for i in dict.fromkeys(networks))
+            row(f"  front over budgets, by {name.upper()}", told)
+        found[target] = {**difference.as_dict(), "naive": naive, "regret": regrets, "bootstrap": [low, high],
+                         "front": front}  # fmt: skip
     return found
+
+
+def _over_networks(
+    tables: Mapping[str, np.ndarray], truth: np.ndarray, seconds: np.ndarray, draws: int = 500
+) -> tuple[float, float]:
+    """95 % interval of the gain, in points, over spaces of networks drawn from this one, replicas of the rewards and
+    replicas of the truth drawn with them."""
+    rng, gains = np.random.default_rng(17), []
+    replicas, truths = tables["kd"].shape[1], tables["long"].shape[1]
+    for _ in range(draws):
+        rows = np.unique(rng.integers(len(truth), size=len(truth)))
+        picked = rng.integers(replicas, size=replicas)
+        real = tables["long"][rows][:, rng.integers(truths, size=truths)].mean(axis=1)
+        gain = [
+            real[_chosen(tables["kd"][rows, r], seconds[rows], q)]
+            - real[_chosen(tables["ce"][rows, r], seconds[rows], q)]
+            for q in QUANTILES
+            for r in picked
+        ]
+        gains.append(100 * float(np.mean(gain)))
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +311,10 @@ def _print_controllers(
     scale, found = study.scale, {}
     index = {study.space.network_digest(a): i for i, a in enumerate(study.architectures)}
     truth = tables["long"].mean(axis=1)
-    section(f"Strategies, {scale.trials} evaluations each, mean over {scale.search_seeds} searches (regret in points)")
+    section(
+        f"Strategies, {scale.trials} evaluations each, mean over {scale.search_seeds} searches on "
+        f"{tables['kd'].shape[1]} replicas of the reward (regret in points; intervals over searches)"
+    )
     for target, seconds in latency_s.items():
         budget_s = float(np.quantile(seconds, 0.5))
         best = truth[seconds <= budget_s].max()

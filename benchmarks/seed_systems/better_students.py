@@ -180,6 +180,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     section(f"Better students: parts of a ResNet of {gated.macs() / 1e6:.1f} MMACs ({len(gated.units)} units), "
             f"{scale.final_seeds} seeds{underpowered(scale.underpowered)}")  # fmt: skip
     row("teacher on the test images", f"{teacher['test']:.2%}")
+    row("intervals", "over training seeds, of the parts that are named here: other searches would give others")
     row("kept whole", "; ".join(f"{why} ({count})" for why, count in gated.kept_whole.items()))
     found: dict[str, Any] = {"teacher": teacher["test"]}
     # Before parts are trained, so that nothing else is done beside what is measured.
@@ -336,12 +337,20 @@ def _print_latency(study: Study, gated: GatedNetwork, target: str, units: Mappin
     seconds = ((units["whole_s"] - units["least_s"]) * np.array(units["shares"])).tolist()
     searches = _searches(study, "latency", budget_s, {}, [units["least_s"], *seconds])
     results = study.ledger.results(search_part, searches, f"gates for {target}")
-    orders = [*(r["order"] for r in results), uniform_width(gated).tolist()]
+    rng = np.random.default_rng(13)
+    chance = [random_order(gated, rng).tolist() for _ in range(study.scale.searches)]
+    orders = [*(r["order"] for r in results), uniform_width(gated).tolist(), uniform_depth(gated).tolist(), *chance]
     parts = study.alone(
         parts_within, {**study.target_job(target), "budget_s": budget_s, "orders": orders}, f"parts for {target}"
     )
     kept = [mask_from_text(text) for text in parts["masks"]]
-    names = {"gates (KL), latency": slice(0, len(results)), "uniform width": slice(len(results), None)}
+    searched = len(results)
+    names = {
+        "gates (KL), latency": slice(0, searched),
+        "uniform width": slice(searched, searched + 1),
+        "uniform depth": slice(searched + 1, searched + 2),
+        "random parts": slice(searched + 2, None),
+    }
     accuracy = study.students({name: kept[which] for name, which in names.items()}, f"students for {target}")
     section(f"Within {budget_s * 1e6:.0f} µs, {LATENCY_BUDGET:.0%} of the teacher's predicted latency on {target}")
     for name, which in names.items():
@@ -354,8 +363,9 @@ def _print_latency(study: Study, gated: GatedNetwork, target: str, units: Mappin
             f"{accuracy[name, False].mean():.2%} | {accuracy[name, True].mean():.2%}",
         )
     for inherits in (False, True):
-        difference = paired(accuracy["gates (KL), latency", inherits], accuracy["uniform width", inherits])
-        row(f"gates less uniform width, {'inherited' if inherits else 'from scratch'}", interval(difference))
+        for name in list(names)[1:]:
+            difference = paired(accuracy["gates (KL), latency", inherits], accuracy[name, inherits])
+            row(f"gates less {name}, {'inherited' if inherits else 'from scratch'}", interval(difference))
     scores = {f"{n} {'inherited' if i else 'scratch'}": values.tolist() for (n, i), values in accuracy.items()}
     return {"budget_s": budget_s, **parts, **scores}
 

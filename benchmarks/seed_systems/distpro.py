@@ -32,7 +32,9 @@ from akd_deploy.recipes.distpro import (
     searched_process,
 )
 from akd_deploy.recipes.paired_seeds import holm, paired
+from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search_space import load_space, space_of
+from akd_deploy.search_space.operations import operations
 from benchmarks.seed_systems.ledger import Ledger, cpu_seconds
 from benchmarks.seed_systems.students import (
     dataset_of,
@@ -45,8 +47,9 @@ from benchmarks.seed_systems.students import (
 )
 from benchmarks.seed_systems.tables import interval, row, section, underpowered
 
-FINAL, SEARCH, TUNING = 1_000, 2_000, 500
-"""First seeds of reported trainings, of searches, and of those that a weight is tuned on."""
+FINAL, SEARCH, TUNING, CHOOSING = 1_000, 2_000, 500, 3_000
+"""First seeds of reported trainings, of searches of a process, of those that a weight is tuned on, and of a search of
+architectures."""
 TOTALS = (0.5, 1.0, 2.0, 4.0)
 """Sums of weights that every fixed process is tried with on the tuning split."""
 NORMALISATION = "biased-softmax"
@@ -76,6 +79,7 @@ class Scale:
     teacher: Mapping[str, Any]
     search: Mapping[str, Any]
     student: Mapping[str, Any]
+    trials: int = 12
     underpowered: bool = False
 
 
@@ -218,6 +222,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     found["schedules"], process = _print_schedules(study, student, process, {"looking further": further})
     found["features"] = _print_features(study, student)
     found["transfer"] = _print_transfer(study, process)
+    found["factorial"] = _print_factorial(study, process)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
 
@@ -348,13 +353,12 @@ def _print_steps_to_target(
 
 
 def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
-    """The process for another student, for other images, and for a student that a search of architectures would
-    find."""
+    """The process for another student and for other images."""
     scale, share = study.scale, study.scale.shares[0]
     seeds = range(FINAL, FINAL + scale.final_seeds)
     other = {**scale.data, **scale.transfer}
     study.ledger.results(train_teacher, [study.teacher_job(other)], "teacher of other images")
-    section(f"The process elsewhere, schedule × {share:g} (architecture × process)")
+    section(f"The process elsewhere, schedule × {share:g}")
     found: dict[str, Any] = {}
     for name, architecture, data in (
         ("its own student", study.architecture(), None),
@@ -372,4 +376,49 @@ def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
         row(name, ", ".join(f"{arm} {values.mean():.2%}" for arm, values in arms.items())
             + f"; learned less KD {interval(paired(arms['learned'], arms['KD']))}")  # fmt: skip
         found[name] = {arm: values.tolist() for arm, values in arms.items()}
+    return found
+
+
+def _searched_student(study: Study) -> Architecture:
+    """What a search of architectures finds within half of the space's operations, rewarded as AKD is."""
+    scale, space = study.scale, space_of(study.architecture())
+
+    def macs(architecture: Architecture) -> float:
+        return float(sum(step.macs for step in operations(space.layers(architecture))))
+
+    def predict(architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        cost = np.array([macs(architecture) for architecture in architectures])
+        return cost, cost
+
+    def score(architecture: Architecture, seed: int) -> Score:
+        (reward,) = study.by_method("kd", architecture, scale.shares[1], [CHOOSING + seed % 1_000], "reward")
+        return Score(float(reward))
+
+    drawn = [macs(space.sample(np.random.default_rng(seed))) for seed in range(200)]
+    settings = SearchSettings(scale.trials, float(np.median(drawn)), REWARD_PRESETS["hard"], seed=0)
+    return search(space, "constrained_evolution", predict, score, settings).best.architecture
+
+
+def _print_factorial(study: Study, process: Process) -> dict[str, Any]:
+    """Architecture × process: the study's student and one that a search has just found, each by the process that was
+    searched on it, by the other's, and by KD."""
+    scale, found_student = study.scale, _searched_student(study)
+    section("Searched student × searched process (" + ", ".join(f"{v}" for v in found_student.choices.values()) + ")")
+    its, _ = _searched(study, found_student, logits=True)
+    total = float(process.weights.sum(axis=1).mean())
+    processes = {"process of the study's": process, "process of the searched one's": its.scaled_to(total)}
+    seeds = range(FINAL, FINAL + scale.final_seeds)
+    found: dict[str, Any] = {}
+    for share in scale.shares[1:3]:
+        for name, architecture in (("the study's student", study.architecture()), ("the searched", found_student)):
+            arms = {
+                label: study.by_process(one, architecture, share, seeds, f"{label}, {name}")
+                for label, one in processes.items()
+            }
+            arms |= {"KD": study.by_method("kd", architecture, share, seeds)}
+            own, other = list(arms.values())[:2] if name == "the study's student" else list(arms.values())[1::-1]
+            row(f"{name}, schedule × {share:g}",
+                ", ".join(f"{label} {values.mean():.2%}" for label, values in arms.items())
+                + f"; own less other's {interval(paired(own, other))}")  # fmt: skip
+            found[f"{name} {share:g}"] = {label: values.tolist() for label, values in arms.items()}
     return found

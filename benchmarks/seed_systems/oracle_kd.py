@@ -49,6 +49,8 @@ from benchmarks.seed_systems.tables import interval, row, section, underpowered
 REGIMES: Mapping[str, tuple[float, float]] = {"skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3)}
 """Regime → skew of the teachers, share of wrong labels to learn from."""
 METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", "soft-oracle")
+SWEPT = "alike"
+"""The regime in which the ensemble grows."""
 SEARCH_METHODS = ("ce", "kd", "oracle")
 """Of searches and of trainings, crossed."""
 CHOOSING, FINAL, SEARCH = 500, 1_000, 2_000
@@ -157,6 +159,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     space = study.space()
     section(f"Oracle-KD: {scale.members} teachers, {scale.final_seeds} paired seeds"
             + underpowered(scale.underpowered))  # fmt: skip
+    row("intervals", "over training seeds, of these teachers, searches and add-ons")
     found: dict[str, Any] = {"regimes": {}}
     for regime in scale.regimes:
         study.ledger.results(train_teacher, study.teachers(regime), f"teachers, {regime}")
@@ -218,22 +221,23 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
 
 
 def _print_sweep(study: Study, space: AugmentedSpace) -> dict[int, Any]:
-    """The gap between teacher and student as the ensemble grows."""
-    regime, backbone, found = study.scale.regimes[0], space.backbone(), {}
+    """The gap between teacher and student as the ensemble grows; of members that differ by chance alone, as in the
+    paper: of such that favour classes each more would know of more classes."""
+    regime, backbone, found = SWEPT, space.backbone(), {}
+    study.ledger.results(train_teacher, study.teachers(regime), f"teachers, {regime}")
     section(f"As the ensemble grows ({regime})")
     for members in study.scale.sweep:
         teacher = ensemble_statistics(*_ensemble_logits(study, regime, members)).mean_probability
         accuracy = {
-            method: float(
-                np.mean(
-                    [r["test"] for r in study.scores(regime, backbone, method, f"{members} teachers", members=members)]
-                )
+            method: np.array(
+                [r["test"] for r in study.scores(regime, backbone, method, f"{members} teachers", members=members)]
             )
             for method in ("kd", "oracle")
         }
-        told = [f"by {m} {share:.2%} (gap {100 * (teacher - share):.2f})" for m, share in accuracy.items()]
+        gaps = {method: paired(0 * values + teacher, values) for method, values in accuracy.items()}
+        told = [f"by {m} {accuracy[m].mean():.2%} (behind it by {interval(gap)})" for m, gap in gaps.items()]
         row(f"{members} teachers", f"ensemble {teacher:.2%}; student {', '.join(told)}")
-        found[members] = {"teacher": teacher, **accuracy}
+        found[members] = {"teacher": teacher, **{method: values.tolist() for method, values in accuracy.items()}}
     return found
 
 

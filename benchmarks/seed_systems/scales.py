@@ -71,7 +71,7 @@ _DISTPRO = distpro.Scale(
 DISTPRO = {
     "quick": replace(
         _DISTPRO, searches=2, final_seeds=2, tuning_seeds=1, shares=(0.5, 1.0), steps=40, data=FEW_GLYPHS,
-        teacher={**TEACHER, "steps": 120}, search={"steps": 40, "batch_size": 32}, underpowered=True,
+        teacher={**TEACHER, "steps": 120}, search={"steps": 40, "batch_size": 32}, trials=4, underpowered=True,
     ),
     "evidence": _DISTPRO,
     "full": replace(_DISTPRO, searches=5, final_seeds=10, steps=3_000),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from akd_deploy.models.part import mask_from_text
-from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVALS, _as_slow
+from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVALS, _as_slow, arms_of
 
 UNITS = 100
 
@@ -66,3 +66,13 @@ def test_where_no_certificate_holds_the_nearest_is_told_as_it_is():
     one, _ = found(1.0, latency_s=50.0, budget_s=10.0)
     assert one["certificate"]["ok"] is False
     assert one["measured_s"]["median"] == 50.0
+
+
+@pytest.mark.parametrize("method", ["kd", "ce", "dkd", "process"])
+def test_every_arm_is_trained_by_the_method_that_it_is_called_by(method):
+    arms = arms_of(method)
+    assert {name: by for name, by in arms.items() if name not in ("inherited", "hand_shrunk")} == {
+        name: name for name in {method, "kd", "ce"}
+    }
+    assert arms["inherited"] == arms["hand_shrunk"] == method
+    assert next(iter(arms)) == method

@@ -153,6 +153,15 @@ def test_controls_take_what_their_names_say(network) -> None:
     assert jaccard(wide, ~wide) == 0
 
 
+def test_depth_goes_from_every_stage_and_from_the_longest_first() -> None:
+    from benchmarks.seed_systems.residual_network import residual_network
+
+    gated = gated_copy(residual_network(5, 0), (3, 32, 32))
+    branches = [gated.units[i].layer for i in uniform_depth(gated) if gated.units[i].branch is not None]
+    # Two in the first stage, one in each of the others, whose first blocks have a convolution around them.
+    assert branches == ["add", "add_3", "add_5", "add_1"]
+
+
 def test_students_inherit_weights_or_begin_afresh(network) -> None:
     gated = gated_copy(network, SHAPE)
     mask = within_budget(gated, uniform_width(gated), lambda mask: float(gated.macs(mask)), 0.5 * gated.macs())

@@ -1,0 +1,86 @@
+"""The studies from end to end, as small as they can be: every table is printed, nothing is trained twice, and what is
+chosen is not scored on what chose it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd, verification
+from benchmarks.seed_systems.ledger import Ledger, key_of
+from benchmarks.seed_systems.scales import AKD, BETTER_STUDENTS, DISTPRO, ORACLE_KD
+
+DATA = {
+    "labelled": 48, "teacher_images": 48, "reward_images": 24, "tuning_images": 24, "test_images": 48, "views": 2,
+}  # fmt: skip
+STEPS = {"steps": 2, "batch_size": 8}
+ROUND = {"warmup": 1, "rounds": 1, "trained": 2, "judged": 2, "derived": 2}
+SCALES: dict[str, Any] = {
+    "akd": (akd, replace(
+        AKD["quick"], space={"operators": ["conv"], "kernels": [3]}, data=DATA, teacher=STEPS, short=STEPS, long=STEPS,
+        search_seeds=2, trials=2, draws=4,
+    )),
+    "better-students": (better_students, replace(
+        BETTER_STUDENTS["quick"], data=DATA, teacher=STEPS, search=STEPS, student=STEPS, targets=(), searches=2,
+        parameter_budgets=(0.3,), random_parts=2,
+    )),
+    "distpro": (distpro, replace(
+        DISTPRO["quick"], data=DATA, teacher=STEPS, search=STEPS, student={"batch_size": 8}, steps=4, trials=2,
+        searches=1,
+    )),
+    "oracle-kd": (oracle_kd, replace(
+        ORACLE_KD["quick"], data=DATA, teacher=STEPS, round=STEPS, student=STEPS, search=ROUND, members=2, sweep=(1, 2),
+        random_add_ons=1, regimes=("skewed",),
+    )),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, and unseen classes have few images."""
+    monkeypatch.setattr(verification, "UNSEEN", {**verification.UNSEEN, "test_images": 96})
+
+    def latencies(job: Any) -> dict[str, Any]:
+        space = akd.space_for(SCALES["akd"][1])
+        return {"seconds": [1e-5 * (1 + i) for i in range(len(akd.networks_of(space)))]}
+
+    def scored(job: Any) -> dict[str, Any]:
+        """Networks that two steps trained would all be at chance."""
+        return {name: int(key_of({**job, "score": name}), 16) % 997 / 997 for name in ("reward", "tuning", "test")}
+
+    monkeypatch.setattr(akd, "latencies", latencies)
+    monkeypatch.setattr(akd, "train_student", scored)
+
+
+@pytest.mark.parametrize("system", SCALES)
+def test_a_study_prints_its_tables_says_that_it_shows_nothing_and_goes_on_where_it_was(
+    system: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, scale = SCALES[system]
+    threads = torch.get_num_threads()
+    try:
+        found = study.run(scale, tmp_path, 1)
+        first = capsys.readouterr().out
+        trained = (tmp_path / "trainings.jsonl").read_text(encoding="utf-8")
+
+        def again(*_: object) -> None:
+            raise AssertionError("trained again")
+
+        monkeypatch.setattr(Ledger, "_done", again)
+        assert json.loads(json.dumps(study.run(scale, tmp_path, 1), default=str)) == json.loads(
+            json.dumps(found, default=str)
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert "underpowered" in first
+    assert "core-hours" in first
+    tables = [line for line in first.splitlines() if "core-hours" not in line]
+    assert tables == [line for line in capsys.readouterr().out.splitlines() if "core-hours" not in line]
+    assert (tmp_path / "trainings.jsonl").read_text(encoding="utf-8") == trained
+    jobs = [json.loads(line)["job"] for line in trained.splitlines()]
+    assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
