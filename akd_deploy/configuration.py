@@ -58,12 +58,13 @@ File = _Path | None
 class TeacherTable(_Table):
     """`[teacher]`: trained by us, or a factory with weights, or an ONNX file.
 
-    An ensemble has `members` trained by us, the more different the greater `skew`, or several files of `weights`.
+    An ensemble has `members` trained by us, the more different the greater `skew`, or several files of `weights`, of
+    one `factory` or of one each, with `arguments` for all or for each.
     """
 
     source: Literal["train", "factory", "onnx"] = "train"
-    factory: str | None = None
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    factory: str | list[str] | None = None
+    arguments: dict[str, Any] | list[dict[str, Any]] = Field(default_factory=dict)
     weights: _Path | list[_Path] | None = None
     onnx: File = None
     members: int = Field(default=1, ge=1)
@@ -82,6 +83,10 @@ class TeacherTable(_Table):
                 raise ValueError(f'{" and ".join(unused)} would not be used: write source = "{source}"')
         if self.weights == []:
             raise ValueError("weights names no file")
+        for key in ("factory", "arguments"):
+            listed = getattr(self, key)
+            if isinstance(listed, list) and len(listed) != len(self.weight_files):
+                raise ValueError(f"{key} has {len(listed)} entries for {len(self.weight_files)} files of weights")
         if self.source != "train" and self.members > 1:
             raise ValueError('members are trained by us: write source = "train", or give several files of weights')
         if self.skew and self.members == 1:
@@ -94,6 +99,14 @@ class TeacherTable(_Table):
         if self.weights is None:
             return []
         return self.weights if isinstance(self.weights, list) else [self.weights]
+
+    @property
+    def built(self) -> list[tuple[str, dict[str, Any], Path]]:
+        """(factory, its arguments, file of weights) of every teacher that is built."""
+        files = self.weight_files
+        factories = self.factory if isinstance(self.factory, list) else [self.factory or ""] * len(files)
+        arguments = self.arguments if isinstance(self.arguments, list) else [self.arguments] * len(files)
+        return list(zip(factories, arguments, files, strict=True))
 
     @property
     def teachers(self) -> int:
@@ -120,7 +133,7 @@ class SharedTable(_Table):
     """`[search.shared]`: `rounds` of training one network's weights on `trained` candidates in turn (a round's
     `training`), after each of which the strategy is told about `judged` others; of the last `derived` the best are
     trained by themselves. In `warmup` rounds before them candidates are drawn at random. Those with more than
-    `most_bytes` of weights are refused."""
+    `most_bytes` of weights are refused, or with `memory_reward` traded off against accuracy as latency is."""
 
     warmup: int = Field(default=0, ge=0)
     rounds: int = Field(default=10, ge=1)
@@ -128,6 +141,7 @@ class SharedTable(_Table):
     judged: int = Field(default=8, ge=1)
     derived: int = Field(default=32, ge=1)
     most_bytes: int | None = Field(default=None, ge=1)
+    memory_reward: str | None = None
     training: TrainingTable = TrainingTable()
 
 
@@ -160,6 +174,8 @@ class SearchTable(_Table):
         unused = [key for key in HOW_SEARCHED[1:] if self.driver != "nni" and getattr(self, key) is not None]
         if unused:
             raise ValueError(f'{" and ".join(unused)} would not be used: write driver = "nni"')
+        if self.shared.memory_reward is not None and self.shared.most_bytes is None:
+            raise ValueError("shared.memory_reward would not be used: write shared.most_bytes")
         if self.weights != "shared" and self.shared != SharedTable():
             raise ValueError('shared would not be used: write weights = "shared"')
         return self

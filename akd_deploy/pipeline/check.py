@@ -40,6 +40,8 @@ def check_configuration(configuration: RunConfiguration) -> None:
         raise UnknownNameError("dataset", configuration.data.name, DATASETS)
     load_space(configuration.space.name, configuration.space.settings)
     reward_shape(configuration.search.reward)
+    if configuration.search.shared.memory_reward is not None:
+        reward_shape(configuration.search.shared.memory_reward)
     if configuration.distill.method == PROCESS:
         check_process(configuration)
     else:

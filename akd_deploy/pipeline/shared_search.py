@@ -58,7 +58,8 @@ def candidates_by_shared_weights(
     if table.constraint == "upper":
         limits.append(Limit("bound of the latency", bound_s, budget_s))
     if table.shared.most_bytes is not None:
-        limits.append(memory_limit(run.space, table.shared.most_bytes))
+        name = table.shared.memory_reward
+        limits.append(memory_limit(run.space, table.shared.most_bytes, None if name is None else reward_shape(name)))
     found, _ = search_add_ons(
         run.space,
         AddOnBed(bed.views, bed.taught(training), bed.dataset.reward_val),
@@ -87,7 +88,8 @@ def candidates_by_shared_weights(
 
 def within_memory(run: Run, architecture: Architecture) -> bool:
     """Whether a network, of the run's space or of one beside it, has no more bytes of weights than candidates may."""
-    most = run.configuration.search.shared.most_bytes
+    shared = run.configuration.search.shared
+    most = shared.most_bytes if shared.memory_reward is None else None
     return most is None or memory_bytes(space_of(architecture), architecture) <= most
 
 

@@ -141,10 +141,9 @@ def load_teachers(
     """The run's teachers: the user's own, or ones trained here and kept in `folder`."""
     table = configuration.teacher
     if table.source == "factory":
-        assert table.factory is not None
         return tuple(
-            teacher_from_factory(table.factory, weights, dataset.input_shape, dataset.classes, table.arguments)
-            for weights in table.weight_files
+            teacher_from_factory(factory, weights, dataset.input_shape, dataset.classes, arguments)
+            for factory, arguments, weights in table.built
         )
     if table.source == "onnx":
         assert table.onnx is not None

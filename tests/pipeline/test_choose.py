@@ -60,7 +60,7 @@ def test_the_front_is_what_no_other_candidate_beats_in_both():
 
 
 def searching(most_bytes=None):
-    return SimpleNamespace(shared=SimpleNamespace(most_bytes=most_bytes))
+    return SimpleNamespace(shared=SimpleNamespace(most_bytes=most_bytes, memory_reward=None))
 
 
 def a_run(latency_of, family=None, most_bytes=None):

@@ -12,7 +12,7 @@ from torch import nn
 
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.errors import UsageError
-from akd_deploy.pipeline import choose, soft_oracle
+from akd_deploy.pipeline import choose, soft_oracle, training
 from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.distilling import distill_one
 from akd_deploy.pipeline.run import stages
@@ -105,6 +105,31 @@ def test_the_winner_is_trained_by_the_runs_method_plain_kd_and_labels_and_the_me
     assert list(found["scores"]) == [*arms, "hand_shrunk"]
     assert trained == [(by, seed) for seed in (1000, 1001) for by in (*arms, method)]
     assert found["chosen"]["student"].startswith(f"{method}-")
+
+
+def test_an_ensemble_may_be_of_unlike_networks_each_with_its_factory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[tuple[str, str, dict[str, Any]]] = []
+
+    def build(factory: str, weights: Path, shape: Any, classes: int, arguments: dict[str, Any]) -> str:
+        built.append((factory, weights.name, arguments))
+        return factory
+
+    monkeypatch.setattr(training, "teacher_from_factory", build)
+    dataset = SimpleNamespace(input_shape=(1, 12, 12), classes=10)
+    files = ["one.safetensors", "two.safetensors"]
+    unlike = configured(
+        source="factory", factory=["a:wide", "b:deep"], weights=files, arguments=[{"width": 2}, {}], training={}
+    )
+    assert training.load_teachers(unlike, dataset, tmp_path, lambda *_: None) == ("a:wide", "b:deep")  # type: ignore[arg-type]
+    assert built == [("a:wide", files[0], {"width": 2}), ("b:deep", files[1], {})]
+    built.clear()
+    alike = configured(source="factory", factory="a:wide", weights=files, arguments={"width": 3}, training={})
+    training.load_teachers(alike, dataset, tmp_path, lambda *_: None)  # type: ignore[arg-type]
+    assert built == [("a:wide", file, {"width": 3}) for file in files]
+    with pytest.raises(UsageError, match="factory has 3 entries for 2 files"):
+        configured(source="factory", factory=["a:b"] * 3, weights=files, training={})
 
 
 def soft(**distill: Any) -> RunConfiguration:

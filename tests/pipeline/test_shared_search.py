@@ -13,7 +13,7 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.errors import CorruptFileError, InfeasibleBudgetError, UsageError
 from akd_deploy.pipeline import shared_search
-from akd_deploy.pipeline.shared_search import candidates_by_shared_weights
+from akd_deploy.pipeline.shared_search import candidates_by_shared_weights, within_memory
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.recipes.oracle_kd import memory_bytes
 from akd_deploy.search import Score, SearchSettings, search
@@ -103,6 +103,16 @@ def test_candidates_of_more_bytes_than_allowed_are_refused(run: Any) -> None:
     run.configuration = configured(most_bytes=1)
     with pytest.raises(InfeasibleBudgetError, match="memory 1"):
         candidates_by_shared_weights(run, "evolution", 1.0, predicted)
+
+
+def test_memory_may_be_traded_off_instead_of_refused(run: Any) -> None:
+    run.configuration = configured(most_bytes=SMALLEST, memory_reward="soft")
+    chosen, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    assert max(memory_bytes(SPACE, one) for one in chosen) > SMALLEST
+    assert facts["refused"] == 0
+    assert within_memory(run, chosen[0])
+    with pytest.raises(UsageError, match="most_bytes"):
+        configured(memory_reward="soft")
 
 
 def test_given_candidates_are_trained_in_their_order_until_there_is_none_left() -> None:
