@@ -9,7 +9,7 @@ import torch
 from akd_deploy.data import ViewBank, load_dataset
 from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.process import constant_process
-from akd_deploy.distill.process_training import ProcessSearchSettings
+from akd_deploy.distill.process_training import SEARCH_GRADIENTS, ProcessSearchSettings
 from akd_deploy.distill.review import Review
 from akd_deploy.distill.what_and_where import WhatAndWhereSettings
 from akd_deploy.errors import MismatchError, UsageError
@@ -131,6 +131,26 @@ def test_l2t_ww_trains_a_student_and_pairs_every_point_with_every_other(digits, 
     assert len(meta.pairs) == 9
     distill_by_what_and_where(again, teacher, digits, views, WhatAndWhereSettings(), TRAINING, 0)
     assert state_sha256(one) == state_sha256(again) != state_sha256(student(0))
+
+
+def test_students_with_squeezes_learn_by_looks_ahead_too(digits, views, teacher) -> None:
+    """Their hard sigmoids have no second derivative of torch's."""
+    squeezed = next(
+        one for one in map(SPACE.sample, map(np.random.default_rng, range(20)))
+        if any(value for name, value in one.choices.items() if name.endswith(".se"))
+    )  # fmt: skip
+    short = TrainingSettings(steps=2, batch_size=8, learning_rate=0.05)
+
+    def fresh(seed: int):
+        return student_from_architecture(squeezed, seed)
+
+    assert any("hardsigmoid" in step.activation for step in fresh(0).operations)
+    result, _ = distill_by_what_and_where(fresh(0), teacher, digits, views, WhatAndWhereSettings(), short, 0)
+    assert np.isfinite(result.losses).all()
+    for gradient in SEARCH_GRADIENTS:
+        search = ProcessSearchSettings(gradient=gradient)
+        process, _ = searched_process(fresh, teacher, digits, views, PATHWAYS, short, search, seeds=(0,))
+        assert np.isfinite(process.weights).all()
 
 
 def test_reviewkd_fuses_from_the_deepest_point_on(teacher) -> None:
