@@ -11,6 +11,7 @@ import pytest
 from torch import nn
 
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
+from akd_deploy.distill import TrainingSettings
 from akd_deploy.errors import UsageError
 from akd_deploy.pipeline import choose, soft_oracle, training
 from akd_deploy.pipeline.check import check_configuration
@@ -208,3 +209,13 @@ def test_a_student_distilled_by_itself_gets_the_beta_that_is_chosen_for_it(tmp_p
     given = distill_one(told, architecture, tmp_path / "g.safetensors", None, lambda *_: None)
     assert "oracle_beta" not in given
     assert (tmp_path / "g.safetensors").read_bytes() == (tmp_path / "s.safetensors").read_bytes()
+
+
+def test_fresh_views_are_shown_to_the_teachers_themselves(tmp_path: Path) -> None:
+    bed = load_bed(configured(members=2), SPACE_OF_DIGITS, tmp_path)
+    fresh = TrainingSettings(steps=2, batch_size=8, fresh_views=True)
+    assert bed.taught(fresh) is bed.teachers
+    assert bed.taught(TrainingSettings(steps=2)) is bed.bank
+    architecture = SPACE_OF_DIGITS.sample(np.random.default_rng(0))
+    for method in ("kd", "oracle"):
+        assert not bed.train(architecture, 0, method, fresh).training
