@@ -251,7 +251,7 @@ class TwiceDifferentiable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _HARD_SIGMOIDS:
-            return F.relu6(args[0] + 3) / 6
+            return F.relu6((args[0] if args else kwargs["input"]) + 3) / 6
         return func(*args, **(kwargs or {}))
 
 

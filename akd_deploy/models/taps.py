@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.models.part import Part
 from akd_deploy.models.student import Chain
 
 MOST_POINTS = 4
@@ -16,8 +17,8 @@ MOST_POINTS = 4
 
 
 def _graph_of(network: nn.Module) -> fx.GraphModule | None:
-    """The graph that a network is, or is nothing but: a part of a teacher."""
-    inner = getattr(network, "network", network)
+    """The graph that a network is, or is nothing but: a part of a teacher. What only holds one may do more."""
+    inner = network.network if isinstance(network, Part) else network
     return inner if isinstance(inner, fx.GraphModule) else None
 
 

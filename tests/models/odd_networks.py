@@ -93,7 +93,7 @@ ODD: dict[str, Callable[[], Odd]] = {
     # Arguments by name.
     "permuted by name": lambda: Odd(lambda net, x: x.permute(dims=(0, 2, 3, 1)).permute(0, 3, 1, 2)),
     "transposed by name": lambda: Odd(lambda net, x: x.transpose(dim0=2, dim1=3)),
-    "joined by axis": lambda: Odd(lambda net, x: torch.cat((x, net.inner(x)), axis=1), 16, inner=_conv()),  # type: ignore[call-overload]
+    "joined by axis": lambda: Odd(lambda net, x: torch.cat((x, net.inner(x)), axis=1), 16, inner=_conv()),
     "split by name": lambda: Odd(_halves, 4),
     # Modules that run twice.
     "block twice": lambda: Odd(_twice, inner=_conv(), inner_norm=nn.BatchNorm2d(WIDTH)),

@@ -77,6 +77,26 @@ def test_a_part_is_tapped_where_its_teacher_is_behind_sums_and_functions_too() -
         tapped(part, x, ["reluu"])
 
 
+class Negated(nn.Module):
+    """Holds a graph under a name that a part of a teacher has, and does more than it."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.network = graph
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return -self.network(x)
+
+
+def test_a_network_that_only_holds_a_graph_is_run_itself() -> None:
+    graph = torch.fx.symbolic_trace(network("ResNet", 0))
+    x = torch.randn(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output, (stem,) = tapped(Negated(graph), x, ["network.stem.0"])
+        assert torch.equal(output, -graph(x))
+        assert torch.equal(stem, graph.stem.get_submodule("0")(x))
+
+
 def test_networks_without_maps_and_points_without_tensors_are_refused() -> None:
     with pytest.raises(UsageError, match="feature maps"):
         feature_points(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), INPUT_SHAPE)

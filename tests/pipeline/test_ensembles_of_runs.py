@@ -118,16 +118,16 @@ def test_an_ensemble_may_be_of_unlike_networks_each_with_its_factory(
         return factory
 
     monkeypatch.setattr(training, "teacher_from_factory", build)
-    dataset = SimpleNamespace(input_shape=(1, 12, 12), classes=10)
+    dataset: Any = SimpleNamespace(input_shape=(1, 12, 12), classes=10)
     files = ["one.safetensors", "two.safetensors"]
     unlike = configured(
         source="factory", factory=["a:wide", "b:deep"], weights=files, arguments=[{"width": 2}, {}], training={}
     )
-    assert training.load_teachers(unlike, dataset, tmp_path, lambda *_: None) == ("a:wide", "b:deep")  # type: ignore[arg-type]
+    assert training.load_teachers(unlike, dataset, tmp_path, lambda *_: None) == ("a:wide", "b:deep")
     assert built == [("a:wide", files[0], {"width": 2}), ("b:deep", files[1], {})]
     built.clear()
     alike = configured(source="factory", factory="a:wide", weights=files, arguments={"width": 3}, training={})
-    training.load_teachers(alike, dataset, tmp_path, lambda *_: None)  # type: ignore[arg-type]
+    training.load_teachers(alike, dataset, tmp_path, lambda *_: None)
     assert built == [("a:wide", file, {"width": 3}) for file in files]
     with pytest.raises(UsageError, match="factory has 3 entries for 2 files"):
         configured(source="factory", factory=["a:b"] * 3, weights=files, training={})
