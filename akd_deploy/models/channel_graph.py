@@ -9,7 +9,7 @@ in other ways (a layer norm, a softmax, a shuffle), is kept whole, and named.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,7 +110,7 @@ class ChannelGraph:
 
     def is_of_channels(self, node: fx.Node) -> bool:
         """Whether a module reads and writes channels along the dimension that its weights are of."""
-        module, rank = self.module.get_submodule(str(node.target)), len(_shape(node) or ())
+        module, rank = self.module.get_submodule(str(node.target)), len(shape_of(node) or ())
         axis = rank - 1 if isinstance(module, nn.Linear) else 1
         return all(self.of[one.name].axis == axis for one in (node.all_input_nodes[0], node))
 
@@ -152,14 +152,15 @@ def trace_channels(network: nn.Module, input_shape: Sequence[int]) -> ChannelGra
     graph = ChannelGraph(traced, tuple(input_shape))
     for node in traced.graph.nodes:
         _label(graph, node)
-        labelled, shape = graph.of.get(node.name), _shape(node) or ()
+        labelled, shape = graph.of.get(node.name), shape_of(node) or ()
         if labelled is not None and (labelled.axis >= len(shape) or shape[labelled.axis] != len(labelled.labels)):
             graph.keep(labelled.labels, f"{node.name}: it is of another width than what it is made of")
             _opaque(graph, node, f"{node.name}: it is of another width than what it is made of")
     return graph
 
 
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """A node's tensor's, None of what is no tensor."""
     meta = node.meta.get("tensor_meta")
     return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else None
 
@@ -189,7 +190,7 @@ def _opaque(graph: ChannelGraph, node: fx.Node, why: str) -> None:
     """Keep all that goes in, and whatever comes out."""
     for source in node.all_input_nodes:
         _keep_all(graph, source, why)
-    shape = _shape(node)
+    shape = shape_of(node)
     if shape is not None and len(shape) > 1:
         labels = graph.fresh(shape[1])
         graph.keep(labels, why)
@@ -210,7 +211,7 @@ def _label_module(graph: ChannelGraph, node: fx.Node, module: nn.Module) -> None
             return _opaque(graph, node, f"{node.target}: a transposed convolution in groups")
         graph.of[node.name] = Labelled(_convolved(graph, module, source.labels), 1)
     elif isinstance(module, nn.Linear):
-        rank = len(_shape(node) or ())
+        rank = len(shape_of(node) or ())
         if source.axis != rank - 1:
             return _opaque(graph, node, f"{node.target}: channels are not the last dimension")
         graph.of[node.name] = Labelled(graph.fresh(module.out_features), rank - 1)
@@ -257,14 +258,14 @@ def _convolved(graph: ChannelGraph, module: nn.Conv2d | nn.ConvTranspose2d, labe
 
 def _over_positions(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
     """What is done over the last two dimensions, of which channels are none."""
-    if source.axis != 1 or len(_shape(node.all_input_nodes[0]) or ()) != 4:
+    if source.axis != 1 or len(shape_of(node.all_input_nodes[0]) or ()) != 4:
         return _opaque(graph, node, f"{node.name}: channels are not the second of four dimensions")
     graph.of[node.name] = source
     return None
 
 
 def _flattened(graph: ChannelGraph, node: fx.Node, source: Labelled, start: int, end: int) -> None:
-    before = _shape(node.all_input_nodes[0])
+    before = shape_of(node.all_input_nodes[0])
     if before is None or source.axis != 1 or start != 1 or end not in (-1, len(before) - 1):
         return _opaque(graph, node, f"{node.name}: another flattening than of all but the batch")
     graph.of[node.name] = Labelled(np.repeat(source.labels, int(np.prod(before[2:], dtype=int))), 1)
@@ -272,7 +273,7 @@ def _flattened(graph: ChannelGraph, node: fx.Node, source: Labelled, start: int,
 
 
 def _label_call(graph: ChannelGraph, node: fx.Node) -> None:
-    target, shape = node.target, _shape(node)
+    target, shape = node.target, shape_of(node)
     args: Any = node.args
     sources = [source for source in node.all_input_nodes if source.name in graph.of]
     if target in (operator.getitem, getattr) and shape is None:
@@ -328,9 +329,9 @@ def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> N
     if not sources:
         return None
     known = [graph.of[source.name] for source in sources]
-    rank, wide = len(_shape(node) or ()), max(known, key=lambda one: len(one.labels))
+    rank, wide = len(shape_of(node) or ()), max(known, key=lambda one: len(one.labels))
     for source, one in zip(sources, known, strict=True):
-        shape = _shape(source) or ()
+        shape = shape_of(source) or ()
         if len(shape) != rank or one.axis != wide.axis or len(one.labels) not in (1, len(wide.labels)):
             return _opaque(graph, node, f"{node.name}: shapes that are not joined channel by channel")
         if len(one.labels) == len(wide.labels):
@@ -338,7 +339,7 @@ def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> N
         else:
             graph.keep(one.labels, f"{node.name}: one channel for all")
     for source in node.all_input_nodes:
-        beside = _shape(source)
+        beside = shape_of(source)
         if source in sources or beside is None:
             continue
         place = wide.axis - rank + len(beside)
@@ -353,7 +354,7 @@ def _joined(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> N
 def _joins_as_parameter(graph: ChannelGraph, node: fx.Node, place: int, labels: np.ndarray) -> bool:
     """Label a parameter that is read by itself, perhaps brought to shape on the way, so that along `place` of `node` it
     has these channels; False where it is something else, or where its shape is written down in numbers."""
-    shape = _shape(node) or ()
+    shape = shape_of(node) or ()
     if node.op != "get_attr" and any(size != 1 for i, size in enumerate(shape) if i != place):
         return False
     base = node
@@ -373,7 +374,7 @@ def _joins_as_parameter(graph: ChannelGraph, node: fx.Node, place: int, labels: 
         if not brings:
             return False
         base = inputs[0]
-    found = _shape(base) or ()
+    found = shape_of(base) or ()
     places = [i for i, size in enumerate(found) if size == len(labels)] if base is not node else [place]
     if len(places) != 1 or (base is not node and any(size != 1 for i, size in enumerate(found) if i != places[0])):
         return False
@@ -389,7 +390,7 @@ def _joins_as_parameter(graph: ChannelGraph, node: fx.Node, place: int, labels: 
 
 
 def _concatenated(graph: ChannelGraph, node: fx.Node, sources: Sequence[fx.Node]) -> None:
-    rank = len(_shape(node) or ())
+    rank = len(shape_of(node) or ())
     args: Any = node.args
     kwargs: Any = node.kwargs
     axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else 0))
@@ -443,7 +444,7 @@ def _width_of(graph: ChannelGraph, size: object) -> Labelled | None:
 def _reshaped(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
     """All but the batch into one dimension whose size is left open, or dimensions behind the channels that come or go,
     the number of channels read off a tensor; nothing else."""
-    before, after = _shape(node.all_input_nodes[0]), _shape(node)
+    before, after = shape_of(node.all_input_nodes[0]), shape_of(node)
     args: Any = node.args
     sizes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
     if before is not None and after is not None and len(sizes) > 1 and source.axis == 1:
@@ -469,7 +470,7 @@ def _reshaped(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
 
 def _reduced(graph: ChannelGraph, node: fx.Node, source: Labelled) -> None:
     """Over positions alone."""
-    before, after = _shape(node.all_input_nodes[0]) or (), _shape(node) or ()
+    before, after = shape_of(node.all_input_nodes[0]) or (), shape_of(node) or ()
     args: Any = node.args
     axes: Any = node.kwargs.get("dim", args[1] if len(args) > 1 else None)
     listed = [axes] if isinstance(axes, int) else list(axes or range(len(before)))
@@ -500,7 +501,7 @@ def residual_branches(graph: ChannelGraph) -> list[Branch]:
         terms = [term for term in node.args[:2] if isinstance(term, fx.Node)]
         if node.op == "call_function" and node.target in ADDS and len(terms) == 2:
             for branch, skip in (terms, terms[::-1]):
-                if skip in _ancestors(branch) and _shape(branch) == _shape(skip):
+                if skip in _ancestors(branch) and shape_of(branch) == shape_of(skip):
                     found.append(Branch(node.name, branch.name, skip.name))
                     break
     return found
@@ -515,66 +516,6 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
                 seen.add(source)
                 waiting.append(source)
     return seen
-
-
-Kept = Callable[[np.ndarray], np.ndarray]
-"""(n,) labels → (n,) booleans."""
-
-
-def multiply_accumulates(graph: ChannelGraph, is_kept: Kept | None = None, dropped: Sequence[Branch] = ()) -> int:
-    """Of one image, of convolutions and linear layers; with `is_kept` of the channels that are kept alone, and without
-    what is in `dropped` branches."""
-    return sum(_counted(graph, node, is_kept)[0] for node in live_consumers(graph, dropped))
-
-
-def parameter_count(graph: ChannelGraph, is_kept: Kept | None = None, dropped: Sequence[Branch] = ()) -> int:
-    """Weights and biases of convolutions and linear layers, in the same way."""
-    return sum(_counted(graph, node, is_kept)[1] for node in live_consumers(graph, dropped))
-
-
-def live_consumers(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> list[fx.Node]:
-    """Those that the output depends on when sums forget these branches."""
-    if not dropped:
-        return graph.consumers()
-    around = {branch.node: branch.skip for branch in dropped}
-    nodes = {node.name: node for node in graph.module.graph.nodes}
-    (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
-    alive: set[str] = set()
-    waiting = [output.name]
-    while waiting:
-        name = waiting.pop()
-        if name in alive:
-            continue
-        alive.add(name)
-        sources = [around[name]] if name in around else [source.name for source in nodes[name].all_input_nodes]
-        waiting += sources
-    return [node for node in graph.consumers() if node.name in alive]
-
-
-def _counted(graph: ChannelGraph, node: fx.Node, is_kept: Kept | None) -> tuple[int, int]:
-    """Multiply-accumulates and parameters of one convolution or linear layer."""
-    module, shape = graph.module.get_submodule(str(node.target)), _shape(node) or ()
-    known = all(one.name in graph.of for one in (node.all_input_nodes[0], node)) and graph.is_of_channels(node)
-
-    def width(name: str, whole: int) -> int:
-        labelled = graph.of.get(name) if known else None
-        return whole if is_kept is None or labelled is None else int(is_kept(labelled.labels).sum())
-
-    if isinstance(module, nn.Linear):
-        inside = width(node.all_input_nodes[0].name, module.in_features)
-        outside = width(node.name, module.out_features)
-        rows = int(np.prod(shape[1:-1], dtype=int))
-        return rows * inside * outside, inside * outside + (outside if module.bias is not None else 0)
-    assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-    inside = width(node.all_input_nodes[0].name, module.in_channels)
-    outside = width(node.name, module.out_channels)
-    groups = inside if module.groups == module.in_channels and module.groups > 1 else module.groups
-    window = int(np.prod(module.kernel_size))
-    weights = outside * (inside // max(1, groups)) * window
-    positions = int(np.prod(shape[2:]))
-    if isinstance(module, nn.ConvTranspose2d):
-        positions = int(np.prod((_shape(node.all_input_nodes[0]) or ())[2:]))
-    return weights * positions, weights + (outside if module.bias is not None else 0)
 
 
 def tensor_of(network: fx.GraphModule, node: fx.Node) -> Tensor:

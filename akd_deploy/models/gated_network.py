@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from akd_deploy.errors import MismatchError, UsageError
+from akd_deploy.models.channel_costs import multiply_accumulates, parameter_count
 from akd_deploy.models.channel_graph import (
     Branch,
     ChannelGraph,
-    multiply_accumulates,
-    parameter_count,
     residual_branches,
     tensor_of,
     trace_channels,
