@@ -132,9 +132,11 @@ class ProfileTable(_Table):
 class SharedTable(_Table):
     """`[search.shared]`: `rounds` of training one network's weights on `trained` candidates in turn (a round's
     `training`), after each of which the strategy is told about `judged` others; of the last `derived` the best are
-    trained by themselves. In `warmup` rounds before them candidates are drawn at random. Those with more than
-    `most_bytes` of weights are refused, or with `memory_reward` traded off against accuracy as latency is."""
+    trained by themselves. In `warmup` rounds before them candidates are drawn at random, and before these the backbone
+    of space augmented is trained alone for `backbone_steps`. Candidates with more than `most_bytes` of weights are
+    refused, or with `memory_reward` traded off against accuracy as latency is."""
 
+    backbone_steps: int = Field(default=0, ge=0)
     warmup: int = Field(default=0, ge=0)
     rounds: int = Field(default=10, ge=1)
     trained: int = Field(default=16, ge=1)

@@ -13,6 +13,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
 from akd_deploy.pipeline.by_process import check_process
 from akd_deploy.pipeline.training import settings_from
+from akd_deploy.recipes.oracle_kd import backbone_of
 from akd_deploy.search import reward_shape
 from akd_deploy.search.strategies import load_strategy
 from akd_deploy.search_space import load_space
@@ -27,7 +28,7 @@ def check_configuration(configuration: RunConfiguration) -> None:
 
     Raises:
         UnknownNameError: a target, engine, space, strategy, reward, dataset, method or setting that nobody knows.
-        UsageError: a value that makes no sense where it is used.
+        UsageError: a value that makes no sense where it is used, as `backbone_steps` in a space without one.
         MissingFileError: the teacher's file is not there.
         MissingRuntimeError: the target cannot run here, so no student could be measured on it, or NNI is missing.
     """
@@ -38,7 +39,9 @@ def check_configuration(configuration: RunConfiguration) -> None:
     parse_latency_budget(configuration.budget, teacher_s=1.0)
     if configuration.data.name not in DATASETS:
         raise UnknownNameError("dataset", configuration.data.name, DATASETS)
-    load_space(configuration.space.name, configuration.space.settings)
+    space = load_space(configuration.space.name, configuration.space.settings)
+    if configuration.search.shared.backbone_steps:
+        backbone_of(space)
     reward_shape(configuration.search.reward)
     if configuration.search.shared.memory_reward is not None:
         reward_shape(configuration.search.shared.memory_reward)

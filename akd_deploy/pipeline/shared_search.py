@@ -69,6 +69,7 @@ def candidates_by_shared_weights(
         settings,
         run.configuration.seed,
         strategy=strategy,
+        backbone_steps=table.shared.backbone_steps,
         on_round=lambda done, total: run.on_progress(f"training shared weights ({strategy})", done, total),
     )
     best: dict[str, Judged] = {}

@@ -17,7 +17,7 @@ import torch
 from akd_deploy.architecture import Architecture
 from akd_deploy.data import Split, ViewBank
 from akd_deploy.distill import TeacherBank, TrainingSettings, train
-from akd_deploy.errors import InfeasibleBudgetError
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
 from akd_deploy.models.shared_network import SampledNetwork, SharedNetwork
 from akd_deploy.models.teacher import Teacher
 from akd_deploy.search.reward import RewardShape
@@ -61,6 +61,21 @@ class AddOnBed:
     reward_split: Split
 
 
+def backbone_of(space: SearchSpace) -> Architecture:
+    """The network of the space to which nothing is added.
+
+    Raises:
+        UsageError: a space of no backbone.
+    """
+    if isinstance(space, AugmentedSpace):
+        return space.backbone()
+    raise UsageError(
+        asked=f"a search of space {space.name} that begins with its backbone's weights",
+        found="a space without a backbone",
+        next=f'Search space "{AugmentedSpace.name}", or leave backbone_steps out.',
+    )
+
+
 def search_add_ons(
     space: SearchSpace,
     bed: AddOnBed,
@@ -72,6 +87,7 @@ def search_add_ons(
     *,
     strategy: str = "akd-reinforce",
     reward_batch: int = 256,
+    backbone_steps: int = 0,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[SharedSearchResult, SharedNetwork]:
     """Search what to add to the backbone, with weights shared between candidates.
@@ -82,8 +98,10 @@ def search_add_ons(
         limits: of memory, of latency; hard or traded off.
         seed: of the weights, the batches and the controller.
         reward_batch: images that one candidate is judged on (a batch's accuracy is the reward, as in ENAS).
+        backbone_steps: of a training of the backbone alone before all rounds: the search begins with its weights.
 
     Raises:
+        UsageError: `backbone_steps` in a space without a backbone.
         InfeasibleBudgetError: nothing within the limits was drawn.
         TrainingError: the loss became NaN or infinite.
     """
@@ -105,6 +123,9 @@ def search_add_ons(
             predicted = shared(images[chosen], architecture).argmax(dim=1)
         return float((predicted == labels[chosen]).double().mean())
 
+    if backbone_steps:
+        first = SampledNetwork(shared, [backbone_of(space)])
+        train(first, bed.views, replace(training, steps=backbone_steps), generator, method=method, teacher=bed.bank)
     controller = CONTROLLER if strategy == "akd-reinforce" else {}
     found = search_shared_weights(
         space,

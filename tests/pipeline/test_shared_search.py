@@ -13,6 +13,7 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.errors import CorruptFileError, InfeasibleBudgetError, UsageError
 from akd_deploy.pipeline import shared_search
+from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.shared_search import candidates_by_shared_weights, within_memory
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.recipes.oracle_kd import memory_bytes
@@ -113,6 +114,22 @@ def test_memory_may_be_traded_off_instead_of_refused(run: Any) -> None:
     assert within_memory(run, chosen[0])
     with pytest.raises(UsageError, match="most_bytes"):
         configured(memory_reward="soft")
+
+
+def test_shared_weights_begin_with_those_of_a_backbone_that_is_trained_first(run: Any) -> None:
+    fresh, _ = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    (run.directory / "shared-random.json").unlink()
+    run.configuration = configured(backbone_steps=5)
+    begun, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
+    assert facts["judged"] == 2 * 3 + 6
+    assert begun != fresh
+
+
+def test_a_space_without_a_backbone_is_refused_before_anything_is_done() -> None:
+    fields = configured(backbone_steps=5).as_dict()
+    check_configuration(configuration_from_dict(fields, "here"))
+    with pytest.raises(UsageError, match="a space without a backbone"):
+        check_configuration(configuration_from_dict({**fields, "space": {"name": "mobile"}}, "here"))
 
 
 def test_given_candidates_are_trained_in_their_order_until_there_is_none_left() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from akd_deploy.data import ViewBank, load_dataset
 from akd_deploy.distill import TrainingSettings, teacher_bank
-from akd_deploy.errors import InfeasibleBudgetError
+from akd_deploy.errors import InfeasibleBudgetError, UsageError
 from akd_deploy.models.convnet import ConvNetSettings, convnet
 from akd_deploy.models.teacher import teacher_from_module
 from akd_deploy.recipes.oracle_kd import (
@@ -21,7 +21,7 @@ from akd_deploy.recipes.oracle_kd import (
     wider_backbone,
 )
 from akd_deploy.search.shared_weights import Limit, SharedSearchSettings
-from akd_deploy.search_space import space_of
+from akd_deploy.search_space import load_space, space_of
 from akd_deploy.search_space.augmented import AugmentedSpace
 from akd_deploy.search_space.operations import operations
 
@@ -63,6 +63,19 @@ def test_a_search_keeps_its_limit_trains_its_weights_and_repeats(bed: AddOnBed) 
     assert all(torch.equal(shared.weights[name], same.weights[name]) for name in shared.weights)
     other, _ = search(bed, limits, method="ce")
     assert [one.accuracy for one in other.judged] != [one.accuracy for one in result.judged]
+
+
+def test_a_search_may_begin_with_the_weights_of_its_backbone(bed: AddOnBed) -> None:
+    def after(steps: int) -> float:
+        """Loss of the backbone, to which no layer with weights may be added, on what it learned from."""
+        images, labels = torch.tensor(bed.views.split.images), torch.tensor(bed.views.split.labels)
+        _, shared = search(bed, [memory_limit(SPACE, BACKBONE_BYTES)], method="ce", backbone_steps=steps)
+        with torch.no_grad():
+            return float(torch.nn.functional.cross_entropy(shared(images, SPACE.backbone()), labels))
+
+    assert after(300) < after(0) - 0.3
+    with pytest.raises(UsageError, match="space mobile that begins with its backbone"):
+        search_add_ons(load_space("mobile"), bed, "ce", TRAINING, [], SETTINGS, 0, backbone_steps=1)
 
 
 def test_several_limits_hold_together(bed: AddOnBed) -> None:
