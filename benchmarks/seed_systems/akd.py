@@ -1,7 +1,8 @@
 """AKD's claims on a space small enough to train all of: does the KD reward choose better students, and other ones?
 
-Every network of the space is trained briefly with labels alone and with each teacher (selection seeds), and fully with
-the teacher (scoring seeds, of which selection knows nothing). Searches are then replayed on these tables, so that each
+T and λ are chosen first, for brief and for full trainings each, on the tuning split. Every network of the space is
+trained briefly with labels alone and with each teacher (selection seeds), and fully with the teacher (scoring seeds, of
+which selection knows nothing). Searches are then replayed on these tables, so that each
 strategy's regret to the true optimum is known, and the winners are trained anew with seeds of their own.
 """
 
@@ -25,6 +26,7 @@ from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
 from akd_deploy.target import load_target
+from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
 from benchmarks.seed_systems.ledger import Ledger, Work
 from benchmarks.seed_systems.students import dataset_of, teacher_job, train_student, train_teacher
 from benchmarks.seed_systems.tables import interval, points, row, section, underpowered
@@ -38,7 +40,9 @@ FINAL_QUANTILES = (0.2, 0.5, 0.8)
 TOP = 0.15
 """Share of the networks whose choices are compared between rewards."""
 SELECTION, SCORING, FINAL = 0, 100, 1_000
-"""First seeds of the three kinds of training."""
+"""First seeds of the three kinds of training; those that choose T and λ begin at `TUNING`."""
+TUNED_ON = (0.1, 0.5, 0.9)
+"""The networks that choose T and λ, by their place in the space."""
 TRANSFER_TASK = {"shapes": 2, "textures": 3, "orientations": 2, "colours": 2}
 """Another task of as many classes: other textures and fewer shapes."""
 
@@ -53,6 +57,7 @@ SPACE = {
 class Scale:
     """How much is trained: the space, as it differs from `SPACE`, and how many seeds of each kind."""
 
+    tuning_seeds: int
     selection_seeds: int
     scoring_seeds: int
     final_seeds: int
@@ -81,17 +86,36 @@ class Study:
         self.architectures = networks_of(self.space)
         self.teachers = {kind: [self._teacher_job(kind)] for kind in ("convnet", "mixer")}
         self.teachers["ensemble"] = [*self.teachers["convnet"], *self.teachers["mixer"]]
+        self.tuned: dict[int, dict[str, float]] = {}
 
     def _teacher_job(self, kind: str) -> dict[str, Any]:
         training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **MIXER_TRAINING}
         return teacher_job(self.folder, self.scale.data, kind, training)
+
+    def tune(self, lengths: Mapping[str, Any], what: str) -> None:
+        """Choose T and λ for trainings of these lengths, before any other such training by distillation."""
+        chosen = [self.architectures[int(place * len(self.architectures))] for place in TUNED_ON]
+
+        def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
+            return [
+                self.student_job(architecture, "kd", "convnet", TUNING + seed, {**lengths, **settings})
+                for architecture in chosen
+                for seed in range(self.scale.tuning_seeds)
+            ]
+
+        self.tuned[lengths["steps"]] = tuned_distillation(self.ledger, train_student, jobs, what)
+
+    def training(self, method: str, lengths: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of trainings by a method: those of labels alone have no T and λ."""
+        return {**lengths, **({} if method == "ce" else self.tuned[lengths["steps"]])}
 
     def student_job(
         self, architecture: Architecture, method: str, teacher: str, seed: int, training: Mapping[str, Any], **more: Any
     ) -> dict[str, Any]:
         return {
             "data": dict(self.scale.data), "teachers": self.teachers[teacher] if method != "ce" else [],
-            "arch": architecture.as_dict(), "method": method, "seed": seed, "training": dict(training), **more,
+            "arch": architecture.as_dict(), "method": method, "seed": seed,
+            "training": dict(training), **more,
         }  # fmt: skip
 
     def latencies(self, target: str) -> np.ndarray:
@@ -101,11 +125,11 @@ class Study:
         return np.array(found["seconds"])
 
     def table(
-        self, what: str, method: str, teacher: str, first: int, seeds: int, training: Mapping[str, Any], score: str
+        self, what: str, method: str, teacher: str, first: int, seeds: int, lengths: Mapping[str, Any], score: str
     ) -> np.ndarray:
         """(networks, seeds) accuracies."""
         jobs = [
-            self.student_job(architecture, method, teacher, first + seed, training)
+            self.student_job(architecture, method, teacher, first + seed, self.training(method, lengths))
             for seed in range(seeds)
             for architecture in self.architectures
         ]
@@ -150,13 +174,16 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     latency_s = {name: study.latencies(name) for name in TARGETS}
     taught = study.ledger.results(train_teacher, study.teachers["ensemble"], "teachers")
     short, long = scale.short, scale.long
+    section(f"AKD: {len(study.architectures)} networks, every one trained" + underpowered(scale.underpowered))
+    study.tune(short, f"{short['steps']} steps")
+    study.tune(long, f"{long['steps']} steps")
     tables = {
         "ce": study.table("short, labels alone", "ce", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
         "kd": study.table("short, convnet", "kd", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
         "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, max(2, scale.scoring_seeds), short, "reward"),
         "long": study.table("full, convnet", "kd", "convnet", SCORING, scale.scoring_seeds, long, "test"),
     }
-    found["bed"] = _print_bed(study, taught, tables)
+    found["bed"] = _print_bed(taught, tables)
     found["ranking"] = _print_ranking(study, tables)
     found["gain"] = _print_gain(tables, latency_s)
     found["controllers"] = _print_controllers(study, tables, latency_s)
@@ -168,8 +195,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     return found
 
 
-def _print_bed(study: Study, taught: Sequence[Mapping[str, Any]], tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    section(f"AKD: {len(study.architectures)} networks, every one trained" + underpowered(study.scale.underpowered))
+def _print_bed(taught: Sequence[Mapping[str, Any]], tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
     accuracies = dict(zip(("convnet", "mixer"), (one["test"] for one in taught), strict=True))
     row("teachers on the test images", ", ".join(f"{name} {value:.1%}" for name, value in accuracies.items()))
     for name, what in (("ce", "labels alone"), ("kd", "convnet teaches"), ("kd-mixer", "mixer teaches")):
@@ -383,7 +409,9 @@ def _print_two_by_two(study: Study, winners: Mapping[tuple[str, float, str], int
     """{searched by CE, by KD} × {trained by CE, by KD}, seeds no search has used."""
     scale = study.scale
     jobs = {
-        (i, method, seed): study.student_job(study.architectures[i], method, "convnet", FINAL + seed, scale.long)
+        (i, method, seed): study.student_job(
+            study.architectures[i], method, "convnet", FINAL + seed, study.training(method, scale.long)
+        )
         for i in sorted(set(winners.values()))
         for method in ("ce", "kd")
         for seed in range(scale.final_seeds)
@@ -447,7 +475,10 @@ def _print_arms(
     scores = {}
     for arm, architecture in arms.items():
         jobs = [
-            {**study.student_job(architecture, "kd", "convnet", FINAL + seed, scale.long), **changes}
+            {
+                **study.student_job(architecture, "kd", "convnet", FINAL + seed, study.training("kd", scale.long)),
+                **changes,
+            }
             for seed in range(scale.final_seeds)
         ]
         scores[arm] = [float(result[score]) for result in study.ledger.results(work, jobs, name)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from akd_deploy.recipes.better_students import (
 )
 from akd_deploy.recipes.paired_seeds import holm, paired
 from akd_deploy.target import Target, load_target
+from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
 from benchmarks.seed_systems.ledger import Ledger, Work, cpu_seconds
 from benchmarks.seed_systems.students import (
     bank_of,
@@ -69,6 +70,7 @@ class Scale:
 
     budgets: Sequence[float]
     parameter_budgets: Sequence[float]
+    tuning_seeds: int
     final_seeds: int
     searches: int
     random_parts: int
@@ -87,6 +89,7 @@ class Study:
     scale: Scale
     folder: Path
     ledger: Ledger
+    tuned: dict[str, float] = field(default_factory=dict)
 
     def teacher_job(self) -> dict[str, Any]:
         return teacher_job(self.folder, self.scale.data, "resnet", self.scale.teacher)
@@ -101,18 +104,32 @@ class Study:
         (result,) = self.ledger.results(work, [job], what)
         return result
 
+    def student_job(
+        self, mask: np.ndarray, inherits: bool, seed: int, distillation: Mapping[str, float]
+    ) -> dict[str, Any]:
+        return {
+            "teacher": self.teacher_job(), "group": self.scale.group, "mask": "".join(map(str, mask.astype(int))),
+            "inherits": inherits, "seed": seed, "training": {**self.scale.student, **distillation},
+        }  # fmt: skip
+
+    def tune(self, mask: np.ndarray) -> None:
+        """Choose T and λ on one student from fresh weights, before all others are trained."""
+
+        def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
+            seeds = range(TUNING, TUNING + self.scale.tuning_seeds)
+            return [self.student_job(mask, False, seed, settings) for seed in seeds]
+
+        self.tuned = tuned_distillation(self.ledger, train_part, jobs, "students from scratch")
+
     def students(self, masks: Mapping[str, Sequence[np.ndarray]], what: str) -> dict[tuple[str, bool], np.ndarray]:
         """(name, inherits) → (seeds,) test accuracies, the mean over a name's masks."""
         jobs = {
-            (name, inherits, i, seed): {
-                "teacher": self.teacher_job(), "group": self.scale.group, "mask": "".join(map(str, mask.astype(int))),
-                "inherits": inherits, "seed": FINAL + seed, "training": dict(self.scale.student),
-            }
+            (name, inherits, i, seed): self.student_job(mask, inherits, FINAL + seed, self.tuned)
             for name, chosen in masks.items()
             for inherits in (False, True)
             for i, mask in enumerate(chosen)
             for seed in range(self.scale.final_seeds)
-        }  # fmt: skip
+        }
         results = self.ledger.results(train_part, list(jobs.values()), what)
         found: dict[tuple[str, bool], dict[int, list[float]]] = {}
         for (name, inherits, _, seed), result in zip(jobs, results, strict=True):
@@ -185,6 +202,8 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     found: dict[str, Any] = {"teacher": teacher["test"]}
     # Before parts are trained, so that nothing else is done beside what is measured.
     units = {target: study.alone(unit_latencies, study.target_job(target), f"{target}") for target in scale.targets}
+    middle = scale.budgets[len(scale.budgets) // 2] * gated.macs()
+    study.tune(within_budget(gated, uniform_width(gated), lambda mask: float(gated.macs(mask)), middle))
     for kind, shares in (("operations", scale.budgets), ("parameters", scale.parameter_budgets)):
         for share in shares:
             found[f"{kind} {share}"] = _print_budget(study, gated, kind, share)

@@ -2,8 +2,8 @@
 ensemble?
 
 Three regimes of teachers: skewed ones, which know different things; alike ones; and ones that learned from noisy
-labels, where being right is partly luck and the oracle is expected to fail. β of the soft oracle is chosen on the
-tuning split with seeds of its own.
+labels, where being right is partly luck and the oracle is expected to fail. T and λ are chosen once in each regime, for
+mean KD, and β of the soft oracle: on the tuning split, with seeds of their own.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from akd_deploy.recipes.paired_seeds import holm, paired
 from akd_deploy.search.shared_weights import SharedSearchSettings
 from akd_deploy.search_space import space_of
 from akd_deploy.search_space.augmented import AugmentedSpace
+from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
 from benchmarks.seed_systems.ledger import Ledger, cpu_seconds
 from benchmarks.seed_systems.students import (
     bank_of,
@@ -53,8 +54,8 @@ SWEPT = "alike"
 """The regime in which the ensemble grows."""
 SEARCH_METHODS = ("ce", "kd", "oracle")
 """Of searches and of trainings, crossed."""
-CHOOSING, FINAL, SEARCH = 500, 1_000, 2_000
-"""First seeds of trainings that choose β, of those that are reported, and of searches."""
+FINAL, SEARCH = 1_000, 2_000
+"""First seeds of trainings that are reported, and of searches; those that choose T, λ and β begin at `TUNING`."""
 MEMORY = 1.6
 """Most bytes of a student with add-ons, in those of its backbone."""
 AT_LEAST = 0.8
@@ -78,6 +79,7 @@ class Scale:
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     round: Mapping[str, Any]
+    backbone_steps: int
     search: Mapping[str, int]
     searches: int
     random_add_ons: int
@@ -92,6 +94,7 @@ class Study:
     folder: Path
     ledger: Ledger
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    tuned: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def data(self, regime: str) -> dict[str, Any]:
         return {**self.scale.data, "label_noise": REGIMES[regime][1]}
@@ -110,6 +113,24 @@ class Study:
             {**BACKBONE, "backbone": backbone, "resolution": dataset.input_shape[1], "classes": dataset.classes}
         )
 
+    def training(self, regime: str, method: str, lengths: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Settings of trainings by a method: those of labels alone have no T and λ."""
+        return dict(lengths or self.scale.student) | ({} if method == "ce" else self.tuned[regime])
+
+    def tune(self, regime: str, architecture: Architecture) -> None:
+        """Choose T and λ for a regime, before anything else is trained in it."""
+
+        def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
+            return [
+                {
+                    "data": self.data(regime), "teachers": self.teachers(regime), "arch": architecture.as_dict(),
+                    "method": "kd", "seed": seed, "training": {**self.scale.student, **settings},
+                }
+                for seed in range(TUNING, TUNING + self.scale.choosing_seeds)
+            ]  # fmt: skip
+
+        self.tuned[regime] = tuned_distillation(self.ledger, train_student, jobs, f"{regime} teachers")
+
     def scores(
         self,
         regime: str,
@@ -122,7 +143,7 @@ class Study:
         predictions: bool = False,
     ) -> list[Mapping[str, Any]]:
         """Results of the reported seeds."""
-        training = dict(self.scale.student) | ({"oracle_beta": beta} if beta is not None else {})
+        training = self.training(regime, method) | ({"oracle_beta": beta} if beta is not None else {})
         jobs = [
             {
                 "data": self.data(regime), "teachers": self.teachers(regime, members) if method != "ce" else [],
@@ -139,17 +160,18 @@ class Study:
         def job(beta: float, seed: int) -> dict[str, Any]:
             return {
                 "data": self.data(regime), "teachers": self.teachers(regime), "arch": architecture.as_dict(),
-                "method": "soft-oracle", "seed": seed, "training": {**self.scale.student, "oracle_beta": beta},
+                "method": "soft-oracle", "seed": seed,
+                "training": {**self.training(regime, "soft-oracle"), "oracle_beta": beta},
             }  # fmt: skip
 
         def score(settings: TrainingSettings, seed: int) -> float:
             jobs = [job(settings.oracle_beta, seed)]
             return float(self.ledger.results(train_student, jobs, f"β in {regime}")[0]["tuning"])
 
-        seeds = range(CHOOSING, CHOOSING + self.scale.choosing_seeds)
+        seeds = range(TUNING, TUNING + self.scale.choosing_seeds)
         # All at once beforehand: one after the other would leave processes idle.
         self.ledger.results(train_student, [job(beta, seed) for beta in BETAS for seed in seeds], f"β in {regime}")
-        return choose_beta(score, TrainingSettings(**self.scale.student), seeds)
+        return choose_beta(score, TrainingSettings(**self.training(regime, "soft-oracle")), seeds)
 
 
 def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
@@ -196,6 +218,7 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
         "of the training views exactly 0, 1, … members are right", ", ".join(f"{share:.1%}" for share in on_views.right)
     )
     backbone = space.backbone()
+    study.tune(regime, backbone)
     beta, means = study.beta(regime, backbone)
     row("β chosen", f"{beta:g} (tuning accuracy " + ", ".join(f"{b:g}: {m:.2%}" for b, m in means.items()) + ")")
     scores = {
@@ -226,6 +249,8 @@ def _print_sweep(study: Study, space: AugmentedSpace) -> dict[int, Any]:
     regime, backbone, found = SWEPT, space.backbone(), {}
     study.ledger.results(train_teacher, study.teachers(regime), f"teachers, {regime}")
     section(f"As the ensemble grows ({regime})")
+    if regime not in study.tuned:
+        study.tune(regime, backbone)
     for members in study.scale.sweep:
         teacher = ensemble_statistics(*_ensemble_logits(study, regime, members)).mean_probability
         accuracy = {
@@ -257,6 +282,7 @@ def search_job(job: Mapping[str, Any]) -> dict[str, Any]:
         limits,
         SharedSearchSettings(**job["search"]),
         job["seed"],
+        backbone_steps=job["backbone_steps"],
     )
     return {
         "arch": result.best.architecture.as_dict(), "reward": result.best.reward, "refused": result.refused,
@@ -286,8 +312,8 @@ def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequen
     jobs = [
         {
             "space": dict(space.settings), "data": study.data(regime), "teachers": study.teachers(regime),
-            "method": method, "most_bytes": most, "training": dict(scale.round), "search": dict(scale.search),
-            "seed": SEARCH + number,
+            "method": method, "most_bytes": most, "training": study.training(regime, method, scale.round),
+            "backbone_steps": scale.backbone_steps, "search": dict(scale.search), "seed": SEARCH + number,
         }
         for method in methods
         for number in range(scale.searches)

@@ -16,12 +16,13 @@ SHORT = {"steps": 300, "batch_size": 32}
 LONG = {"steps": 900, "batch_size": 32}
 
 _AKD = akd.Scale(
-    selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT, long=LONG
-)
+    tuning_seeds=2, selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT,
+    long=LONG,
+)  # fmt: skip
 AKD = {
     "quick": replace(
-        _AKD, space={"operators": ["conv", "dw_separable"], "kernels": [3]}, selection_seeds=2, final_seeds=2,
-        data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
+        _AKD, space={"operators": ["conv", "dw_separable"], "kernels": [3]},
+        tuning_seeds=1, selection_seeds=2, final_seeds=2, data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
         short={**SHORT, "steps": 30}, long={**LONG, "steps": 60}, search_seeds=6, trials=6, draws=100,
         underpowered=True,
     ),
@@ -31,7 +32,7 @@ AKD = {
 
 _ORACLE_KD = oracle_kd.Scale(
     final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER, student=LONG,
-    round={"steps": 240, "batch_size": 32},
+    round={"steps": 240, "batch_size": 32}, backbone_steps=900,
     search={"warmup": 8, "rounds": 16, "trained": 16, "judged": 12, "derived": 32},
     searches=3, random_add_ons=5,
     more_limits=(("conv", 1.25), ("conv", 2.0), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
@@ -40,6 +41,7 @@ ORACLE_KD = {
     "quick": replace(
         _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
+        backbone_steps=20,
         search={"warmup": 1, "rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
         more_limits=(("dw_separable", 3.0),), regimes=("skewed", "noisy labels"), underpowered=True,
     ),
@@ -49,13 +51,13 @@ ORACLE_KD = {
 
 _BETTER_STUDENTS = better_students.Scale(
     budgets=better_students.BUDGETS, parameter_budgets=better_students.PARAMETER_BUDGETS,
-    final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
+    tuning_seeds=3, final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
     search={"steps": 600, "batch_size": 32, "learning_rate": 0.02}, student=LONG,
 )  # fmt: skip
 BETTER_STUDENTS = {
     "quick": replace(
-        _BETTER_STUDENTS, budgets=(0.3,), parameter_budgets=(), final_seeds=2, searches=2, random_parts=2,
-        data=FEW_GLYPHS, teacher={**TEACHER, "steps": 120},
+        _BETTER_STUDENTS, budgets=(0.3,), parameter_budgets=(), tuning_seeds=1, final_seeds=2, searches=2,
+        random_parts=2, data=FEW_GLYPHS, teacher={**TEACHER, "steps": 120},
         search={"steps": 60, "batch_size": 32, "learning_rate": 0.02}, student={**LONG, "steps": 60},
         targets=("cpu_onnxruntime_fp32",), probes=40, underpowered=True,
     ),
