@@ -34,6 +34,7 @@ from akd_deploy.recipes.better_students import (
     norm_order,
     random_order,
     search_gates,
+    slim,
     student_of,
     uniform_depth,
     uniform_width,
@@ -61,7 +62,7 @@ TARGETS = ("cpu_onnxruntime_fp32", "cpu_openvino_fp32")
 LATENCY_BUDGET = 0.6
 """Share of the teacher's predicted latency on each target."""
 FINAL, SEARCH = 1_000, 2_000
-CONTROLS = ("uniform width", "uniform depth", "width and depth", "batch-norm scale", "gates by labels")
+CONTROLS = ("uniform width", "uniform depth", "width and depth", "batch-norm scale", "slimming", "gates by labels")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,17 @@ def search_part(job: Mapping[str, Any]) -> dict[str, Any]:
     return {"order": found.order.tolist(), "cost": found.costs[-1], "seconds": cpu_seconds() - began}
 
 
+def slim_part(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Train the teacher as network slimming does; returns the order of units."""
+    teacher = load_teacher(job["teacher"])
+    assert teacher.module is not None
+    gated = gated_copy(teacher.module, teacher.input_shape, group=job["group"])
+    began = cpu_seconds()
+    generator = torch.Generator().manual_seed(job["seed"])
+    slim(gated, views_of(job["teacher"]["data"]), TrainingSettings(**job["training"]), generator)
+    return {"order": norm_order(gated).tolist(), "seconds": cpu_seconds() - began}
+
+
 def cost_of(gated: GatedNetwork, kind: str, unit_seconds: Sequence[float] | None = None) -> Cost:
     """Operations, parameters, or seconds as the sum of what units were found to cost."""
     if kind == "operations":
@@ -236,6 +248,17 @@ def _print_budget(study: Study, gated: GatedNetwork, kind: str, share: float) ->
     by_labels = study.ledger.results(
         search_part, _searches(study, kind, budget, {"kd_weight": 0.0, "ce_weight": 1.0}), f"gates by labels, {what}"
     )
+    slimmed = study.ledger.results(
+        slim_part,
+        [
+            {
+                "teacher": study.teacher_job(), "group": study.scale.group, "training": dict(study.scale.search),
+                "seed": SEARCH + number, "slim": True,
+            }
+            for number in range(study.scale.searches)
+        ],
+        "network slimming",
+    )  # fmt: skip
     rng = np.random.default_rng(11)
     width, depth = uniform_width(gated), uniform_depth(gated)
     # Half of what must go by dropping branches, the rest by width.
@@ -248,6 +271,7 @@ def _print_budget(study: Study, gated: GatedNetwork, kind: str, share: float) ->
         "uniform depth": [within_budget(gated, depth, cost, budget)],
         "width and depth": [within_budget(gated, both, cost, budget)],
         "batch-norm scale": [within_budget(gated, norm_order(gated), cost, budget)],
+        "slimming": [within_budget(gated, np.array(r["order"]), cost, budget) for r in slimmed],
         "random parts": [
             within_budget(gated, random_order(gated, rng), cost, budget) for _ in range(study.scale.random_parts)
         ],

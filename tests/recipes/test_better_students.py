@@ -22,6 +22,7 @@ from akd_deploy.recipes.better_students import (
     proximal_step,
     random_order,
     search_gates,
+    slim,
     student_of,
     uniform_depth,
     uniform_width,
@@ -151,6 +152,32 @@ def test_controls_take_what_their_names_say(network) -> None:
     assert all(gated.units[i].branch is not None for i in by_norm[: sum(u.branch is not None for u in gated.units)])
     assert jaccard(wide, wide) == 1
     assert jaccard(wide, ~wide) == 0
+
+
+def test_slimming_pulls_scales_to_zero_and_keeps_those_that_labels_need(network, views) -> None:
+    def scales(pull: float) -> np.ndarray:
+        gated = gated_copy(network, SHAPE)
+        longer = TrainingSettings(steps=120, batch_size=16, learning_rate=0.02)
+        slim(gated, views, longer, torch.Generator().manual_seed(0), pull)
+        norms = [m for m in gated.network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        found = torch.cat([norm.weight.detach() for norm in norms]).numpy()
+        by_scale = norm_order(gated)
+        kept = within_budget(gated, by_scale, lambda mask: float(mask.sum()), 20)
+        assert found[kept].min() >= found[~kept].max(), "one unit a channel here, in the order of layers"
+        hooked = [norm.weight._backward_hooks for norm in norms]
+        assert not any(hooked)
+        return found
+
+    before, free, pulled = np.ones(40), scales(0.0), scales(1.0)
+    assert abs(free.mean() - before.mean()) < 0.1
+    assert pulled.mean() < 0.6 * free.mean()
+    assert pulled.std() / pulled.mean() > 5 * free.std() / free.mean()
+
+
+def test_slimming_without_scales_is_refused(views) -> None:
+    bare = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(400, 10))
+    with pytest.raises(UsageError, match="no scales"):
+        slim(gated_copy(bare, SHAPE), views, TRAINING, torch.Generator().manual_seed(0))
 
 
 def test_depth_goes_from_every_stage_and_from_the_longest_first() -> None:
