@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from akd_deploy.distill import TrainingSettings
 from akd_deploy.distill.process import Process, mean_process
 from akd_deploy.distill.process_training import MULTI_STEP, ProcessSearchSettings
 from akd_deploy.distill.what_and_where import WhatAndWhereSettings
+from akd_deploy.errors import TrainingError
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
@@ -35,8 +36,10 @@ from akd_deploy.recipes.paired_seeds import holm, paired
 from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search_space import load_space, space_of
 from akd_deploy.search_space.operations import operations
+from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
 from benchmarks.seed_systems.ledger import Ledger, cpu_seconds
 from benchmarks.seed_systems.students import (
+    SCORED,
     dataset_of,
     load_teacher,
     scored,
@@ -47,16 +50,17 @@ from benchmarks.seed_systems.students import (
 )
 from benchmarks.seed_systems.tables import interval, row, section, underpowered
 
-FINAL, SEARCH, TUNING, CHOOSING = 1_000, 2_000, 500, 3_000
-"""First seeds of reported trainings, of searches of a process, of those that a weight is tuned on, and of a search of
-architectures."""
+FINAL, SEARCH, CHOOSING = 1_000, 2_000, 3_000
+"""First seeds of reported trainings, of searches of a process, and of a search of architectures; those that T, λ and
+weights are tuned on begin at `TUNING`."""
 TOTALS = (0.5, 1.0, 2.0, 4.0)
 """Sums of weights that every fixed process is tried with on the tuning split."""
 NORMALISATION = "biased-softmax"
 """Of searches: weights add up to 1 at most, as in the paper's. What they add up to in a training is tuned, as it is for
 every fixed process: what a search's sum grows to says how far one step should have gone, not how much is good."""
-WEIGHTED = {"ReviewKD": "review", "L2T-ww": "what_and_where"}
-"""Name → its key in a job, whose value is its loss's weight beside the labels'."""
+WEIGHTED = {"ReviewKD": ("review", TOTALS), "L2T-ww": ("what_and_where", (0.02, 0.1, 0.5))}
+"""Name → its key in a job, whose value is its loss's weight beside the labels', and the weights it is tried with: of
+L2T-ww the paper's 0.5 and below, as half of the trainings at 1 and at 2 ended at chance on this bed."""
 
 STUDENT = {
     "in_channels": 3, "stem_width": 8, "stem_stride": 2, "widths": [12, 20, 32], "strides": [1, 2, 2],
@@ -88,6 +92,7 @@ class Study:
     scale: Scale
     folder: Path
     ledger: Ledger
+    tuned: dict[str, float] = field(default_factory=dict)
 
     def teacher_job(self, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return teacher_job(self.folder, data or self.scale.data, "convnet", self.scale.teacher)
@@ -122,17 +127,11 @@ class Study:
 
     def by_method(
         self, method: str, architecture: Architecture, share: float, seeds: Sequence[int], score: str = "test",
-        data: Mapping[str, Any] | None = None, **more: Any,
+        data: Mapping[str, Any] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """(seeds,) accuracies of trainings without pathways."""
-        jobs = [
-            {
-                "data": dict(data or self.scale.data), "teachers": [] if method == "ce" else [self.teacher_job(data)],
-                "arch": architecture.as_dict(), "method": method, "seed": seed,
-                "training": {**self.training(share), **more},
-            }
-            for seed in seeds
-        ]  # fmt: skip
+        training = self.training(share) | ({} if method == "ce" else self.tuned)
+        jobs = [self.student_job(method, architecture, seed, training, data) for seed in seeds]
         return np.array([result[score] for result in self.ledger.results(train_student, jobs, f"{method} {share:g}")])
 
     def weighted(
@@ -148,6 +147,28 @@ class Study:
             for seed in seeds
         ]  # fmt: skip
         return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"{key} {share:g}")])
+
+    def tune(self, student: Architecture) -> None:
+        """Choose T and λ of distillation without pathways, in the middle schedule."""
+        training = self.training(self.scale.shares[len(self.scale.shares) // 2])
+
+        def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
+            return [
+                self.student_job("kd", student, seed, {**training, **settings})
+                for seed in range(TUNING, TUNING + self.scale.tuning_seeds)
+            ]
+
+        self.tuned = tuned_distillation(self.ledger, train_student, jobs, "KD, DKD and DIST")
+
+    def student_job(
+        self, method: str, architecture: Architecture, seed: int, training: Mapping[str, Any],
+        data: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A training without pathways."""
+        return {
+            "data": dict(data or self.scale.data), "teachers": [] if method == "ce" else [self.teacher_job(data)],
+            "arch": architecture.as_dict(), "method": method, "seed": seed, "training": dict(training),
+        }  # fmt: skip
 
 
 def _without(logits: bool) -> dict[str, bool]:
@@ -167,7 +188,19 @@ def _teacher(job: str) -> torch.nn.Module:
 
 
 def train_along(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one student along pathways, by the weights of a process, by ReviewKD or by L2T-ww."""
+    """Train one student along pathways, by the weights of a process, by ReviewKD or by L2T-ww.
+
+    One whose loss is no number any more has the accuracy of guessing, and `failed` says so: too great a weight is
+    something to be found out, which must not end the study.
+    """
+    try:
+        return _trained_along(job)
+    except TrainingError as error:
+        guessed = 1 / dataset_of(job["teacher"]["data"]).classes
+        return {**dict.fromkeys(SCORED, guessed), "failed": error.found}
+
+
+def _trained_along(job: Mapping[str, Any]) -> dict[str, Any]:
     data, seed = job["teacher"]["data"], job["seed"]
     teacher, dataset, views = _teacher(json.dumps(job["teacher"], sort_keys=True)), dataset_of(data), views_of(data)
     student = student_from_architecture(architecture_from_dict(job["arch"], "a job"), seed)
@@ -216,6 +249,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     section(f"DistPro: {scale.searches} searches, {scale.final_seeds} seeds"
             + underpowered(scale.underpowered))  # fmt: skip
     row("teacher on the test images", f"{teacher['test']:.2%}")
+    study.tune(student)
     process, found = _searched(study, student, logits=True)
     section("A search that looks four steps further")
     further, found["further"] = _searched(study, student, logits=True, gradient=MULTI_STEP)
@@ -269,8 +303,8 @@ def _tuned(
             if name not in best or float(scores.mean()) > best[name][0]:
                 best[name] = (float(scores.mean()), one)
     chosen = {}
-    for name, key in WEIGHTED.items() if logits else ():
-        means = {w: float(study.weighted(key, w, student, share, seeds, "tuning").mean()) for w in TOTALS}
+    for name, (key, offered) in WEIGHTED.items() if logits else ():
+        means = {w: float(study.weighted(key, w, student, share, seeds, "tuning").mean()) for w in offered}
         chosen[name] = max(means, key=lambda weight: means[weight])
     sums = {name: float(one.weights.sum(axis=1).mean()) for name, (_, one) in best.items()}
     row(
@@ -297,7 +331,7 @@ def _print_schedules(
     for share in scale.shares:
         arms = {
             **{name: study.by_method(name.lower(), student, share, seeds) for name in ("CE", "KD", "DKD", "DIST")},
-            **{name: study.weighted(key, weights[name], student, share, seeds) for name, key in WEIGHTED.items()},
+            **{name: study.weighted(key, weights[name], student, share, seeds) for name, (key, _) in WEIGHTED.items()},
             **{
                 name: study.by_process(one, student, share, seeds, f"{name} {share:g}")
                 for name, one in {**fixed, **controls}.items()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from akd_deploy.errors import TrainingError
 from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd, verification
 from benchmarks.seed_systems.ledger import Ledger, key_of
 from benchmarks.seed_systems.scales import AKD, BETTER_STUDENTS, DISTPRO, ORACLE_KD
@@ -84,3 +85,12 @@ def test_a_study_prints_its_tables_says_that_it_shows_nothing_and_goes_on_where_
     assert (tmp_path / "trainings.jsonl").read_text(encoding="utf-8") == trained
     jobs = [json.loads(line)["job"] for line in trained.splitlines()]
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
+
+
+def test_a_training_that_comes_apart_scores_what_guessing_does_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apart(job: Any) -> dict[str, Any]:
+        raise TrainingError(asked="a training", found="a loss of nan", next="Lower it.")
+
+    monkeypatch.setattr(distpro, "_trained_along", apart)
+    found = distpro.train_along({"teacher": {"data": DATA}})
+    assert found == {"reward": 1 / 24, "tuning": 1 / 24, "test": 1 / 24, "failed": "a loss of nan"}
