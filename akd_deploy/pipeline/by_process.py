@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from akd_deploy.configuration import ProcessTable, RunConfiguration
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.pathways import DISTANCES, enumerate_pathways
-from akd_deploy.distill.process import Process, load_process
+from akd_deploy.distill.process import Process, load_process, mean_process
 from akd_deploy.distill.process_training import ProcessSearchSettings
 from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
 from akd_deploy.errors import UnknownNameError, UsageError
+from akd_deploy.pipeline.kept import kept
 from akd_deploy.pipeline.training import Bed, settings_from
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
@@ -57,12 +61,14 @@ def found_process(
     bed: Bed,
     student_of: Callable[[int], nn.Module],
     on_progress: Callable[[str, int, int], None],
+    directory: Path | None = None,
 ) -> tuple[Process, dict[str, Any]]:
     """The process of `[distill.process]`, and where it is from: `file`, or the number of `searches`, their `steps` and
     `seconds`.
 
     Args:
         student_of: seed → a fresh student of the kind whose process is searched for.
+        directory: where the process of each search is kept, and taken from if it is there.
 
     Raises:
         MismatchError: the file's process is of another number of pathways than there are between these networks.
@@ -78,17 +84,25 @@ def found_process(
     def on_step(search: int, step: int) -> None:
         on_progress("searching for a process", search * training.steps + step, table.searches * training.steps)
 
-    found, _ = searched_process(
-        student_of,
-        _teacher_of(bed),
-        bed.dataset,
-        bed.views,
-        _pathways(table, training),
-        training,
-        _search_settings(table),
-        [configuration.seed * 100 + i for i in range(table.searches)],
-        on_step,
-    )
+    def searched(number: int) -> dict[str, Any]:
+        process, _ = searched_process(
+            student_of,
+            _teacher_of(bed),
+            bed.dataset,
+            bed.views,
+            _pathways(table, training),
+            training,
+            _search_settings(table),
+            [configuration.seed * 100 + number],
+            lambda _, step: on_step(number, step),
+        )
+        return process.as_dict()
+
+    each = []
+    for number in range(table.searches):
+        fields = kept(None if directory is None else directory / f"{number}.json", partial(searched, number))
+        each.append(Process(np.array(fields["weights"]), tuple(fields["pathways"])))
+    found = mean_process(each)
     facts = {"searches": table.searches, "steps": training.steps, "seconds": time.perf_counter() - began}
     return found, facts
 

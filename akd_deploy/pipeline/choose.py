@@ -30,6 +30,8 @@ N = TypeVar("N", bound=nn.Module)
 
 CONFIRMED = 4
 """So many of the best candidates are measured, untrained, before the one to ship is chosen among those in budget."""
+BETAS, PROCESSES = "betas", "processes"
+"""Folders of a run, of what its trainings for β and its searches of a process found."""
 HAND_SHRUNK = 2
 """So many of the best hand-shrunk networks are measured in turn with them; the best within budget is the baseline."""
 
@@ -218,7 +220,7 @@ def process(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
 
 def searched_for(run: Run, student_of: Callable[[int], nn.Module]) -> dict[str, Any]:
     """The process of such students, kept in the run's folder."""
-    found, facts = found_process(run.configuration, run.bed, student_of, run.on_progress)
+    found, facts = found_process(run.configuration, run.bed, student_of, run.on_progress, run.directory / PROCESSES)
     found.save(run.directory / PROCESS_NAME)
     return {**facts, **found.as_dict()}
 
@@ -227,7 +229,11 @@ def beta(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
     """The soft oracle's β, chosen on the winner."""
     winner = architecture_from_dict(results["confirm"]["winner"]["arch"])
     return chosen_beta(
-        run.configuration, run.bed, lambda seed: student_from_architecture(winner, seed), run.on_progress
+        run.configuration,
+        run.bed,
+        lambda seed: student_from_architecture(winner, seed),
+        run.on_progress,
+        run.directory / BETAS,
     )
 
 

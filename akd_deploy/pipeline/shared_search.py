@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
 
@@ -13,13 +12,13 @@ from akd_deploy.configuration import SharedTable
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.errors import CorruptFileError
 from akd_deploy.pipeline.context import Run
+from akd_deploy.pipeline.kept import kept
 from akd_deploy.pipeline.training import settings_from
 from akd_deploy.recipes.oracle_kd import ROUND_SETTINGS, AddOnBed, memory_bytes, memory_limit, search_add_ons
 from akd_deploy.search import reward_shape
 from akd_deploy.search.driver import Predict
 from akd_deploy.search.shared_weights import Judged, Limit, SharedSearchSettings
 from akd_deploy.search_space import space_of
-from akd_deploy.storage import write_text_atomically
 
 
 def candidates_by_shared_weights(
@@ -37,14 +36,17 @@ def candidates_by_shared_weights(
         InfeasibleBudgetError: nothing within the budget, and within `most_bytes`, was drawn.
     """
     path = run.directory / f"shared-{strategy}.json"
-    if path.is_file():
-        try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            return [architecture_from_dict(fields) for fields in kept["candidates"]], kept["facts"]
-        except (ValueError, LookupError, TypeError) as error:
-            raise CorruptFileError(
-                asked=f"candidates in {path}", found=f"no whole file ({error})", next="Delete it: they are found again."
-            ) from error
+    found = kept(path, lambda: _searched(run, strategy, budget_s, screen))
+    try:
+        return [architecture_from_dict(fields) for fields in found["candidates"]], found["facts"]
+    except (LookupError, TypeError) as error:
+        raise CorruptFileError(
+            asked=f"candidates in {path}", found=f"none ({error!r})", next="Delete it: they are found again."
+        ) from error
+
+
+def _searched(run: Run, strategy: str, budget_s: float, screen: Predict) -> dict[str, Any]:
+    """`candidates` and `facts`, as they are kept."""
     table, bed, began = run.configuration.search, run.bed, time.perf_counter()
     settings, training = _settings(table.shared), settings_from(table.shared.training, ROUND_SETTINGS)
 
@@ -81,10 +83,7 @@ def candidates_by_shared_weights(
         "mean_accuracy": float(np.mean([one.accuracy for one in found.judged[-settings.derived :]])),
         "seconds": time.perf_counter() - began,
     }
-    chosen = [one.architecture for one in best.values()]
-    kept = {"candidates": [architecture.as_dict() for architecture in chosen], "facts": facts}
-    write_text_atomically(path, json.dumps(kept, indent=1) + "\n")
-    return chosen, facts
+    return {"candidates": [one.architecture.as_dict() for one in best.values()], "facts": facts}
 
 
 def within_memory(run: Run, architecture: Architecture) -> bool:

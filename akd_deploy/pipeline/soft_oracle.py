@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.evaluation import evaluate
 from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.pipeline.kept import kept
 from akd_deploy.pipeline.training import SEED_OFFSET, Bed
 from akd_deploy.recipes.oracle_kd import BETAS, choose_beta
 
@@ -31,24 +33,31 @@ def chosen_beta(
     bed: Bed,
     student_of: Callable[[int], nn.Module],
     on_progress: Callable[[str, int, int], None],
+    directory: Path | None = None,
 ) -> dict[str, Any]:
     """`beta`, the best of `[distill] betas` on the tuning images, where every one's mean accuracy is in
     `tuning_accuracy`; `trainings` and `seconds` that it took.
 
     Args:
         student_of: seed → a fresh student.
+        directory: where each training's accuracy is kept, and taken from if it is there.
     """
     betas = configuration.distill.betas or BETAS
     first = SEED_OFFSET // 2 + configuration.seed * 100
     began, done = time.perf_counter(), 0
 
+    def trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:
+        student = student_of(seed)
+        bed.teach(student, seed, METHOD, settings)
+        return {"accuracy": evaluate(student, bed.dataset.tuning_val).accuracy}
+
     def score(settings: TrainingSettings, seed: int) -> float:
         nonlocal done
         on_progress("choosing β", done, len(betas) * SEEDS)
-        student = student_of(seed)
-        bed.teach(student, seed, METHOD, settings)
+        path = None if directory is None else directory / f"{settings.oracle_beta!r}-{seed}.json"
+        accuracy = kept(path, lambda: trained(settings, seed))["accuracy"]
         done += 1
-        return evaluate(student, bed.dataset.tuning_val).accuracy
+        return float(accuracy)
 
     beta, means = choose_beta(score, bed.long, range(first, first + SEEDS), betas)
     return {

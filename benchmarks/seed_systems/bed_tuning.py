@@ -11,7 +11,7 @@ from akd_deploy.distill import TrainingSettings
 from benchmarks.seed_systems.ledger import Job, Ledger, Work
 from benchmarks.seed_systems.tables import row
 
-GRID = tuple({"temperature": t, "kd_weight": weight} for t in (2.0, 4.0, 8.0) for weight in (0.5, 0.9))
+GRID = tuple({"temperature": t, "kd_weight": weight} for t in (2.0, 4.0, 8.0, 16.0) for weight in (0.5, 0.9))
 TUNING = 500
 """First seed of trainings that choose."""
 

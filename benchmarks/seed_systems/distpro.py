@@ -119,7 +119,7 @@ class Study:
         jobs = [
             {
                 "teacher": self.teacher_job(data), "arch": architecture.as_dict(), "seed": seed,
-                "training": self.training(share), "weights": by.weights.tolist(), **_without(logits),
+                "training": self.training(share), "weights": by.weights.tolist(), **self.pathways(logits),
             }
             for seed, by in zip(seeds, each, strict=True)
         ]  # fmt: skip
@@ -148,8 +148,14 @@ class Study:
         ]  # fmt: skip
         return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"{key} {share:g}")])
 
+    def pathways(self, logits: bool) -> dict[str, Any]:
+        """What a job says of the logits' pathway: that there is none, or the temperature that was chosen."""
+        if not logits:
+            return {"logits": False}
+        return {name: value for name, value in self.tuned.items() if name == "temperature"}
+
     def tune(self, student: Architecture) -> None:
-        """Choose T and λ of distillation without pathways, in the middle schedule."""
+        """Choose T and λ of distillation without pathways, in the middle schedule; T is the logits' pathway's too."""
         training = self.training(self.scale.shares[len(self.scale.shares) // 2])
 
         def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -158,7 +164,7 @@ class Study:
                 for seed in range(TUNING, TUNING + self.scale.tuning_seeds)
             ]
 
-        self.tuned = tuned_distillation(self.ledger, train_student, jobs, "KD, DKD and DIST")
+        self.tuned = tuned_distillation(self.ledger, train_student, jobs, "all that learn from logits")
 
     def student_job(
         self, method: str, architecture: Architecture, seed: int, training: Mapping[str, Any],
@@ -171,13 +177,10 @@ class Study:
         }  # fmt: skip
 
 
-def _without(logits: bool) -> dict[str, bool]:
-    """What a job says of the logits' pathway: nothing where it is there."""
-    return {} if logits else {"logits": False}
-
-
 def _settings(job: Mapping[str, Any]) -> PathwaySettings:
-    return PathwaySettings(logits=job.get("logits", True))
+    return PathwaySettings(
+        logits=job.get("logits", True), temperature=job.get("temperature", PathwaySettings.temperature)
+    )
 
 
 @lru_cache(maxsize=4)
@@ -269,7 +272,7 @@ def _searched(
     jobs = [
         {
             "teacher": study.teacher_job(), "arch": student.as_dict(), "seed": SEARCH + number,
-            "training": dict(study.scale.search), "search": search, **_without(logits),
+            "training": dict(study.scale.search), "search": search, **study.pathways(logits),
         }
         for number in range(study.scale.searches)
     ]  # fmt: skip

@@ -49,8 +49,8 @@ def without_folders(value: Any) -> Any:
 class Ledger:
     """Results by job, in a file of JSON lines; a line that was cut off is done again.
 
-    `processes` work at a time, each with one thread. `seconds` is the CPU time of all trainings of the study, over
-    processes, those of earlier times included.
+    `processes` work at a time, each with one thread. `seconds` is the CPU time of all that the study has asked for so
+    far, over processes, also of what earlier runs of it did; not that of lines which it has no use for any more.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class Ledger:
 
     def __post_init__(self) -> None:
         self._known: dict[str, dict[str, Any]] = {}
+        self._asked: set[str] = set()
         if self.path.is_file():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -68,7 +69,7 @@ class Ledger:
 
     @property
     def seconds(self) -> float:
-        return sum(entry["seconds"] for entry in self._known.values())
+        return sum(self._known[key]["seconds"] for key in self._asked)
 
     def results(self, work: Work, jobs: Sequence[Job], what: str) -> list[Mapping[str, Any]]:
         """The result of every job, in order; those not known yet are done first."""
@@ -85,7 +86,9 @@ class Ledger:
                     self._known[key] = entry
                     print(f"\r{what}: {done} of {len(missing)}", end="", file=sys.stderr, flush=True)
             print(file=sys.stderr)
-        return [self._known[key_of(job)]["result"] for job in jobs]
+        keys = [key_of(job) for job in jobs]
+        self._asked.update(keys)
+        return [self._known[key]["result"] for key in keys]
 
     def _done(
         self, work: Work, missing: Sequence[tuple[str, Job]]

@@ -113,3 +113,7 @@ def test_a_ledger_counts_what_its_jobs_computed(tmp_path: Path, monkeypatch: pyt
     kept = Ledger(tmp_path / "t.jsonl", 1)
     kept.results(lambda job: {"square": job["x"] ** 2}, [{"x": 1}, {"x": 2}], "squares")
     assert kept.seconds == 4.5
+    later = Ledger(tmp_path / "t.jsonl", 1)
+    assert later.seconds == 0, "nothing has been asked for"
+    later.results(lambda job: {}, [{"x": 2}, {"x": 2}], "squares")
+    assert later.seconds == 1.5

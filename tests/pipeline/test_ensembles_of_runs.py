@@ -12,7 +12,8 @@ from torch import nn
 
 from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.distill import TrainingSettings
-from akd_deploy.errors import UsageError
+from akd_deploy.errors import CorruptFileError, UsageError
+from akd_deploy.models.student import student_from_architecture
 from akd_deploy.pipeline import choose, soft_oracle, training
 from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.distilling import distill_one
@@ -196,6 +197,41 @@ def test_beta_is_chosen_on_tuning_images_by_trainings_with_seeds_of_their_own(
     assert all(split is bed.dataset.tuning_val for split in looked_at)
     assert soft_oracle.with_beta(bed.long, found).oracle_beta == 3.0
     assert soft_oracle.with_beta(bed.long, None) is bed.long
+
+
+def test_an_interrupted_choice_of_beta_goes_on_behind_the_trainings_that_were_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = soft(betas=[0.0, 3.0], training={"steps": 1})
+    bed = load_bed(configuration, SPACE_OF_DIGITS, tmp_path)
+    architecture = SPACE_OF_DIGITS.sample(np.random.default_rng(0))
+    trained: list[tuple[int, float]] = []
+    teach = Bed.teach
+
+    def watched(self: Bed, student: Any, seed: int, method: str, settings: Any) -> Any:
+        if len(trained) == 3 and trained[-1] is not None:
+            trained.append(None)  # type: ignore[arg-type]
+            raise KeyboardInterrupt
+        trained.append((seed, settings.oracle_beta))
+        return teach(self, student, seed, method, settings)
+
+    def chosen(directory: Path | None) -> dict[str, Any]:
+        students = lambda seed: student_from_architecture(architecture, seed)  # noqa: E731
+        found = soft_oracle.chosen_beta(configuration, bed, students, lambda *_: None, directory)
+        return {name: value for name, value in found.items() if name != "seconds"}
+
+    monkeypatch.setattr(Bed, "teach", watched)
+    with pytest.raises(KeyboardInterrupt):
+        chosen(tmp_path / "betas")
+    first = [one for one in trained if one is not None]
+    found = chosen(tmp_path / "betas")
+    every = [one for one in trained if one is not None]
+    assert len(every) == len(set(every)) == 4
+    assert every[:3] == first
+    assert found == chosen(None)
+    (next((tmp_path / "betas").iterdir())).write_text("[")
+    with pytest.raises(CorruptFileError, match="Delete it"):
+        chosen(tmp_path / "betas")
 
 
 def test_a_student_distilled_by_itself_gets_the_beta_that_is_chosen_for_it(tmp_path: Path) -> None:

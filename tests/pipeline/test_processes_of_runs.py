@@ -120,6 +120,26 @@ def test_the_mean_of_the_searches_is_found_and_told_and_another_student_learns_b
         teach_by_process(configuration, bed, after, constant_process({"logits": 1.0}), 5)
 
 
+def test_an_interrupted_stage_goes_on_behind_the_searches_that_were_done(bed: Bed, tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def find(last: int, directory: Path | None) -> Any:
+        def on_progress(what: str, done: int, total: int) -> None:
+            told.append(done)
+            if done == last:
+                raise KeyboardInterrupt
+
+        return found_process(
+            configured(searches=2), bed, lambda seed: student_from_architecture(WINNER, seed), on_progress, directory
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        find(5, tmp_path / "processes")
+    process, _ = find(7, tmp_path / "processes")
+    assert told == [1, 2, 3, 4, 5, 4, 5, 6]
+    assert np.array_equal(process.weights, find(7, None)[0].weights)
+
+
 def test_candidates_of_a_search_learn_from_the_teachers_outputs(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(Bed, "teach", lambda self, student, seed, method, *more: asked.append(method))
