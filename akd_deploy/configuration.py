@@ -133,10 +133,10 @@ class SharedTable(_Table):
     """`[search.shared]`: `rounds` of training one network's weights on `trained` candidates in turn (a round's
     `training`), after each of which the strategy is told about `judged` others; of the last `derived` the best are
     trained by themselves. In `warmup` rounds before them candidates are drawn at random, and before these the backbone
-    of space augmented is trained alone for `backbone_steps`. Candidates with more than `most_bytes` of weights are
-    refused, or with `memory_reward` traded off against accuracy as latency is."""
+    of space augmented is trained alone, where `backbone` says how. Candidates with more than `most_bytes` of weights
+    are refused, or with `memory_reward` traded off against accuracy as latency is."""
 
-    backbone_steps: int = Field(default=0, ge=0)
+    backbone: TrainingTable | None = None
     warmup: int = Field(default=0, ge=0)
     rounds: int = Field(default=10, ge=1)
     trained: int = Field(default=16, ge=1)

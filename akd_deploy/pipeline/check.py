@@ -28,7 +28,7 @@ def check_configuration(configuration: RunConfiguration) -> None:
 
     Raises:
         UnknownNameError: a target, engine, space, strategy, reward, dataset, method or setting that nobody knows.
-        UsageError: a value that makes no sense where it is used, as `backbone_steps` in a space without one.
+        UsageError: a value that makes no sense where it is used, as a `backbone` in a space without one.
         MissingFileError: the teacher's file is not there.
         MissingRuntimeError: the target cannot run here, so no student could be measured on it, or NNI is missing.
     """
@@ -40,8 +40,9 @@ def check_configuration(configuration: RunConfiguration) -> None:
     if configuration.data.name not in DATASETS:
         raise UnknownNameError("dataset", configuration.data.name, DATASETS)
     space = load_space(configuration.space.name, configuration.space.settings)
-    if configuration.search.shared.backbone_steps:
+    if configuration.search.shared.backbone is not None:
         backbone_of(space)
+        settings_from(configuration.search.shared.backbone, TrainingSettings())
     reward_shape(configuration.search.reward)
     if configuration.search.shared.memory_reward is not None:
         reward_shape(configuration.search.shared.memory_reward)

@@ -10,6 +10,7 @@ import numpy as np
 from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.configuration import SharedTable
 from akd_deploy.distill.methods import PROCESS
+from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.errors import CorruptFileError
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.kept import kept
@@ -49,6 +50,7 @@ def _searched(run: Run, strategy: str, budget_s: float, screen: Predict) -> dict
     """`candidates` and `facts`, as they are kept."""
     table, bed, began = run.configuration.search, run.bed, time.perf_counter()
     settings, training = _settings(table.shared), settings_from(table.shared.training, ROUND_SETTINGS)
+    first = table.shared.backbone
 
     def latency_s(architecture: Architecture) -> float:
         return float(screen([architecture])[0][0])
@@ -71,7 +73,7 @@ def _searched(run: Run, strategy: str, budget_s: float, screen: Predict) -> dict
         settings,
         run.configuration.seed,
         strategy=strategy,
-        backbone_steps=table.shared.backbone_steps,
+        backbone=None if first is None else settings_from(first, TrainingSettings()),
         on_round=lambda done, total: run.on_progress(f"training shared weights ({strategy})", done, total),
     )
     best: dict[str, Judged] = {}

@@ -72,7 +72,7 @@ def backbone_of(space: SearchSpace) -> Architecture:
     raise UsageError(
         asked=f"a search of space {space.name} that begins with its backbone's weights",
         found="a space without a backbone",
-        next=f'Search space "{AugmentedSpace.name}", or leave backbone_steps out.',
+        next=f'Search space "{AugmentedSpace.name}", or leave its training out.',
     )
 
 
@@ -87,7 +87,7 @@ def search_add_ons(
     *,
     strategy: str = "akd-reinforce",
     reward_batch: int = 256,
-    backbone_steps: int = 0,
+    backbone: TrainingSettings | None = None,
     on_round: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[SharedSearchResult, SharedNetwork]:
     """Search what to add to the backbone, with weights shared between candidates.
@@ -98,10 +98,10 @@ def search_add_ons(
         limits: of memory, of latency; hard or traded off.
         seed: of the weights, the batches and the controller.
         reward_batch: images that one candidate is judged on (a batch's accuracy is the reward, as in ENAS).
-        backbone_steps: of a training of the backbone alone before all rounds: the search begins with its weights.
+        backbone: of a training of the backbone alone before all rounds, with whose weights the search begins.
 
     Raises:
-        UsageError: `backbone_steps` in a space without a backbone.
+        UsageError: `backbone` in a space without one.
         InfeasibleBudgetError: nothing within the limits was drawn.
         TrainingError: the loss became NaN or infinite.
     """
@@ -123,9 +123,9 @@ def search_add_ons(
             predicted = shared(images[chosen], architecture).argmax(dim=1)
         return float((predicted == labels[chosen]).double().mean())
 
-    if backbone_steps:
+    if backbone is not None:
         first = SampledNetwork(shared, [backbone_of(space)])
-        train(first, bed.views, replace(training, steps=backbone_steps), generator, method=method, teacher=bed.bank)
+        train(first, bed.views, backbone, generator, method=method, teacher=bed.bank)
     controller = CONTROLLER if strategy == "akd-reinforce" else {}
     found = search_shared_weights(
         space,

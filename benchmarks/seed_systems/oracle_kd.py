@@ -31,7 +31,7 @@ from akd_deploy.recipes.oracle_kd import (
     wider_backbone,
 )
 from akd_deploy.recipes.paired_seeds import holm, paired
-from akd_deploy.search.shared_weights import SharedSearchSettings
+from akd_deploy.search.shared_weights import Judged, SharedSearchSettings
 from akd_deploy.search_space import space_of
 from akd_deploy.search_space.augmented import AugmentedSpace
 from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
@@ -69,7 +69,9 @@ BACKBONE = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained. `more_limits` are backbones and limits of memory, in their own, beside `MEMORY`."""
+    """How much is trained. A search trains the backbone first, then a `round` at a time; of its last candidates so
+    many are `trained` by themselves, as students are, and the one with the best reward is what it found. `more_limits`
+    are backbones and limits of memory, in their own, beside `MEMORY`."""
 
     final_seeds: int
     choosing_seeds: int
@@ -79,8 +81,9 @@ class Scale:
     teacher: Mapping[str, Any]
     student: Mapping[str, Any]
     round: Mapping[str, Any]
-    backbone_steps: int
+    first: Mapping[str, Any]
     search: Mapping[str, int]
+    trained: int
     searches: int
     random_add_ons: int
     more_limits: Sequence[tuple[str, float]]
@@ -282,11 +285,21 @@ def search_job(job: Mapping[str, Any]) -> dict[str, Any]:
         limits,
         SharedSearchSettings(**job["search"]),
         job["seed"],
-        backbone_steps=job["backbone_steps"],
+        backbone=TrainingSettings(**job["first"]),
     )
+    last: dict[str, Judged] = {}
+    for one in sorted(result.judged[-job["search"]["derived"] :], key=lambda one: -one.reward):
+        last.setdefault(space.network_digest(one.architecture), one)
+    own = {"data": job["data"], "teachers": job["teachers"] if job["method"] != "ce" else [], "method": job["method"]}
+    tried = [
+        (train_student({**own, "arch": one.architecture.as_dict(), "seed": job["seed"], "training": job["own"]}), one)
+        for one in list(last.values())[: job["trained"]]
+    ]
+    trained, best = max(tried, key=lambda pair: float(pair[0]["reward"]))
     return {
-        "arch": result.best.architecture.as_dict(), "reward": result.best.reward, "refused": result.refused,
-        "bytes": result.best.costs["memory"], "seconds": cpu_seconds() - began,
+        "arch": best.architecture.as_dict(), "reward": trained["reward"], "shared": best.reward,
+        "refused": result.refused, "bytes": best.costs["memory"], "seconds": cpu_seconds() - began,
+        "rewards": [[one["reward"], other.reward] for one, other in tried],
     }  # fmt: skip
 
 
@@ -313,7 +326,8 @@ def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequen
         {
             "space": dict(space.settings), "data": study.data(regime), "teachers": study.teachers(regime),
             "method": method, "most_bytes": most, "training": study.training(regime, method, scale.round),
-            "backbone_steps": scale.backbone_steps, "search": dict(scale.search), "seed": SEARCH + number,
+            "first": study.training(regime, method, scale.first), "trained": scale.trained,
+            "own": study.training(regime, method), "search": dict(scale.search), "seed": SEARCH + number,
         }
         for method in methods
         for number in range(scale.searches)

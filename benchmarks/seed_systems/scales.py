@@ -31,17 +31,18 @@ AKD = {
 }  # fmt: skip
 
 _ORACLE_KD = oracle_kd.Scale(
-    final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER, student=LONG,
-    round={"steps": 240, "batch_size": 32}, backbone_steps=900,
+    final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER,
+    student={**LONG, "steps": 1_800}, round={"steps": 240, "batch_size": 32, "learning_rate": 0.03},
+    first={"steps": 1_800, "batch_size": 32}, trained=4,
     search={"warmup": 8, "rounds": 16, "trained": 16, "judged": 12, "derived": 32},
     searches=3, random_add_ons=5,
-    more_limits=(("conv", 1.25), ("conv", 2.0), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
+    more_limits=(("conv", 1.25), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
 )  # fmt: skip
 ORACLE_KD = {
     "quick": replace(
         _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
-        backbone_steps=20,
+        first={"steps": 20, "batch_size": 32}, trained=2,
         search={"warmup": 1, "rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
         more_limits=(("dw_separable", 3.0),), regimes=("skewed", "noisy labels"), underpowered=True,
     ),

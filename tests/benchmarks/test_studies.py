@@ -35,8 +35,8 @@ SCALES: dict[str, Any] = {
         searches=1,
     )),
     "oracle-kd": (oracle_kd, replace(
-        ORACLE_KD["quick"], data=DATA, teacher=STEPS, round=STEPS, student=STEPS, search=ROUND, members=2, sweep=(1, 2),
-        random_add_ons=1, regimes=("skewed",),
+        ORACLE_KD["quick"], data=DATA, teacher=STEPS, round=STEPS, first=STEPS, student=STEPS, search=ROUND,
+        members=2, sweep=(1, 2), random_add_ons=1, regimes=("skewed",),
     )),
 }  # fmt: skip
 

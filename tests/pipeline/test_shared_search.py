@@ -119,14 +119,14 @@ def test_memory_may_be_traded_off_instead_of_refused(run: Any) -> None:
 def test_shared_weights_begin_with_those_of_a_backbone_that_is_trained_first(run: Any) -> None:
     fresh, _ = candidates_by_shared_weights(run, "random", 1.0, predicted)
     (run.directory / "shared-random.json").unlink()
-    run.configuration = configured(backbone_steps=5)
+    run.configuration = configured(backbone={"steps": 5})
     begun, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
     assert facts["judged"] == 2 * 3 + 6
     assert begun != fresh
 
 
 def test_a_space_without_a_backbone_is_refused_before_anything_is_done() -> None:
-    fields = configured(backbone_steps=5).as_dict()
+    fields = configured(backbone={"steps": 5}).as_dict()
     check_configuration(configuration_from_dict(fields, "here"))
     with pytest.raises(UsageError, match="a space without a backbone"):
         check_configuration(configuration_from_dict({**fields, "space": {"name": "mobile"}}, "here"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,13 +71,14 @@ def test_a_search_may_begin_with_the_weights_of_its_backbone(bed: AddOnBed) -> N
     def after(steps: int) -> float:
         """Loss of the backbone, to which no layer with weights may be added, on what it learned from."""
         images, labels = torch.tensor(bed.views.split.images), torch.tensor(bed.views.split.labels)
-        _, shared = search(bed, [memory_limit(SPACE, BACKBONE_BYTES)], method="ce", backbone_steps=steps)
+        first = replace(TRAINING, steps=steps) if steps else None
+        _, shared = search(bed, [memory_limit(SPACE, BACKBONE_BYTES)], method="ce", backbone=first)
         with torch.no_grad():
             return float(torch.nn.functional.cross_entropy(shared(images, SPACE.backbone()), labels))
 
     assert after(300) < after(0) - 0.3
     with pytest.raises(UsageError, match="space mobile that begins with its backbone"):
-        search_add_ons(load_space("mobile"), bed, "ce", TRAINING, [], SETTINGS, 0, backbone_steps=1)
+        search_add_ons(load_space("mobile"), bed, "ce", TRAINING, [], SETTINGS, 0, backbone=TRAINING)
 
 
 def test_several_limits_hold_together(bed: AddOnBed) -> None:
