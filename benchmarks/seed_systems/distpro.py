@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from akd_deploy.errors import TrainingError
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
-    controls_of,
     distill_by_process,
     distill_by_review,
     distill_by_what_and_where,
@@ -36,8 +35,8 @@ from akd_deploy.recipes.paired_seeds import holm, paired
 from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search_space import load_space, space_of
 from akd_deploy.search_space.operations import operations
-from benchmarks.seed_systems.bed_tuning import TUNING, tuned_distillation
-from benchmarks.seed_systems.ledger import Ledger, cpu_seconds
+from benchmarks.seed_systems.bed_tuning import TUNING, tuned, tuned_distillation
+from benchmarks.seed_systems.ledger import Ledger, Work, cpu_seconds
 from benchmarks.seed_systems.students import (
     SCORED,
     dataset_of,
@@ -62,6 +61,9 @@ WEIGHTED = {"ReviewKD": ("review", TOTALS), "L2T-ww": ("what_and_where", (0.02, 
 """Name → its key in a job, whose value is its loss's weight beside the labels', and the weights it is tried with: of
 L2T-ww the paper's 0.5 and below, as half of the trainings at 1 and at 2 ended at chance on this bed."""
 
+DIST_GRID = tuple({"temperature": t, "kd_weight": weight} for t in (1.0, 2.0, 4.0) for weight in (0.5, 0.9))
+DKD_GRID = tuple({"dkd_beta": beta} for beta in (0.5, 2.0, 8.0))
+
 STUDENT = {
     "in_channels": 3, "stem_width": 8, "stem_stride": 2, "widths": [12, 20, 32], "strides": [1, 2, 2],
     "layers": [[1], [1], [1]], "operators": ["conv", "dw_separable"], "kernels": [3], "se_ratios": [0.0],
@@ -71,11 +73,15 @@ STUDENT = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained. `shares` are of the long training's steps."""
+    """How much is trained. `shares` are of the long training's steps, of which the shorter half are trained with
+    `short_seeds`; `tuning_seeds` choose settings of methods, `sum_seeds` of trainings along pathways, which are dear,
+    sums of weights."""
 
     searches: int
     final_seeds: int
+    short_seeds: int
     tuning_seeds: int
+    sum_seeds: int
     shares: Sequence[float]
     steps: int
     data: Mapping[str, Any]
@@ -92,7 +98,9 @@ class Study:
     scale: Scale
     folder: Path
     ledger: Ledger
-    tuned: dict[str, float] = field(default_factory=dict)
+    tuned: dict[str, dict[str, float]] = field(default_factory=dict)
+    cpu_s: dict[tuple[str, float], float] = field(default_factory=dict)
+    """Of one training: by what is told of it and its share of the schedule."""
 
     def teacher_job(self, data: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return teacher_job(self.folder, data or self.scale.data, "convnet", self.scale.teacher)
@@ -123,16 +131,21 @@ class Study:
             }
             for seed, by in zip(seeds, each, strict=True)
         ]  # fmt: skip
-        return np.array([result[score] for result in self.ledger.results(train_along, jobs, what)])
+        return self._scores(train_along, jobs, what, share, score)
+
+    def _scores(self, work: Work, jobs: Sequence[Mapping[str, Any]], what: str, share: float, score: str) -> np.ndarray:
+        results = self.ledger.results(work, jobs, f"{what} {share:g}")
+        self.cpu_s[what, share] = self.ledger.cpu_s(jobs)
+        return np.array([result[score] for result in results])
 
     def by_method(
         self, method: str, architecture: Architecture, share: float, seeds: Sequence[int], score: str = "test",
         data: Mapping[str, Any] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """(seeds,) accuracies of trainings without pathways."""
-        training = self.training(share) | ({} if method == "ce" else self.tuned)
+        training = self.training(share) | self.tuned.get(method, {})
         jobs = [self.student_job(method, architecture, seed, training, data) for seed in seeds]
-        return np.array([result[score] for result in self.ledger.results(train_student, jobs, f"{method} {share:g}")])
+        return self._scores(train_student, jobs, method, share, score)
 
     def weighted(
         self, key: str, weight: float, architecture: Architecture, share: float, seeds: Sequence[int],
@@ -146,25 +159,35 @@ class Study:
             }
             for seed in seeds
         ]  # fmt: skip
-        return np.array([result[score] for result in self.ledger.results(train_along, jobs, f"{key} {share:g}")])
+        return self._scores(train_along, jobs, key, share, score)
+
+    def seeds(self, share: float) -> range:
+        """Of reported trainings; of short ones, which scatter more and cost less, more."""
+        shares = self.scale.shares
+        is_short = list(shares).index(share) < len(shares) // 2
+        return range(FINAL, FINAL + (self.scale.short_seeds if is_short else self.scale.final_seeds))
 
     def pathways(self, logits: bool) -> dict[str, Any]:
         """What a job says of the logits' pathway: that there is none, or the temperature that was chosen."""
         if not logits:
             return {"logits": False}
-        return {name: value for name, value in self.tuned.items() if name == "temperature"}
+        return {name: value for name, value in self.tuned["kd"].items() if name == "temperature"}
 
     def tune(self, student: Architecture) -> None:
-        """Choose T and λ of distillation without pathways, in the middle schedule; T is the logits' pathway's too."""
+        """Choose settings of distillation without pathways, in the middle schedule. T is the logits' pathway's too."""
         training = self.training(self.scale.shares[len(self.scale.shares) // 2])
 
-        def jobs(settings: Mapping[str, float]) -> list[dict[str, Any]]:
+        def jobs(method: str, begun: Mapping[str, float], settings: Mapping[str, float]) -> list[dict[str, Any]]:
             return [
-                self.student_job("kd", student, seed, {**training, **settings})
+                self.student_job(method, student, seed, {**training, **begun, **settings})
                 for seed in range(TUNING, TUNING + self.scale.tuning_seeds)
             ]
 
-        self.tuned = tuned_distillation(self.ledger, train_student, jobs, "all that learn from logits")
+        kd = tuned_distillation(self.ledger, train_student, partial(jobs, "kd", {}), "KD, DKD and the logits' pathway")
+        # Correlations do not shrink as T grows, yet T² multiplies their loss: DIST has its own.
+        dist = tuned(self.ledger, train_student, DIST_GRID, partial(jobs, "dist", {}), "DIST")
+        dkd = tuned(self.ledger, train_student, DKD_GRID, partial(jobs, "dkd", kd), "DKD")
+        self.tuned = {"kd": kd, "dkd": {**kd, **dkd}, "dist": dist}
 
     def student_job(
         self, method: str, architecture: Architecture, seed: int, training: Mapping[str, Any],
@@ -252,13 +275,18 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     section(f"DistPro: {scale.searches} searches, {scale.final_seeds} seeds"
             + underpowered(scale.underpowered))  # fmt: skip
     row("teacher on the test images", f"{teacher['test']:.2%}")
+    row("intervals", "over training seeds, of the mean of these searches: others would give another one")
     study.tune(student)
-    process, found = _searched(study, student, logits=True)
+    each, found = _searched(study, student, logits=True)
+    process = mean_process(each)
     section("A search that looks four steps further")
-    further, found["further"] = _searched(study, student, logits=True, gradient=MULTI_STEP)
-    found["schedules"], process = _print_schedules(study, student, process, {"looking further": further})
+    ahead, found["further"] = _searched(study, student, logits=True, gradient=MULTI_STEP)
+    further = mean_process(ahead)
+    found["schedules"], fixed = _print_schedules(study, student, process, {"looking further": further})
+    process = fixed["learned"]
+    found["searches"] = _print_single_searches(study, student, each, float(process.weights.sum(axis=1).mean()))
     found["features"] = _print_features(study, student)
-    found["transfer"] = _print_transfer(study, process)
+    found["transfer"] = _print_transfer(study, fixed)
     found["factorial"] = _print_factorial(study, process)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
@@ -266,8 +294,8 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
 
 def _searched(
     study: Study, student: Architecture, *, logits: bool, gradient: str = "exact"
-) -> tuple[Process, dict[str, Any]]:
-    """The mean of the study's searches."""
+) -> tuple[list[Process], dict[str, Any]]:
+    """The process of each of the study's searches."""
     search = {"normalisation": NORMALISATION, **({} if gradient == "exact" else {"gradient": gradient})}
     jobs = [
         {
@@ -284,7 +312,7 @@ def _searched(
     for i, (name, mean) in enumerate(zip(process.pathways, process.time_mean().weights[0], strict=True)):
         told = f"begins {process.weights[0][i]:.3f}, ends {process.weights[-1][i]:.3f}"
         row(f"weight of {name}", f"{mean:.3f} ± {spread[i]:.3f} over searches; {told}")
-    return process, {"process": {"pathways": process.pathways, "weights": process.weights.tolist()}}
+    return searched, {"process": {"pathways": process.pathways, "weights": process.weights.tolist()}}
 
 
 def _tuned(
@@ -293,7 +321,7 @@ def _tuned(
     """Every searched process and every fixed one, each with the sum of weights that is best on the tuning split in the
     middle schedule; and the weights of `WEIGHTED`, where the logits have a pathway."""
     share = study.scale.shares[len(study.scale.shares) // 2]
-    seeds = range(TUNING, TUNING + study.scale.tuning_seeds)
+    seeds = range(TUNING, TUNING + study.scale.sum_seeds)
     teacher, settings = _teacher(json.dumps(study.teacher_job(), sort_keys=True)), PathwaySettings(logits=logits)
     space = space_of(student)
     between = pathways_between(teacher, student_from_architecture(student, 0), space.input_shape, settings, 0)
@@ -319,45 +347,58 @@ def _tuned(
 
 def _print_schedules(
     study: Study, student: Architecture, process: Process, more: Mapping[str, Process]
-) -> tuple[dict[str, Any], Process]:
-    """Every arm at every length of training; the searched process with its tuned sum of weights, too.
+) -> tuple[dict[str, Any], dict[str, Process]]:
+    """Every arm at every length of training; and the processes with their tuned sums of weights, by name.
 
     `more` are other searched processes by their names.
     """
     scale = study.scale
-    seeds = range(FINAL, FINAL + scale.final_seeds)
-    fixed, weights = _tuned(study, student, {"learned": process, **more})
+    searched = {"learned": process, **more, "time mean": process.time_mean()}
+    fixed, weights = _tuned(study, student, searched)
     process = fixed["learned"]
-    controls = controls_of(process, np.random.default_rng(5))
-    at_random = [process.at_random(np.random.default_rng([5, seed])) for seed in seeds]
+    total = float(process.weights.sum(axis=1).mean())
+    controls = {"final": process.final().scaled_to(total), "reversed": process.reversed()}
     found: dict[str, Any] = {}
     for share in scale.shares:
+        seeds = study.seeds(share)
+        rngs = [np.random.default_rng([5, seed]) for seed in seeds]
         arms = {
             **{name: study.by_method(name.lower(), student, share, seeds) for name in ("CE", "KD", "DKD", "DIST")},
             **{name: study.weighted(key, weights[name], student, share, seeds) for name, (key, _) in WEIGHTED.items()},
-            **{
-                name: study.by_process(one, student, share, seeds, f"{name} {share:g}")
-                for name, one in {**fixed, **controls}.items()
-            },
-            "random": study.by_process(at_random, student, share, seeds, f"random {share:g}"),
+            **{name: study.by_process(one, student, share, seeds, name) for name, one in {**fixed, **controls}.items()},
+            # Of each seed another one: a single shuffle would be one pathway's story.
+            "shuffled": study.by_process([process.shuffled(rng) for rng in rngs], student, share, seeds, "shuffled"),
+            "random": study.by_process([process.at_random(rng) for rng in rngs], student, share, seeds, "random"),
         }
-        section(f"Schedule × {share:g} ({study.training(share)['steps']} steps)")
+        section(f"Schedule × {share:g} ({study.training(share)['steps']} steps, {len(seeds)} seeds)")
         found[f"{share}"] = _print_against_learned(arms)
-    _print_steps_to_target(scale, found, ["learned", *more, *controls])
-    return found, process
+    _print_steps_to_target(study, found, ["learned", *more, "time mean", *controls])
+    return found, fixed
+
+
+def _print_single_searches(study: Study, student: Architecture, each: Sequence[Process], total: float) -> list[float]:
+    """What intervals over seeds leave out: each search's own process, all with one sum of weights."""
+    share, seeds = study.scale.shares[1], range(FINAL, FINAL + study.scale.final_seeds)
+    means = [
+        float(study.by_process(one.scaled_to(total), student, share, seeds, f"search {number}").mean())
+        for number, one in enumerate(each)
+    ]
+    row(f"each search's own process, schedule × {share:g}", ", ".join(f"{mean:.2%}" for mean in means))
+    return means
 
 
 def _print_features(study: Study, student: Architecture) -> dict[str, Any]:
     """The same without the logits' pathway, as in the paper, where what is learned competes with nothing so near the
     labels; by searches of its own."""
-    seeds = range(FINAL, FINAL + study.scale.final_seeds)
     section("Features alone, the logits no pathway")
-    process, found = _searched(study, student, logits=False)
-    fixed, _ = _tuned(study, student, {"learned": process}, logits=False)
-    more = {"time mean": fixed["learned"].time_mean(), "reversed": fixed["learned"].reversed()}
+    each, found = _searched(study, student, logits=False)
+    process = mean_process(each)
+    fixed, _ = _tuned(study, student, {"learned": process, "time mean": process.time_mean()}, logits=False)
+    more = {"reversed": fixed["learned"].reversed()}
     for share in study.scale.shares:
+        seeds = study.seeds(share)
         arms = {
-            name: study.by_process(one, student, share, seeds, f"features, {name} {share:g}", logits=False)
+            name: study.by_process(one, student, share, seeds, f"features, {name}", logits=False)
             for name, one in {**fixed, **more}.items()
         }
         section(f"Features alone, schedule × {share:g} ({study.training(share)['steps']} steps)")
@@ -375,23 +416,29 @@ def _print_against_learned(arms: Mapping[str, np.ndarray]) -> dict[str, list[flo
 
 
 def _print_steps_to_target(
-    scale: Scale, found: Mapping[str, Mapping[str, Sequence[float]]], searched: Collection[str]
+    study: Study, found: Mapping[str, Mapping[str, Sequence[float]]], searched: Collection[str]
 ) -> None:
-    """The shortest schedule by which each arm is as good as plain KD is after the longest; of those that follow a
-    search's process what its searches took besides, in steps."""
-    target = float(np.mean(found[f"{scale.shares[-1]}"]["KD"]))
+    """The shortest schedule by which each arm is, on average, as good as plain KD is after the longest, and what a step
+    of it takes; of those that follow a search's process what its searches took besides, in steps."""
+    scale = study.scale
+    last = scale.shares[-1]
+    target = float(np.mean(found[f"{last}"]["KD"]))
     section(f"Share of the schedule until {target:.2%}, which KD has after the whole")
     searching = scale.searches * scale.search["steps"] / scale.steps
+    keys = {name: key for name, (key, _) in WEIGHTED.items()} | {
+        name: name.lower() for name in ("CE", "KD", "DKD", "DIST")
+    }
     for name in found[f"{scale.shares[0]}"]:
         reached = [share for share in scale.shares if np.mean(found[f"{share}"][name]) >= target]
-        told = f"{min(reached):g}" if reached else "not reached"
+        step_s = study.cpu_s[keys.get(name, name), last] / study.training(last)["steps"]
+        told = (f"{min(reached):g}" if reached else "not reached") + f", {step_s * 1e3:.0f} ms of CPU a step"
         besides = f", and {searching:.2g} of searching, of dearer steps, once for all trainings that follow"
         row(name, told + (besides if name in searched else ""))
 
 
-def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
-    """The process for another student and for other images."""
-    scale, share = study.scale, study.scale.shares[0]
+def _print_transfer(study: Study, processes: Mapping[str, Process]) -> dict[str, Any]:
+    """The process for another student and for other images, beside fixed ones with the sums of weights of its own."""
+    scale, share = study.scale, study.scale.shares[1]
     seeds = range(FINAL, FINAL + scale.final_seeds)
     other = {**scale.data, **scale.transfer}
     study.ledger.results(train_teacher, [study.teacher_job(other)], "teacher of other images")
@@ -403,15 +450,16 @@ def _print_transfer(study: Study, process: Process) -> dict[str, Any]:
         ("other images", study.architecture(), other),
     ):
         arms = {
-            "learned": study.by_process(process, architecture, share, seeds, f"learned, {name}", data=data),
-            "time mean": study.by_process(
-                process.time_mean(), architecture, share, seeds, f"time mean, {name}", data=data
-            ),
+            **{
+                label: study.by_process(processes[label], architecture, share, seeds, f"{label}, {name}", data=data)
+                for label in ("learned", "time mean", "uniform", "logits")
+            },
             "KD": study.by_method("kd", architecture, share, seeds, data=data),
             "CE": study.by_method("ce", architecture, share, seeds, data=data),
         }
         row(name, ", ".join(f"{arm} {values.mean():.2%}" for arm, values in arms.items())
-            + f"; learned less KD {interval(paired(arms['learned'], arms['KD']))}")  # fmt: skip
+            + "".join(f"; learned less {arm} {interval(paired(arms['learned'], arms[arm]))}"
+                      for arm in ("KD", "uniform", "time mean")))  # fmt: skip
         found[name] = {arm: values.tolist() for arm, values in arms.items()}
     return found
 
@@ -441,7 +489,8 @@ def _print_factorial(study: Study, process: Process) -> dict[str, Any]:
     searched on it, by the other's, and by KD."""
     scale, found_student = study.scale, _searched_student(study)
     section("Searched student × searched process (" + ", ".join(f"{v}" for v in found_student.choices.values()) + ")")
-    its, _ = _searched(study, found_student, logits=True)
+    searched, _ = _searched(study, found_student, logits=True)
+    its = mean_process(searched)
     total = float(process.weights.sum(axis=1).mean())
     processes = {"process of the study's": process, "process of the searched one's": its.scaled_to(total)}
     seeds = range(FINAL, FINAL + scale.final_seeds)

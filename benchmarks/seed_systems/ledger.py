@@ -71,6 +71,10 @@ class Ledger:
     def seconds(self) -> float:
         return sum(self._known[key]["seconds"] for key in self._asked)
 
+    def cpu_s(self, jobs: Sequence[Job]) -> float:
+        """Mean CPU time of some jobs that were done."""
+        return sum(self._known[key_of(job)]["seconds"] for job in jobs) / len(jobs)
+
     def results(self, work: Work, jobs: Sequence[Job], what: str) -> list[Mapping[str, Any]]:
         """The result of every job, in order; those not known yet are done first."""
         missing = list({key_of(job): job for job in jobs if key_of(job) not in self._known}.items())

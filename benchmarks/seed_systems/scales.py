@@ -67,13 +67,15 @@ BETTER_STUDENTS = {
 }  # fmt: skip
 
 _DISTPRO = distpro.Scale(
-    searches=3, final_seeds=5, tuning_seeds=2, shares=(0.1, 0.25, 0.5, 1.0), steps=900, data=GLYPHS,
+    searches=3, final_seeds=5, short_seeds=10, tuning_seeds=5, sum_seeds=3,
+    shares=(0.1, 0.25, 0.5, 1.0), steps=900, data=GLYPHS,
     transfer={"shapes": 2, "textures": 3, "orientations": 2, "colours": 2}, teacher=TEACHER,
     search={"steps": 400, "batch_size": 32}, student={"batch_size": 32},
 )  # fmt: skip
 DISTPRO = {
     "quick": replace(
-        _DISTPRO, searches=2, final_seeds=2, tuning_seeds=1, shares=(0.5, 1.0), steps=40, data=FEW_GLYPHS,
+        _DISTPRO, searches=2, final_seeds=2, short_seeds=2, tuning_seeds=1, sum_seeds=1,
+        shares=(0.5, 1.0), steps=40, data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, search={"steps": 40, "batch_size": 32}, trials=4, underpowered=True,
     ),
     "evidence": _DISTPRO,

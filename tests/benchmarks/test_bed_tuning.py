@@ -47,4 +47,4 @@ def test_the_best_on_the_tuning_split_is_chosen_and_only_what_is_no_default_is_t
     monkeypatch.setattr(Ledger, "results", results)
     assert tuned_distillation(Ledger(tmp_path / "none.jsonl"), print, jobs, "this bed") == chosen
     assert len(asked) == 16
-    assert f"chosen for this bed: {best[0]:g} and {best[1]:g} (" in capsys.readouterr().out
+    assert f"chosen for this bed: T {best[0]:g} λ {best[1]:g} (" in capsys.readouterr().out
