@@ -19,8 +19,11 @@ from torch import Tensor, fx, nn
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.models.channel_costs import multiply_accumulates, parameter_count
 from akd_deploy.models.channel_graph import (
+    SAME,
     Branch,
     ChannelGraph,
+    evaluating,
+    most_different,
     residual_branches,
     tensor_of,
     trace_channels,
@@ -91,7 +94,13 @@ class GatedNetwork(nn.Module):
         if group < 1:
             raise UsageError(asked="channels to a unit", found=str(group), next="Write a whole number ≥ 1.")
         self.graph = trace_channels(network, input_shape)
+        self.unfollowed: dict[str, int] = {}
         self.units = [*_channel_units(self.graph, group), *(_branch_units(self.graph) if branches else [])]
+        self._gate_units(network)
+        if branches:
+            self._keep_what_is_not_followed(network)
+
+    def _gate_units(self, network: nn.Module) -> None:
         if not self.units:
             raise UsageError(
                 asked=f"units of {type(network).__name__} that can be dropped",
@@ -101,6 +110,29 @@ class GatedNetwork(nn.Module):
         self.gates = nn.Parameter(torch.ones(len(self.units)))
         self.unit_of = {root: i for i, unit in enumerate(self.units) for root in unit.roots}
         self.network = self._gated()
+
+    def _keep_what_is_not_followed(self, network: nn.Module) -> None:
+        """Branches without which the extracted network is not what their gates say are no units."""
+        every = [i for i, unit in enumerate(self.units) if unit.branch is not None]
+        if not every or self._is_followed(every):
+            return
+        wrong = [i for i in every if not self._is_followed([i])] or every
+        for i in wrong:
+            self.unfollowed[f"{self.units[i].layer}: without its branch it is not what goes around it"] = 1
+        self.units = [unit for i, unit in enumerate(self.units) if i not in wrong]
+        self._gate_units(network)
+
+    def _is_followed(self, dropped: Sequence[int]) -> bool:
+        """Whether the network without some branches is the one with their gates at 0."""
+        mask = np.ones(len(self.units), bool)
+        mask[list(dropped)] = False
+        images = torch.rand(2, *self.graph.input_shape, generator=torch.Generator().manual_seed(0))
+        images = images.to(self.gates.device)
+        with evaluating(self), torch.no_grad():
+            self.gates[list(dropped)] = 0
+            gated, small = self(images.clone()), extract(self, mask)(images.clone())
+            self.gates.fill_(1)
+        return most_different(gated, small) <= SAME
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
@@ -141,8 +173,8 @@ class GatedNetwork(nn.Module):
 
     @property
     def kept_whole(self) -> Mapping[str, int]:
-        """Why channels are no units → how many."""
-        found: dict[str, int] = {}
+        """Why channels, and branches, are no units → how many."""
+        found = dict(self.unfollowed)
         for why in self.graph.kept_roots().values():
             found[why] = found.get(why, 0) + 1
         return found
@@ -258,6 +290,8 @@ def _cut(gated: GatedNetwork, node: fx.Node, module: nn.Module, values: np.ndarr
                 made.bias.copy_(module.bias[outside])
             return made
         if isinstance(module, nn.ConvTranspose2d):
+            if module.groups > 1:
+                return module  # all that it reads and writes is kept
             return _cut_transposed(module, inside, outside, gates)
         if isinstance(module, nn.Conv2d):
             return _cut_convolution(module, inside, outside, gates)

@@ -56,6 +56,15 @@ def _twice_without_norm(net: Odd, x: Tensor) -> Tensor:
     return x
 
 
+def _plus(x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+def _viewed(net: Odd, x: Tensor) -> Tensor:
+    x = net.outer(x)
+    return x + net.inner(torch.relu_(x.view(-1, WIDTH, 8, 8)))
+
+
 def _attended(net: Odd, x: Tensor) -> Tensor:
     tokens = _tokens(x)
     return x + _maps(net.attention(tokens, tokens, tokens)[0])
@@ -123,6 +132,23 @@ ODD: dict[str, Callable[[], Odd]] = {
     "a group norm": lambda: Odd(lambda net, x: net.groups(x), groups=nn.GroupNorm(2, WIDTH)),
     "depthwise, twice as wide": lambda: Odd(lambda net, x: net.inner(x), 16, inner=_conv(outside=16, groups=WIDTH)),
     "groups": lambda: Odd(lambda net, x: net.inner(x), 16, inner=_conv(outside=16, groups=4)),
+    "transposed, each channel alone": lambda: Odd(
+        lambda net, x: net.inner(x), inner=nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2, groups=WIDTH)
+    ),
+    "transposed in groups": lambda: Odd(
+        lambda net, x: net.inner(x), inner=nn.ConvTranspose2d(WIDTH, WIDTH, 2, 2, groups=2)
+    ),
+    # Sums that are not what goes around them, and tensors that are changed where they are.
+    "half of what goes around": lambda: Odd(lambda net, x: torch.add(net.inner(x), x, alpha=0.5), inner=_conv()),
+    "half of a branch": lambda: Odd(lambda net, x: torch.add(x, net.inner(x), alpha=0.5), inner=_conv()),
+    "rectified in place": lambda: Odd(
+        lambda net, x: _plus(x := net.outer(x), net.inner(net.act(x))),
+        outer=_conv(), inner=_conv(), act=nn.ReLU(inplace=True),
+    ),
+    "rectified in place by a method": lambda: Odd(
+        lambda net, x: _plus(x := net.outer(x), net.inner(x.relu_())), outer=_conv(), inner=_conv()
+    ),
+    "a view rectified in place": lambda: Odd(_viewed, outer=_conv(), inner=_conv()),
     "less its mean": lambda: Odd(lambda net, x: x - x.mean(1, keepdim=True)),
     "a power": lambda: Odd(lambda net, x: x**2 + x),
 }  # fmt: skip

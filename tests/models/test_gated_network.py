@@ -102,6 +102,33 @@ def test_what_people_write_between_convolutions_is_cut_right_or_kept(kind: str) 
     )
 
 
+def test_a_branch_whose_sum_is_not_what_goes_around_it_is_no_unit_and_is_named() -> None:
+    gated = GatedNetwork(odd("a view rectified in place"), ODD_SHAPE)
+    assert not any(unit.branch for unit in gated.units)
+    assert [why for why in gated.kept_whole if why.startswith("add: without its branch")]
+    assert not any("branch" in why for why in GatedNetwork(odd("rectified in place"), ODD_SHAPE).kept_whole)
+    assert sum(unit.branch is not None for unit in GatedNetwork(odd("rectified in place"), ODD_SHAPE).units) == 1
+
+
+class _ChangedInPlace(nn.Module):
+    """torch.fx takes x += y for x = x + y, and so does not see that `before` is changed too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x)
+        before = x
+        x += self.inner(x)
+        return self.head((x + before).mean((2, 3)))
+
+
+def test_a_network_whose_graph_computes_something_else_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"one that computes something else[\s\S]*Write x = x \+ y"):
+        GatedNetwork(_ChangedInPlace().eval(), ODD_SHAPE)
+
+
 def test_tracing_changes_neither_the_networks_modes_nor_its_statistics() -> None:
     plain = network("ResNet", 0).train()
     plain.blocks[0].eval()
