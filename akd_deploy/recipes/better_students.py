@@ -25,6 +25,9 @@ from akd_deploy.models.gated_network import GatedNetwork
 from akd_deploy.models.part import Part
 from akd_deploy.models.teacher import Teacher
 
+NEAR = 0.99
+"""A part that costs so much of its budget is at it."""
+
 Cost = Callable[[np.ndarray], float]
 """(units,) booleans → what the network of these units costs: operations, parameters, seconds."""
 
@@ -224,10 +227,14 @@ def _with_one_each(gated: GatedNetwork, gates: Tensor) -> Tensor:
 def within_budget(gated: GatedNetwork, order: Sequence[int] | np.ndarray, cost: Cost, budget: float) -> np.ndarray:
     """(units,) booleans: as many units in this order as the budget allows, one in every layer in any case.
 
+    Where the next unit is too dear, as a whole branch may be, it is left out, as all of its layer, and those behind it
+    are tried, so that orders differ in what they keep and not in how much: until the cost is `NEAR` the budget.
+
     Raises:
         InfeasibleBudgetError: one unit in every layer costs more.
     """
     order = np.asarray(order)
+    kind_of = [(unit.layer, unit.branch is None) for unit in gated.units]
     base = np.zeros(len(gated.units), bool)
     seen: set[str] = set()
     for i in order:
@@ -242,16 +249,21 @@ def within_budget(gated: GatedNetwork, order: Sequence[int] | np.ndarray, cost: 
             next="Raise the budget, or gate smaller units.",
         )
 
-    def with_first(count: int) -> np.ndarray:
-        mask = base.copy()
-        mask[order[:count]] = True
-        return mask
+    kept, left = base, [int(i) for i in order if not base[i]]
+    while left and cost(kept) < NEAR * budget:
+        low, high = 0, len(left)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(_with(kept, left[:middle])) <= budget else (low, middle - 1)
+        kept, behind = _with(kept, left[:low]), left[low:]
+        left = [i for i in behind if kind_of[i] != kind_of[behind[0]]]
+    return kept
 
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost(with_first(middle)) <= budget else (low, middle - 1)
-    return with_first(low)
+
+def _with(mask: np.ndarray, units: Sequence[int]) -> np.ndarray:
+    result = mask.copy()
+    result[list(units)] = True
+    return result
 
 
 # --- what a person, or chance, would do with the same budget ---------------------------------------------------
@@ -313,6 +325,7 @@ def slim(
         UsageError: no batch norm has scales.
         TrainingError: the loss is not finite; names the step.
     """
+    gated.gates.requires_grad_(False)  # what they learned would not be seen in scales
     scales = [module.weight for module, _ in _norms(gated)]
     if not scales:
         raise UsageError(
@@ -326,6 +339,7 @@ def slim(
     finally:
         for hook in hooks:
             hook.remove()
+        gated.gates.requires_grad_(True)
 
 
 def norm_order(gated: GatedNetwork) -> np.ndarray:

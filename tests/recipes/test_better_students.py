@@ -85,6 +85,28 @@ def test_a_budget_is_met_within_one_unit_and_never_exceeded(share: float, seed: 
     gated.check_mask(mask)
 
 
+def test_what_does_not_fit_is_left_out_for_what_does() -> None:
+    from residual_network import resnet
+
+    gated = gated_copy(resnet(), (3, 16, 16))
+    branches = [i for i, unit in enumerate(gated.units) if unit.branch is not None]
+    channels = [i for i in range(len(gated.units)) if i not in branches]
+    # Between the narrowest plan with all channels that come first, and one branch more, is more than a channel.
+    order = np.array([*channels[:30], *branches, *channels[30:]])
+    left_out = 0
+    for share in np.linspace(0.3, 0.9, 13):
+        budget = share * gated.macs()
+        mask = within_budget(gated, order, lambda mask: float(gated.macs(mask)), budget)
+        assert gated.macs(mask) <= budget
+        for i in np.flatnonzero(~mask):
+            more = mask.copy()
+            more[i] = True
+            assert gated.macs(mask) >= 0.99 * budget or gated.macs(more) > budget
+        kept = mask[order].astype(int)
+        left_out += bool((np.diff(kept) > 0).any())
+    assert left_out > 3
+
+
 def test_budgets_below_one_unit_a_layer_are_refused(network) -> None:
     gated = gated_copy(network, SHAPE)
     with pytest.raises(InfeasibleBudgetError, match="one unit in every layer"):
@@ -166,6 +188,8 @@ def test_slimming_pulls_scales_to_zero_and_keeps_those_that_labels_need(network,
         assert found[kept].min() >= found[~kept].max(), "one unit a channel here, in the order of layers"
         hooked = [norm.weight._backward_hooks for norm in norms]
         assert not any(hooked)
+        assert bool((gated.gates == 1).all()), "gates that learned would hide what scales are worth"
+        assert gated.gates.requires_grad
         return found
 
     before, free, pulled = np.ones(40), scales(0.0), scales(1.0)
