@@ -26,8 +26,12 @@ def parameter_count(graph: ChannelGraph, is_kept: Kept | None = None, dropped: S
 
 def live_consumers(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> list[fx.Node]:
     """Those that the output depends on when sums forget these branches."""
-    if not dropped:
-        return graph.consumers()
+    alive = live_nodes(graph, dropped)
+    return [node for node in graph.consumers() if node.name in alive]
+
+
+def live_nodes(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> set[str]:
+    """Names of all nodes that the output depends on when sums forget these branches."""
     around = {branch.node: branch.skip for branch in dropped}
     nodes = {node.name: node for node in graph.module.graph.nodes}
     (output,) = (node for node in graph.module.graph.nodes if node.op == "output")
@@ -40,7 +44,7 @@ def live_consumers(graph: ChannelGraph, dropped: Sequence[Branch] = ()) -> list[
         alive.add(name)
         sources = [around[name]] if name in around else [source.name for source in nodes[name].all_input_nodes]
         waiting += sources
-    return [node for node in graph.consumers() if node.name in alive]
+    return alive
 
 
 def _counted(graph: ChannelGraph, node: fx.Node, is_kept: Kept | None) -> tuple[int, int]:

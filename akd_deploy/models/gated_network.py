@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from akd_deploy.errors import MismatchError, UsageError
-from akd_deploy.models.channel_costs import multiply_accumulates, parameter_count
+from akd_deploy.models.channel_costs import live_nodes, multiply_accumulates, parameter_count
 from akd_deploy.models.channel_graph import (
     SAME,
     Branch,
@@ -198,6 +198,21 @@ class GatedNetwork(nn.Module):
         wide = np.append(mask, True)
         dropped = [unit.branch for unit, kept in zip(self.units, mask, strict=True) if unit.branch and not kept]
         return (lambda labels: wide[self.places(labels)]), dropped
+
+    def live(self, mask: np.ndarray) -> np.ndarray:
+        """The mask without units that are kept for nothing, as those within a branch that is dropped."""
+        alive = live_nodes(self.graph, self._left(mask)[1])
+        writers: dict[int, list[str]] = {}
+        for node in self.graph.consumers():
+            for root in dict.fromkeys(self.graph.roots(self.graph.of[node.name].labels).tolist()):
+                writers.setdefault(int(root), []).append(node.name)
+        lives = [
+            unit.branch.node in alive
+            if unit.branch is not None
+            else any(name in alive for root in unit.roots for name in writers[root])
+            for unit in self.units
+        ]
+        return np.asarray(mask, bool) & np.array(lives)
 
     def check_mask(self, mask: np.ndarray) -> None:
         """Raise MismatchError where a mask is not one of these units, or leaves a layer nothing."""

@@ -372,13 +372,15 @@ def gated_copy(
 
 
 def kept_shares(gated: GatedNetwork, mask: np.ndarray) -> dict[str, float]:
-    """Layer, or sum, → share of its units that are kept: what a picture of the student shows."""
+    """Layer, or sum, → share of its units that are kept: what a picture of the student shows. Layers of a dropped
+    branch keep nothing."""
     members: dict[str, list[bool]] = {}
-    for unit, kept in zip(gated.units, mask, strict=True):
+    for unit, kept in zip(gated.units, gated.live(mask), strict=True):
         members.setdefault(unit.layer, []).append(bool(kept))
     return {layer: float(np.mean(kept)) for layer, kept in members.items()}
 
 
-def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """How alike two masks are: units kept by both over units kept by either."""
-    return float((one & other).sum() / max(1, (one | other).sum()))
+def jaccard(gated: GatedNetwork, one: np.ndarray, other: np.ndarray) -> float:
+    """How alike two masks are: units kept by both over units kept by either, those of dropped branches left out."""
+    a, b = gated.live(one), gated.live(other)
+    return float((a & b).sum() / max(1, (a | b).sum()))

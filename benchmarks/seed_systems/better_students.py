@@ -297,18 +297,18 @@ def _print_budget(study: Study, gated: GatedNetwork, kind: str, share: float) ->
             )
     chosen = masks["gates (KL)"]
     if len(chosen) > 1:
-        pairs = [jaccard(chosen[i], chosen[j]) for i in range(len(chosen)) for j in range(i)]
+        pairs = [jaccard(gated, chosen[i], chosen[j]) for i in range(len(chosen)) for j in range(i)]
         row(
             "searches alike (Jaccard of what they keep)",
-            f"{np.mean(pairs):.2f}; random parts {_random_alike(masks['random parts']):.2f}",
+            f"{np.mean(pairs):.2f}; random parts {_random_alike(gated, masks['random parts']):.2f}",
         )
     shares = kept_shares(gated, chosen[0])
     row("kept of each layer by the first search", ", ".join(f"{layer} {kept:.0%}" for layer, kept in shares.items()))
     return found
 
 
-def _random_alike(masks: Sequence[np.ndarray]) -> float:
-    pairs = [jaccard(masks[i], masks[j]) for i in range(len(masks)) for j in range(i)]
+def _random_alike(gated: GatedNetwork, masks: Sequence[np.ndarray]) -> float:
+    pairs = [jaccard(gated, masks[i], masks[j]) for i in range(len(masks)) for j in range(i)]
     return float(np.mean(pairs)) if pairs else float("nan")
 
 

@@ -172,8 +172,27 @@ def test_controls_take_what_their_names_say(network) -> None:
     by_norm = norm_order(gated)
     assert sorted(by_norm.tolist()) == list(range(len(gated.units)))
     assert all(gated.units[i].branch is not None for i in by_norm[: sum(u.branch is not None for u in gated.units)])
-    assert jaccard(wide, wide) == 1
-    assert jaccard(wide, ~wide) == 0
+    assert jaccard(gated, wide, wide) == 1
+
+
+def test_what_is_in_a_dropped_branch_counts_as_dropped() -> None:
+    from residual_network import resnet
+
+    gated = gated_copy(resnet(), (3, 16, 16))
+    whole = np.ones(len(gated.units), bool)
+    (branch, *_) = [i for i, unit in enumerate(gated.units) if unit.branch is not None]
+    without = whole.copy()
+    without[branch] = False
+    shares, inner = kept_shares(gated, without), "blocks.0.first"
+    assert shares[gated.units[branch].layer] == 0
+    assert shares[inner] == 0
+    assert shares["blocks.1.first"] == kept_shares(gated, whole)[inner] == 1
+    # Which of its channels are kept makes two masks no more unlike.
+    fewer = without.copy()
+    fewer[[i for i, unit in enumerate(gated.units) if unit.layer == inner][1:]] = False
+    assert jaccard(gated, without, fewer) == 1
+    assert gated.macs(without) == gated.macs(fewer)
+    assert jaccard(gated, whole, without) < 1
 
 
 def test_slimming_pulls_scales_to_zero_and_keeps_those_that_labels_need(network, views) -> None:
