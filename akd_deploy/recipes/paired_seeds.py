@@ -73,8 +73,10 @@ def kendall(a: np.ndarray, b: np.ndarray) -> float:
 class Ceiling:
     """Rank agreement of two scores beside what noise alone leaves of it.
 
-    `tau` is between replicas of the one and of the other, `ceiling` between different replicas of the same one (the
-    mean of both). `gap` is ceiling − tau with its bootstrap interval over architectures; above 0 the two rank
+    `tau` is between replicas of the one and of the other; `ceiling` is what it would be if both ranked alike, by how
+    well different replicas of each agree (the attenuation of correlations by noise, Spearman 1904, of the correlations
+    sin(π τ / 2) that belong to τ where scores are normal): also where one of the two is the noisier. `gap` is
+    ceiling − tau with its bootstrap interval over architectures; above 0 the two rank
     differently.
     """
 
@@ -107,7 +109,8 @@ def rank_agreement(
     def taus(rows: np.ndarray) -> tuple[float, float]:
         across = [kendall(a[rows, i], b[rows, j]) for i in range(a.shape[1]) for j in range(b.shape[1]) if i != j]
         within = [[kendall(x[rows, i], x[rows, j]) for i in range(x.shape[1]) for j in range(i)] for x in (a, b)]
-        return float(np.mean(across)), float(np.mean([np.mean(w) for w in within]))
+        reliable = [max(0.0, np.sin(np.pi / 2 * np.mean(w))) for w in within]
+        return float(np.mean(across)), float(2 / np.pi * np.arcsin(np.sqrt(np.prod(reliable))))
 
     tau, ceiling = taus(np.arange(len(a)))
     gaps = []
@@ -180,18 +183,16 @@ def preference_shift(
         a, b: (architectures, replicas) scores by the two rewards, two replicas at least.
         tokens: (architectures, choices).
     """
-    scores = np.concatenate([(x - x.mean(axis=0)) / x.std(axis=0, ddof=1) for x in (a, b)], axis=1)
-    first = a.shape[1]
+    scores = [(x - x.mean(axis=0)) / x.std(axis=0, ddof=1) for x in (a, b)]
 
-    def distances(order: np.ndarray) -> np.ndarray:
-        mixed = np.take_along_axis(scores, order, axis=1)
-        best = (np.argsort(-part.mean(axis=1), kind="stable")[:top] for part in (mixed[:, :first], mixed[:, first:]))
+    def distances(swapped: np.ndarray) -> np.ndarray:
+        sides = (np.where(swapped, scores[1], scores[0]), np.where(swapped, scores[0], scores[1]))
+        best = (np.argsort(-side.mean(axis=1), kind="stable")[:top] for side in sides)
         pairs = zip(*(marginals(tokens[chosen], sizes) for chosen in best), strict=True)
         return np.array([jensen_shannon(p, q) for p, q in pairs])
 
-    as_they_are = np.tile(np.arange(scores.shape[1]), (len(scores), 1))
-    found = distances(as_they_are)
-    null = np.array([distances(rng.permuted(as_they_are, axis=1)).mean() for _ in range(draws)])
+    found = distances(np.zeros(a.shape, bool))
+    null = np.array([distances(rng.random(a.shape) < 0.5).mean() for _ in range(draws)])
     p = float((1 + (null >= found.mean() - 1e-12).sum()) / (1 + draws))
     return Shift(float(found.mean()), float(null.mean()), p, tuple(map(float, found)))
 

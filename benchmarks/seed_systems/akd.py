@@ -180,7 +180,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     tables = {
         "ce": study.table("short, labels alone", "ce", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
         "kd": study.table("short, convnet", "kd", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
-        "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, max(2, scale.scoring_seeds), short, "reward"),
+        "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, scale.selection_seeds, short, "reward"),
         "long": study.table("full, convnet", "kd", "convnet", SCORING, scale.scoring_seeds, long, "test"),
     }
     found["bed"] = _print_bed(taught, tables)

@@ -60,6 +60,18 @@ def test_two_noisy_views_of_one_ranking_are_not_told_apart_and_of_two_rankings_a
     assert apart.gap == pytest.approx(apart.ceiling - apart.tau)
 
 
+@pytest.mark.parametrize("noise", [(0.8, 0.8), (0.3, 1.2)])
+def test_one_ranking_seen_through_unequal_noise_is_seldom_taken_for_two(noise):
+    rng, gaps, shown = np.random.default_rng(4), [], 0
+    for _ in range(16):
+        truth = rng.normal(size=80)
+        found = rank_agreement(replicas(rng, truth, noise[0], 3), replicas(rng, truth, noise[1], 3), rng, draws=30)
+        gaps.append(found.gap)
+        shown += found.low > 0
+    assert abs(np.mean(gaps)) < 0.02
+    assert shown <= 4
+
+
 def test_luck_that_two_rewards_share_by_their_seeds_is_no_agreement():
     """Every replica's noise is the same for both: τ between replicas of one number would be 1."""
     rng = np.random.default_rng(2)
@@ -79,6 +91,18 @@ def test_preferences_of_two_rewards_that_rank_alike_are_told_apart_as_rarely_as_
         p_values.append(preference_shift(a, b, tokens, [3, 3, 2, 2], 8, rng, draws=60).p)
     assert np.mean(np.array(p_values) <= 0.1) == pytest.approx(0.1, abs=0.1)
     assert 0.3 < np.mean(p_values) < 0.7
+
+
+def test_preferences_are_told_apart_as_rarely_where_replicas_share_their_luck():
+    rng, p_values = np.random.default_rng(9), []
+    tokens = np.stack(np.meshgrid(range(3), range(3), range(2), range(2)), -1).reshape(-1, 4)
+    for _ in range(100):
+        truth, luck = rng.normal(size=len(tokens)), 0.8 * rng.standard_normal((len(tokens), 5))
+        a, b = (truth[:, None] + luck + 0.5 * rng.standard_normal(luck.shape) for _ in range(2))
+        p_values.append(preference_shift(a, b, tokens, [3, 3, 2, 2], 8, rng, draws=60).p)
+    assert 0.02 <= np.mean(np.array(p_values) <= 0.1) <= 0.2
+    with pytest.raises(ValueError, match="shapes"):
+        preference_shift(a, b[:, :3], tokens, [3, 3, 2, 2], 8, rng)
 
 
 def test_rewards_that_prefer_another_option_are_told_apart_and_the_choice_is_named():
