@@ -27,6 +27,10 @@ from akd_deploy.models.teacher import Teacher
 
 NEAR = 0.99
 """A part that costs so much of its budget is at it."""
+BAND = 0.1
+"""So far behind, in budgets, the penalty grows as fast as it may."""
+LEAST = 1e-3
+"""The gate of a unit that is kept because there is room for it: from 0 it would not learn."""
 
 Cost = Callable[[np.ndarray], float]
 """(units,) booleans → what the network of these units costs: operations, parameters, seconds."""
@@ -37,19 +41,20 @@ class GateSearchSettings:
     """How gates are searched for.
 
     Gates move by accelerated proximal steps of `gate_rate` and `gate_momentum` (Huang & Wang 2018): only these give
-    zeros. The penalty begins at `strength` and is steered so that the cost, every unit counted with its gate, falls
-    evenly to the budget over the first `closing` share of the training, and so that what has a gate above 0 costs no
-    more than the budget from then on: while it is behind, the penalty grows by `growth` each step, else it shrinks by
-    as much. The loss is KL(teacher || student) at `temperature` (the other way round with `reverse`), plus `ce_weight`
-    times the labels' cross-entropy; with `kd_weight` 0 and a `ce_weight` gates are searched by labels alone, as a
-    control.
+    zeros. The penalty begins at `strength` and is steered so that the cost of what has a gate above 0 falls evenly to
+    the budget between the `opening` and the `closing` share of the training: each step it grows by `growth` where the
+    cost is a tenth of the budget or more behind, shrinks by as much where it is ahead, and in between by less. What is
+    kept then stays, and what is left of the training goes to its weights, without a penalty. The loss is
+    KL(teacher || student) at `temperature` (the other way round with `reverse`), plus `ce_weight` times the labels'
+    cross-entropy; with `kd_weight` 0 and a `ce_weight` gates are searched by labels alone, as a control.
     """
 
-    gate_rate: float = 0.1
+    gate_rate: float = 0.02
     gate_momentum: float = 0.9
-    strength: float = 1e-3
+    strength: float = 0.05
     growth: float = 1.05
-    closing: float = 0.8
+    opening: float = 0.05
+    closing: float = 0.6
     temperature: float = 4.0
     kd_weight: float = 1.0
     ce_weight: float = 0.0
@@ -61,7 +66,8 @@ class GateSearchSettings:
             "gate_momentum": 0 <= self.gate_momentum < 1,
             "strength": self.strength > 0,
             "growth": self.growth > 1,
-            "closing": 0 < self.closing <= 1,
+            "opening": 0 <= self.opening < 1,
+            "closing": self.opening < self.closing <= 1,
             "temperature": self.temperature > 0,
             "kd_weight": self.kd_weight >= 0,
             "ce_weight": self.ce_weight >= 0 and self.kd_weight + self.ce_weight > 0,
@@ -141,7 +147,8 @@ def search_gates(
     *,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> GateSearch:
-    """Train weights and gates until the cost is at the budget; the gated network is left with the gates it has then.
+    """Train weights and gates until the cost is at the budget, and weights on; the gated network is left with the gates
+    it has then.
 
     Args:
         gated: initialised as the teacher (its own network gated, or a copy).
@@ -149,6 +156,7 @@ def search_gates(
         budget: in the unit of `cost`.
 
     Raises:
+        InfeasibleBudgetError: one unit in every layer costs more than the budget.
         TrainingError: the loss is not finite; names the step.
     """
     device = gated.gates.device
@@ -160,6 +168,7 @@ def search_gates(
     losses: list[float] = []
     costs: list[float] = []
     full = cost(np.ones(len(gated.units), bool))
+    kept: np.ndarray | None = None
     gated.train()
     for step, (images, labels, _) in enumerate(batches_on(device, views, training, None, generator)):
         for group in optimiser.param_groups:
@@ -183,22 +192,33 @@ def search_gates(
             now, velocity = proximal_step(
                 gated.gates, velocity, gated.gates.grad, strength * alpha, settings.gate_rate, settings.gate_momentum
             )
-            gated.gates.copy_(_with_one_each(gated, now))
+            now = _with_one_each(gated, now)
+            if kept is None and step + 1 >= settings.closing * training.steps:
+                kept = within_budget(gated, _latest_first(gated, died), cost, budget)
+                died = np.where(kept, np.inf, np.minimum(died, step))
+            if kept is not None:
+                now = torch.where(torch.from_numpy(kept).to(device), now.clamp(min=LEAST), 0.0)
+            gated.gates.copy_(now)
         mask = gated.mask()
         died[mask] = np.inf
         died[~mask & np.isinf(died)] = step
         costs.append(cost(mask))
-        done = min(1.0, (step + 1) / (settings.closing * training.steps))
-        left = float((alpha * gated.gates.detach().clamp(max=1)).mean())
-        is_behind = costs[-1] > budget if done == 1 else left > 1 - done * (1 - budget / full)
-        strength *= settings.growth if is_behind else 1 / settings.growth
+        done = (step + 1) / training.steps
+        way = min(1.0, max(0.0, (done - settings.opening) / (settings.closing - settings.opening)))
+        behind = (costs[-1] - (full + way * (budget - full))) / budget
+        strength = 0.0 if kept is not None else strength * settings.growth ** min(1.0, max(-1.0, behind / BAND))
         losses.append(value)
         if on_step is not None:
             on_step(step + 1, training.steps, value)
     gated.eval()
-    gates = gated.gates.detach().cpu().numpy()
-    order = np.lexsort((-gates, -died))
-    return GateSearch(order, gates.copy(), tuple(losses), tuple(costs))
+    gates = gated.gates.detach().cpu().numpy().copy()
+    return GateSearch(_latest_first(gated, died), gates, tuple(losses), tuple(costs))
+
+
+def _latest_first(gated: GatedNetwork, died: np.ndarray) -> np.ndarray:
+    """Units by when their gates last came to 0, those that did not first, the greatest gates before others."""
+    order: np.ndarray = np.lexsort((-gated.gates.detach().cpu().numpy(), -died))
+    return order
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float, reverse: bool) -> Tensor:
