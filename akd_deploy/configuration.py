@@ -190,12 +190,34 @@ class SearchTable(_Table):
         return names
 
 
+class GatesTable(_Table):
+    """`[shrink.gates]`: settings of the search for gates; what is left out keeps its default."""
+
+    gate_rate: float | None = None
+    gate_momentum: float | None = None
+    strength: float | None = None
+    growth: float | None = None
+    opening: float | None = None
+    closing: float | None = None
+    kd_weight: float | None = None
+    ce_weight: float | None = None
+    reverse: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that were written down."""
+        return self.model_dump(exclude_none=True)
+
+
 class ShrinkTable(_Table):
     """`[shrink]`: how a part of the teacher is chosen. Channels are dropped `group` at a time (0: the target's
-    granularity), and with `branches` whole residual branches too."""
+    granularity), and with `branches` whole residual branches too. Penalties are in proportion to what a unit adds to
+    `weigh`; gates learn from the student's `images`, or from the teacher's, whose labels they do not need."""
 
     group: int = Field(default=0, ge=0)
     branches: bool = True
+    weigh: Literal["latency", "operations", "parameters"] = "latency"
+    images: Literal["student", "teacher"] = "student"
+    gates: GatesTable = GatesTable()
     training: TrainingTable = TrainingTable()
 
 

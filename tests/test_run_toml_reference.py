@@ -13,12 +13,13 @@ import pytest
 from documents import ROOT
 from pydantic import BaseModel
 
-from akd_deploy.configuration import ProcessTable, RunConfiguration, SharedTable
+from akd_deploy.configuration import GatesTable, ProcessTable, RunConfiguration, SharedTable
 from akd_deploy.data.cifar import CifarSettings
 from akd_deploy.data.digits import DigitsSettings
 from akd_deploy.data.glyphs import GlyphsSettings
 from akd_deploy.data.image_folder import ImageFolderSettings
 from akd_deploy.distill.settings import TrainingSettings
+from akd_deploy.recipes.better_students import GateSearchSettings
 from akd_deploy.search_space import load_space
 
 DOCUMENT = ROOT / "docs" / "run-toml.md"
@@ -74,13 +75,16 @@ def test_every_key_is_there_with_its_default_and_no_other() -> None:
     models = {name: field.annotation for name, field in RunConfiguration.model_fields.items()}
     training = of_dataclass(TrainingSettings)
     del training["max_bank_bytes"]
+    gates = of_dataclass(GateSearchSettings)
+    del gates["temperature"]  # that of its training
+    assert set(GatesTable.model_fields) == set(gates)
     spaces = [told(load_space(name).settings) for name in ("mobile", "augmented")]
     beds = [of_dataclass(kind) for kind in (DigitsSettings, GlyphsSettings, CifarSettings, ImageFolderSettings)]
     expected = [
         of_model(RunConfiguration), of_model(models["data"]), *beds, of_model(models["teacher"]),
         of_model(models["space"]), *spaces,
         of_model(models["profile"]), of_model(models["search"]), of_model(SharedTable),
-        of_model(models["shrink"]), of_model(models["distill"]), training,
+        of_model(models["shrink"]), gates, of_model(models["distill"]), training,
         of_model(ProcessTable),
         *(of_model(models[name]) for name in ("export", "certificate")),
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from akd_deploy.configuration import RunConfiguration
@@ -13,6 +14,7 @@ from akd_deploy.engines import load_engine
 from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
 from akd_deploy.pipeline.by_process import check_process
 from akd_deploy.pipeline.training import settings_from
+from akd_deploy.recipes.better_students import GateSearchSettings
 from akd_deploy.recipes.oracle_kd import backbone_of
 from akd_deploy.search import reward_shape
 from akd_deploy.search.strategies import load_strategy
@@ -59,6 +61,7 @@ def check_configuration(configuration: RunConfiguration) -> None:
     settings_from(configuration.teacher.training, TEACHER_SETTINGS)
     for table in (configuration.search.training, configuration.search.shared.training, configuration.distill.training):
         settings_from(table, TrainingSettings())
+    replace(GateSearchSettings(), **configuration.shrink.gates.given())
     for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)
     for strategy in configuration.search.strategies:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from akd_deploy.configuration import RunConfiguration
+from akd_deploy.data import ViewBank
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.errors import InfeasibleBudgetError, UncoveredOperatorError, UsageError
@@ -41,6 +42,7 @@ from akd_deploy.predictor.predictor import Prediction
 from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.profiling.profile import measure_subjects, resumed_protocol
 from akd_deploy.recipes.better_students import (
+    Cost,
     GateSearchSettings,
     gated_copy,
     kept_shares,
@@ -52,7 +54,7 @@ from akd_deploy.recipes.better_students import (
 )
 from akd_deploy.units import format_seconds, parse_latency_budget
 
-GATE_TRAINING = TrainingSettings(steps=600, learning_rate=0.02)
+GATE_TRAINING = TrainingSettings(steps=1_200, learning_rate=0.02)
 """Of the gated teacher, whose weights are good already."""
 EXAMPLE_SHARES = (0.6, 0.4, 0.2, 0.1)
 """Of the way from the smallest part's operations to the teacher's, in the parts whose stretches are profiled."""
@@ -253,19 +255,42 @@ def gates(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     shares = unit_costs(run.gated, run.bound_of)
     least_s, whole_s = results["budget"]["least_s"], results["budget"]["whole_s"]
     seconds = (whole_s - least_s) * shares / shares.sum()
-    training = settings_from(run.configuration.shrink.training, GATE_TRAINING)
+    table, gated = run.configuration.shrink, run.gated_teacher()
+    training = settings_from(table.training, GATE_TRAINING)
+    weigh: dict[str, Cost | None] = {
+        "latency": None,
+        "operations": lambda mask: float(gated.macs(mask)),
+        "parameters": lambda mask: float(gated.parameters_left(mask)),
+    }
     found = search_gates(
-        run.gated_teacher(),
+        gated,
         run.bed.teacher,
-        run.bed.views,
+        run.bed.views if table.images == "student" else _of_the_teacher(run),
         lambda mask: float(least_s + (seconds * mask).sum()),
         results["budget"]["budget_s"],
         training,
-        GateSearchSettings(temperature=training.temperature),
+        gate_settings(run.configuration),
         torch.Generator().manual_seed(run.configuration.seed),
+        weigh=weigh[table.weigh],
         on_step=lambda step, steps, loss: run.on_progress("searching gates", step, steps),
     )
     return {"order": found.order.tolist(), "last_cost_s": found.costs[-1], "units": len(run.gated.units)}
+
+
+def gate_settings(configuration: RunConfiguration) -> GateSearchSettings:
+    """Those of a run's search for gates.
+
+    Raises:
+        UsageError: one is out of its range.
+    """
+    temperature = settings_from(configuration.shrink.training, GATE_TRAINING).temperature
+    return replace(GateSearchSettings(temperature=temperature), **configuration.shrink.gates.given())
+
+
+def _of_the_teacher(run: ShrinkRun) -> ViewBank:
+    """Views of the images that teachers learn from; a search by divergence alone does not look at their labels."""
+    dataset = run.bed.dataset
+    return ViewBank(dataset.teacher_train, dataset.views, run.bed.views.seed)
 
 
 def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:

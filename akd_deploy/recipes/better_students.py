@@ -145,6 +145,7 @@ def search_gates(
     settings: GateSearchSettings,
     generator: torch.Generator,
     *,
+    weigh: Cost | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> GateSearch:
     """Train weights and gates until the cost is at the budget, and weights on; the gated network is left with the gates
@@ -154,13 +155,14 @@ def search_gates(
         gated: initialised as the teacher (its own network gated, or a copy).
         cost: of a mask; asked at every step, so it should be a count or a table (seconds: see `order`'s use).
         budget: in the unit of `cost`.
+        weigh: what penalties of units are in proportion to; `cost` where it is left out.
 
     Raises:
         InfeasibleBudgetError: one unit in every layer costs more than the budget.
         TrainingError: the loss is not finite; names the step.
     """
     device = gated.gates.device
-    alpha = torch.from_numpy(unit_costs(gated, cost)).float().to(device)
+    alpha = torch.from_numpy(unit_costs(gated, weigh or cost)).float().to(device)
     optimiser = optimiser_for(gated.network, training)
     died = np.full(len(gated.units), np.inf)
     velocity = torch.zeros_like(gated.gates)

@@ -1,10 +1,24 @@
-"""What a part is compared with: a uniformly narrower teacher that is as fast, by the clock and not by prediction."""
+"""What a part is compared with: a uniformly narrower teacher that is as fast, by the clock and not by prediction; and
+how a run searches for gates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from akd_deploy.configuration import configuration_from_dict
+from akd_deploy.data import ViewBank
+from akd_deploy.errors import UsageError
 from akd_deploy.models.part import mask_from_text
-from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVALS, _as_slow, arms_of
+from akd_deploy.pipeline.check import check_configuration
+from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVALS, _as_slow, arms_of, gates
+from akd_deploy.pipeline.training import load_bed
+from akd_deploy.recipes.better_students import gated_copy
 
 UNITS = 100
 
@@ -76,3 +90,67 @@ def test_every_arm_is_trained_by_the_method_that_it_is_called_by(method):
     }
     assert arms["inherited"] == arms["hand_shrunk"] == method
     assert next(iter(arms)) == method
+
+
+def shrinking(tmp_path: Path, **shrink: Any) -> Any:
+    """As much of a run as its search for gates looks at; seconds are operations."""
+    fields = {
+        "target": "cpu_onnxruntime_fp32", "budget": "1ms", "space": {"name": "mobile"},
+        "data": {"settings": {"labelled": 20, "teacher_images": 60, "views": 2}},
+        "teacher": {"training": {"steps": 40, "batch_size": 16}},
+        "shrink": {"training": {"steps": 30, "batch_size": 8}, **shrink},
+    }  # fmt: skip
+    configuration = configuration_from_dict(fields, "here")
+    bed = load_bed(configuration, None, tmp_path)
+
+    def gated_teacher() -> Any:
+        return gated_copy(bed.teacher.module, bed.teacher.input_shape, group=8)
+
+    gated = gated_teacher()
+    return SimpleNamespace(
+        configuration=configuration, bed=bed, gated=gated, gated_teacher=gated_teacher,
+        bound_of=lambda mask: 1e-9 * gated.macs(mask), on_progress=lambda *what: None,
+    )  # fmt: skip
+
+
+def gates_of(run: Any) -> list[int]:
+    whole_s = 1e-9 * run.gated.macs()
+    results = {"budget": {"budget_s": 0.5 * whole_s, "least_s": 0.02 * whole_s, "whole_s": whole_s}}
+    return gates(run, results)["order"]
+
+
+def with_other_labels(run: Any, split: str) -> Any:
+    images = getattr(run.bed.dataset, split)
+    dataset = replace(run.bed.dataset, **{split: replace(images, labels=images.labels[::-1].copy())})
+    views = ViewBank(dataset.train, dataset.views, run.bed.views.seed)
+    run.bed = replace(run.bed, dataset=dataset, views=views)
+    return run
+
+
+@pytest.mark.parametrize(("images", "split"), [("student", "train"), ("teacher", "teacher_train")])
+def test_gates_are_searched_without_labels(images: str, split: str, tmp_path: Path) -> None:
+    order = gates_of(shrinking(tmp_path, images=images))
+    assert gates_of(with_other_labels(shrinking(tmp_path, images=images), split)) == order
+    by_labels = {"kd_weight": 0.0, "ce_weight": 1.0}
+    assert gates_of(shrinking(tmp_path, images=images, gates=by_labels)) != gates_of(
+        with_other_labels(shrinking(tmp_path, images=images, gates=by_labels), split)
+    )
+
+
+def test_gates_may_learn_from_the_teachers_images_and_be_weighed_by_other_costs(tmp_path: Path) -> None:
+    orders = [
+        gates_of(shrinking(tmp_path, **more))
+        for more in ({}, {"images": "teacher"}, {"weigh": "parameters"}, {"gates": {"reverse": True}})
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+    # Seconds are operations here.
+    assert gates_of(shrinking(tmp_path, weigh="operations")) == orders[0]
+
+
+def test_a_setting_of_gates_out_of_its_range_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    fields = shrinking(tmp_path).configuration.as_dict()
+    check_configuration(configuration_from_dict(fields, "here"))
+    with pytest.raises(UsageError, match="setting closing"):
+        check_configuration(
+            configuration_from_dict({**fields, "shrink": {"gates": {"opening": 0.5, "closing": 0.4}}}, "here")
+        )
