@@ -53,7 +53,7 @@ ORACLE_KD = {
 _BETTER_STUDENTS = better_students.Scale(
     budgets=better_students.BUDGETS, parameter_budgets=better_students.PARAMETER_BUDGETS,
     tuning_seeds=3, final_seeds=5, searches=3, random_parts=10, group=4, data=GLYPHS, teacher=TEACHER,
-    search={"steps": 600, "batch_size": 32, "learning_rate": 0.02}, student=LONG,
+    search={"steps": 1_200, "batch_size": 32, "learning_rate": 0.02}, student=LONG,
 )  # fmt: skip
 BETTER_STUDENTS = {
     "quick": replace(

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from akd_deploy.errors import TrainingError
+from akd_deploy.target import load_target
 from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd, verification
 from benchmarks.seed_systems.ledger import Ledger, key_of
 from benchmarks.seed_systems.scales import AKD, BETTER_STUDENTS, DISTPRO, ORACLE_KD
@@ -27,7 +29,7 @@ SCALES: dict[str, Any] = {
         search_seeds=2, trials=2, draws=4,
     )),
     "better-students": (better_students, replace(
-        BETTER_STUDENTS["quick"], data=DATA, teacher=STEPS, search=STEPS, student=STEPS, targets=(), searches=2,
+        BETTER_STUDENTS["quick"], data=DATA, teacher=STEPS, search=STEPS, student=STEPS, searches=2,
         parameter_budgets=(0.3,), random_parts=2,
     )),
     "distpro": (distpro, replace(
@@ -54,6 +56,25 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         """Networks that two steps trained would all be at chance."""
         return {name: int(key_of({**job, "score": name}), 16) % 997 / 997 for name in ("reward", "tuning", "test")}
 
+    class Latency:
+        """Seconds are the file's bytes; a certificate asks for one and a half times a prediction."""
+
+        target = load_target("cpu_onnxruntime_fp32")
+
+        def predict_model(self, path: Path, remember: bool) -> SimpleNamespace:
+            return SimpleNamespace(latency_s=1e-9 * path.stat().st_size)
+
+        def certificate_factor(self, table: Any) -> float:
+            return 1.5
+
+    def measured(paths: Any, *_: Any) -> dict[str, Any]:
+        return {
+            name: SimpleNamespace(measurement=SimpleNamespace(statistics_s=lambda: {"median": 1e-3})) for name in paths
+        }
+
+    monkeypatch.setattr(better_students, "_latency", lambda job, gated: Latency())
+    monkeypatch.setattr(better_students, "measure_together", measured)
+    monkeypatch.setattr(better_students, "certificate_of", lambda one, budget_s, table: SimpleNamespace(ok=True))
     monkeypatch.setattr(akd, "latencies", latencies)
     monkeypatch.setattr(akd, "train_student", scored)
 
@@ -85,6 +106,39 @@ def test_a_study_prints_its_tables_says_that_it_shows_nothing_and_goes_on_where_
     assert (tmp_path / "trainings.jsonl").read_text(encoding="utf-8") == trained
     jobs = [json.loads(line)["job"] for line in trained.splitlines()]
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
+
+
+def test_parts_within_a_latency_are_cut_and_searched_for_the_same_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, scale = SCALES["better-students"]
+    found = study.run(replace(scale, budgets=(0.5,), parameter_budgets=()), tmp_path, 1)["cpu_onnxruntime_fp32"]
+    jobs = [json.loads(line)["job"] for line in (tmp_path / "trainings.jsonl").read_text("utf-8").splitlines()]
+    (units,) = [json.loads(line)["result"] for line in (tmp_path / "trainings.jsonl").read_text("utf-8").splitlines()
+                if "whole_s" in line]  # fmt: skip
+    within_s = found["budget_s"] / 1.5
+    searched = [job for job in jobs if job.get("cost") == "latency"]
+    assert len(searched) == scale.searches
+    assert [job["budget"] for job in searched] == pytest.approx([within_s] * scale.searches)
+    assert max(found["predicted_s"]) <= within_s
+    assert min(found["predicted_s"]) >= 0.8 * within_s
+    assert units["least_s"] < 0.5 * units["whole_s"]
+    assert "gates less random parts, from scratch" in capsys.readouterr().out
+
+
+def test_a_search_whose_weights_are_not_there_is_done_again(tmp_path: Path) -> None:
+    study, scale = SCALES["better-students"]
+    study.run(replace(scale, targets=(), budgets=(0.5,), parameter_budgets=()), tmp_path, 1)
+    jobs = [json.loads(line)["job"] for line in (tmp_path / "trainings.jsonl").read_text("utf-8").splitlines()]
+    job = next(job for job in jobs if job.get("begins") == better_students.SEARCHED and "slim" not in job["search"])
+    for part in (job["teacher"], job["search"]["teacher"]):
+        part["folder"] = str(tmp_path)
+    first = better_students.train_part(job)
+    path = next((tmp_path / "searches").glob(f"{key_of(job['search'])}*"))
+    path.unlink()
+    again = better_students.train_part(job)
+    assert path.is_file()
+    assert {**again, "training_s": 0} == {**first, "training_s": 0}
 
 
 def test_a_training_that_comes_apart_scores_what_guessing_does_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
