@@ -12,9 +12,9 @@ from scipy.special import stdtr, stdtrit
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences over `n` seeds with a 95 % interval (Student's t) and a two-sided p-value.
+    """Mean difference over `n` seeds, or networks, with a 95 % interval (Student's t) and a two-sided p-value.
 
-    `low`, `high` and `p` are NaN where one seed, or differences all alike, say nothing of how much they scatter.
+    `low`, `high` and `p` are NaN where one value, or differences all alike, say nothing of how much they scatter.
     """
 
     mean: float
@@ -48,6 +48,29 @@ def paired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, con
         return Difference(mean, float("nan"), float("nan"), float("nan"), n)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    return Difference(mean, mean - half, mean + half, p, n)
+
+
+def unpaired(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Difference:
+    """Mean of a − mean of b, of values that have nothing in common and may scatter unequally (Welch 1947): such as
+    networks of two kinds, each with the mean of its trainings. `n` is the smaller number.
+
+    Raises:
+        ValueError: one of them has no value.
+    """
+    sides = [np.asarray(side, dtype=float) for side in (a, b)]
+    if any(side.ndim != 1 or not len(side) for side in sides):
+        raise ValueError(f"values of shapes {sides[0].shape} and {sides[1].shape}")
+    mean, n = float(sides[0].mean() - sides[1].mean()), min(len(side) for side in sides)
+    if n < 2:
+        return Difference(mean, float("nan"), float("nan"), float("nan"), n)
+    squares = [float(side.var(ddof=1)) / len(side) for side in sides]
+    total = sum(squares)
+    if not total > 0:
+        return Difference(mean, float("nan"), float("nan"), float("nan"), n)
+    freedom = total**2 / sum(square**2 / (len(side) - 1) for square, side in zip(squares, sides, strict=True))
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * total**0.5
+    p = 2 * float(stdtr(freedom, -abs(mean) / total**0.5))
     return Difference(mean, mean - half, mean + half, p, n)
 
 

@@ -1,9 +1,10 @@
 """Oracle-KD's claims: does learning from those that are right beat the mean, and does a searched student beat its
 ensemble?
 
-Three regimes of teachers: skewed ones, which know different things; alike ones; and ones that learned from noisy
-labels, where being right is partly luck and the oracle is expected to fail. T and λ are chosen once in each regime, for
-mean KD, and β of the soft oracle: on the tuning split, with seeds of their own.
+Four regimes of teachers: skewed ones, which know different things; alike ones; ones that learned from noisy labels,
+where being right is partly luck and the oracle is expected to fail; and, as in the paper, students of the same kind
+that learned from the student's images, which are what an ensemble's growth and a search are judged by. T and λ are
+chosen once in each regime, for mean KD, and β of the soft oracle: on the tuning split, with seeds of their own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from akd_deploy.recipes.oracle_kd import (
     search_add_ons,
     wider_backbone,
 )
-from akd_deploy.recipes.paired_seeds import holm, paired
+from akd_deploy.recipes.paired_seeds import holm, kendall, paired, unpaired
 from akd_deploy.search.shared_weights import Judged, SharedSearchSettings
 from akd_deploy.search_space import space_of
 from akd_deploy.search_space.augmented import AugmentedSpace
@@ -40,6 +41,7 @@ from benchmarks.seed_systems.students import (
     bank_of,
     dataset_of,
     load_teacher,
+    own_kind_job,
     teacher_job,
     train_student,
     train_teacher,
@@ -47,17 +49,22 @@ from benchmarks.seed_systems.students import (
 )
 from benchmarks.seed_systems.tables import interval, row, section, underpowered
 
-REGIMES: Mapping[str, tuple[float, float]] = {"skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3)}
+OWN_KIND = "of the student's kind"
+REGIMES: Mapping[str, tuple[float, float]] = {
+    "skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3), OWN_KIND: (0.0, 0.0),
+}  # fmt: skip
 """Regime → skew of the teachers, share of wrong labels to learn from."""
 METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", "soft-oracle")
-SWEPT = "alike"
-"""The regime in which the ensemble grows."""
+SWEPT = SEARCHED = OWN_KIND
+"""The regimes in which the ensemble grows, and in which add-ons are searched for."""
 SEARCH_METHODS = ("ce", "kd", "oracle")
 """Of searches and of trainings, crossed."""
 FINAL, SEARCH = 1_000, 2_000
 """First seeds of trainings that are reported, and of searches; those that choose T, λ and β begin at `TUNING`."""
 MEMORY = 1.6
 """Most bytes of a student with add-ons, in those of its backbone."""
+REVISION = 1
+"""Of searches: to be raised whenever the same settings no longer give the same search, as their results are kept."""
 AT_LEAST = 0.8
 """Of that, random add-ons have at least so much."""
 
@@ -69,9 +76,10 @@ BACKBONE = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained. A search trains the backbone first, then a `round` at a time; of its last candidates so
-    many are `trained` by themselves, as students are, and the one with the best reward is what it found. `more_limits`
-    are backbones and limits of memory, in their own, beside `MEMORY`."""
+    """How much is trained: `searched_seeds` of every network that a search found, `random_seeds` of those at random. A
+    search trains the backbone first, then a `round` at a time; of its last candidates so many are `trained` by
+    themselves, as students are, and the one with the best reward is what it found. `more_limits` are backbones and
+    limits of memory, in their own, beside `MEMORY`, with `more_searches` and `more_random` networks."""
 
     final_seeds: int
     choosing_seeds: int
@@ -85,8 +93,12 @@ class Scale:
     search: Mapping[str, int]
     trained: int
     searches: int
+    searched_seeds: int
     random_add_ons: int
+    random_seeds: int
     more_limits: Sequence[tuple[str, float]]
+    more_searches: int
+    more_random: int
     regimes: Sequence[str] = tuple(REGIMES)
     underpowered: bool = False
 
@@ -105,6 +117,12 @@ class Study:
     def teachers(self, regime: str, members: int | None = None) -> list[dict[str, Any]]:
         skew = REGIMES[regime][0]
         total, data, training = self.scale.members, self.data(regime), self.scale.teacher
+        if regime == OWN_KIND:
+            backbone = self.space().backbone()
+            return [
+                own_kind_job(self.folder, data, backbone, self.scale.student, member)
+                for member in range(members or total)
+            ]
         return [
             teacher_job(self.folder, data, "convnet", training, member, total, skew)
             for member in range(members or total)
@@ -143,9 +161,10 @@ class Study:
         *,
         members: int | None = None,
         beta: float | None = None,
+        seeds: int | None = None,
         predictions: bool = False,
     ) -> list[Mapping[str, Any]]:
-        """Results of the reported seeds."""
+        """Results of the reported seeds, or of so many of them."""
         training = self.training(regime, method) | ({"oracle_beta": beta} if beta is not None else {})
         jobs = [
             {
@@ -153,7 +172,7 @@ class Study:
                 "arch": architecture.as_dict(), "method": method, "seed": FINAL + seed, "training": training,
                 **({"predictions": True} if predictions else {}),
             }
-            for seed in range(self.scale.final_seeds)
+            for seed in range(seeds or self.scale.final_seeds)
         ]  # fmt: skip
         return self.ledger.results(train_student, jobs, what)
 
@@ -233,10 +252,12 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
         ]
         for method in METHODS
     }
+    differences = {method: paired(scores[method], scores["kd"]) for method in METHODS if method != "kd"}
+    adjusted = holm({method: one.p for method, one in differences.items()})
     for method in METHODS:
         told = f"{np.mean(scores[method]):.2%}"
         if method != "kd":
-            told += f", less mean KD {interval(paired(scores[method], scores['kd']))}"
+            told += f", less mean KD {interval(differences[method])}, Holm p {adjusted[method]:.3f}"
         row(method, told)
     best = max(("kd", "oracle"), key=lambda method: float(np.mean(scores[method])))
     row(f"soft oracle less the better of both ({best})", interval(paired(scores["soft-oracle"], scores[best])))
@@ -247,8 +268,8 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
 
 
 def _print_sweep(study: Study, space: AugmentedSpace) -> dict[int, Any]:
-    """The gap between teacher and student as the ensemble grows; of members that differ by chance alone, as in the
-    paper: of such that favour classes each more would know of more classes."""
+    """The gap between teacher and student as the ensemble grows, of members of the student's kind that differ by chance
+    alone."""
     regime, backbone, found = SWEPT, space.backbone(), {}
     study.ledger.results(train_teacher, study.teachers(regime), f"teachers, {regime}")
     section(f"As the ensemble grows ({regime})")
@@ -266,6 +287,10 @@ def _print_sweep(study: Study, space: AugmentedSpace) -> dict[int, Any]:
         told = [f"by {m} {accuracy[m].mean():.2%} (behind it by {interval(gap)})" for m, gap in gaps.items()]
         row(f"{members} teachers", f"ensemble {teacher:.2%}; student {', '.join(told)}")
         found[members] = {"teacher": teacher, **{method: values.tolist() for method, values in accuracy.items()}}
+    least, most = (found[members] for members in (study.scale.sweep[0], study.scale.sweep[-1]))
+    for method in ("kd", "oracle"):
+        gaps = [one["teacher"] - np.array(one[method]) for one in (most, least)]
+        row(f"the gap grows from the fewest teachers to the most, {method}", interval(paired(*gaps)))
     return found
 
 
@@ -311,16 +336,21 @@ class _Searched:
     most: float
     found: Mapping[str, Sequence[Architecture]]
     controls: Mapping[str, Sequence[Architecture]]
-    seconds: float
+    results: Sequence[Mapping[str, Any]]
 
     @property
     def networks(self) -> dict[str, Sequence[Architecture]]:
         return {**{f"searched by {method}": each for method, each in self.found.items()}, **self.controls}
 
 
-def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequence[str]) -> _Searched:
+RANDOM = "random add-ons"
+
+
+def _searched(
+    study: Study, space: AugmentedSpace, times: float, methods: Sequence[str], searches: int, at_random: int
+) -> _Searched:
     """Searches within `times` the backbone's memory."""
-    scale, regime = study.scale, study.scale.regimes[0]
+    scale, regime = study.scale, SEARCHED
     most = times * memory_bytes(space, space.backbone())
     jobs = [
         {
@@ -328,9 +358,10 @@ def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequen
             "method": method, "most_bytes": most, "training": study.training(regime, method, scale.round),
             "first": study.training(regime, method, scale.first), "trained": scale.trained,
             "own": study.training(regime, method), "search": dict(scale.search), "seed": SEARCH + number,
+            "revision": REVISION,
         }
         for method in methods
-        for number in range(scale.searches)
+        for number in range(searches)
     ]  # fmt: skip
     results = study.ledger.results(search_job, jobs, f"searches of add-ons, {space.settings['backbone']} × {times:g}")
     found: dict[str, list[Architecture]] = {}
@@ -339,26 +370,29 @@ def _searched(study: Study, space: AugmentedSpace, times: float, methods: Sequen
     controls = {
         "backbone": [space.backbone()],
         "uniformly wider": [wider_backbone(space, most)],
-        "random add-ons": random_add_ons(space, [memory_limit(space, most)], AT_LEAST, scale.random_add_ons, study.rng),
+        RANDOM: random_add_ons(space, [memory_limit(space, most)], AT_LEAST, at_random, study.rng),
     }
-    return _Searched(space, most, found, controls, float(np.mean([result["seconds"] for result in results])))
+    return _Searched(space, most, found, controls, results)
 
 
 def _accuracies(study: Study, searched: _Searched, methods: Sequence[str]) -> dict[tuple[str, str], np.ndarray]:
-    """(name, method) → (seeds,) test accuracies, the mean over a name's networks; a row is printed for each name."""
+    """(name, method) → test accuracies: of a network alone (seeds,), of several (networks,) means over their seeds; a
+    row is printed for each name."""
     accuracy: dict[tuple[str, str], np.ndarray] = {}
     for name, networks in searched.networks.items():
+        alone = name in ("backbone", "uniformly wider")
+        seeds = None if alone else study.scale.random_seeds if name == RANDOM else study.scale.searched_seeds
         for method in methods:
             each = [
                 [
                     result["test"]
                     for result in study.scores(
-                        study.scale.regimes[0], network, method, f"{name}, {method}", predictions=method == "oracle"
+                        SEARCHED, network, method, f"{name}, {method}", seeds=seeds, predictions=method == "oracle"
                     )
                 ]
                 for network in networks
             ]
-            accuracy[name, method] = np.mean(each, axis=0)
+            accuracy[name, method] = np.array(each[0]) if alone else np.mean(each, axis=1)
         size = np.mean([memory_bytes(space_of(network), network) for network in networks])
         row(
             f"{name} ({size / 1024:.1f} KiB)",
@@ -368,25 +402,36 @@ def _accuracies(study: Study, searched: _Searched, methods: Sequence[str]) -> di
 
 
 def _print_against_controls(accuracy: Mapping[tuple[str, str], np.ndarray], controls: Sequence[str]) -> None:
+    """Searches and random networks scatter from one to the next, single controls from seed to seed."""
     kdas = accuracy["searched by oracle", "oracle"]
-    differences = {name: paired(kdas, accuracy[name, "oracle"]) for name in controls}
+    differences = {name: unpaired(kdas, accuracy[name, "oracle"]) for name in controls}
     adjusted = holm({name: one.p for name, one in differences.items()})
     for name, one in differences.items():
         row(f"searched and trained by oracle less {name}", f"{interval(one)}, Holm p {adjusted[name]:.3f}")
 
 
+def _print_searches(searched: _Searched) -> None:
+    """What searches took, and how far shared weights and own trainings agree on their last candidates."""
+    row("a search takes", f"{np.mean([result['seconds'] for result in searched.results]):.0f} s")
+    agreement = [kendall(*np.array(result["rewards"]).T) for result in searched.results if len(result["rewards"]) > 2]
+    known = [one for one in agreement if not np.isnan(one)]
+    if known:
+        row("Kendall τ of shared weights and own trainings among a search's best", f"{np.mean(known):.2f}")
+
+
 def _print_search(study: Study, space: AugmentedSpace) -> dict[str, Any]:
     """Search loss × training loss at a limit of memory, with controls of equal memory."""
-    regime = study.scale.regimes[0]
-    searched = _searched(study, space, MEMORY, SEARCH_METHODS)
-    section(f"Add-ons within {MEMORY:g} × the backbone's memory ({searched.most / 1024:.0f} KiB), {regime} teachers")
-    row("a search takes", f"{searched.seconds:.0f} s")
+    scale = study.scale
+    searched = _searched(study, space, MEMORY, SEARCH_METHODS, scale.searches, scale.random_add_ons)
+    section(f"Add-ons within {MEMORY:g} × the backbone's memory ({searched.most / 1024:.0f} KiB), teachers {SEARCHED}")
+    row("intervals", "over searches and networks at random, each the mean of its seeds; single networks over seeds")
+    _print_searches(searched)
     accuracy = _accuracies(study, searched, SEARCH_METHODS)
     _print_against_controls(accuracy, list(searched.controls))
     found: dict[str, Any] = {
         name: {method: accuracy[name, method].tolist() for method in SEARCH_METHODS} for name in searched.networks
     }
-    found["against_ensemble"] = _against_ensemble(study, regime, searched.found["oracle"][0])
+    found["against_ensemble"] = _against_ensemble(study, SEARCHED, searched.found["oracle"][0])
     return found
 
 
@@ -394,8 +439,10 @@ def _print_memory(study: Study) -> dict[str, Any]:
     """What add-ons are worth at other limits of memory and on other backbones, all by the oracle."""
     found: dict[str, Any] = {}
     for backbone, times in study.scale.more_limits:
-        searched = _searched(study, study.space(backbone), times, ("oracle",))
+        scale = study.scale
+        searched = _searched(study, study.space(backbone), times, ("oracle",), scale.more_searches, scale.more_random)
         section(f"Add-ons to a backbone of {backbone} within {times:g} × its memory ({searched.most / 1024:.0f} KiB)")
+        _print_searches(searched)
         accuracy = _accuracies(study, searched, ("oracle",))
         _print_against_controls(accuracy, list(searched.controls))
         found[f"{backbone} {times:g}"] = {name: accuracy[name, "oracle"].tolist() for name in searched.networks}
@@ -406,7 +453,9 @@ def _against_ensemble(study: Study, regime: str, architecture: Architecture) -> 
     """A student against its own ensemble, image by image."""
     logits, labels = _ensemble_logits(study, regime)
     ensemble = (logits.softmax(-1).mean(0).argmax(-1) == labels).numpy()
-    results = study.scores(regime, architecture, "oracle", "student", predictions=True)
+    results = study.scores(
+        regime, architecture, "oracle", "student", seeds=study.scale.searched_seeds, predictions=True
+    )
     students = [np.array(result["predicted"]) == labels.numpy() for result in results]
     found = [paired_accuracy_loss(ensemble, student) for student in students]
     for seed, one in enumerate(found):

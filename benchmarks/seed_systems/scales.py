@@ -31,11 +31,11 @@ AKD = {
 }  # fmt: skip
 
 _ORACLE_KD = oracle_kd.Scale(
-    final_seeds=5, choosing_seeds=3, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER,
+    final_seeds=5, choosing_seeds=4, members=5, sweep=(1, 2, 3, 5), data=GLYPHS, teacher=TEACHER,
     student={**LONG, "steps": 1_800}, round={"steps": 240, "batch_size": 32, "learning_rate": 0.03},
     first={"steps": 1_800, "batch_size": 32}, trained=4,
     search={"warmup": 8, "rounds": 16, "trained": 16, "judged": 12, "derived": 32},
-    searches=3, random_add_ons=5,
+    searches=5, searched_seeds=3, random_add_ons=10, random_seeds=2, more_searches=3, more_random=5,
     more_limits=(("conv", 1.25), ("conv", 3.0), ("dw_separable", 3.0), ("mbconv3", 1.6)),
 )  # fmt: skip
 ORACLE_KD = {
@@ -43,8 +43,9 @@ ORACLE_KD = {
         _ORACLE_KD, final_seeds=2, choosing_seeds=1, members=3, sweep=(1, 3), data=FEW_GLYPHS,
         teacher={**TEACHER, "steps": 120}, student={**LONG, "steps": 60}, round={"steps": 20, "batch_size": 32},
         first={"steps": 20, "batch_size": 32}, trained=2,
-        search={"warmup": 1, "rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=1, random_add_ons=2,
-        more_limits=(("dw_separable", 3.0),), regimes=("skewed", "noisy labels"), underpowered=True,
+        search={"warmup": 1, "rounds": 2, "trained": 4, "judged": 4, "derived": 4}, searches=2, searched_seeds=1,
+        random_add_ons=2, random_seeds=1, more_searches=1, more_random=2, more_limits=(("dw_separable", 3.0),),
+        regimes=("skewed", "noisy labels"), underpowered=True,
     ),
     "evidence": _ORACLE_KD,
     "full": replace(_ORACLE_KD, final_seeds=10, searches=5, random_add_ons=10, student={**LONG, "steps": 3_000}),

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from akd_deploy.architecture import architecture_from_dict
+from akd_deploy.architecture import Architecture, architecture_from_dict
 from akd_deploy.data import Dataset, ViewBank, load_dataset
 from akd_deploy.distill import (
     TeacherBank,
@@ -26,7 +26,7 @@ from akd_deploy.distill import (
 )
 from akd_deploy.models.convnet import load_convnet, save_convnet
 from akd_deploy.models.mixer import MixerSettings, mixer
-from akd_deploy.models.student import Student, student_from_architecture
+from akd_deploy.models.student import Student, load_student, save_student, student_from_architecture
 from akd_deploy.models.teacher import Teacher, teacher_from_module
 from akd_deploy.models.weights import read_weights
 from akd_deploy.storage import write_atomically
@@ -34,6 +34,8 @@ from benchmarks.seed_systems.ledger import key_of
 from benchmarks.seed_systems.residual_network import residual_network
 
 VIEW_SEED = 0
+OWN_KIND = 10_000
+"""First seed of teachers that are students themselves."""
 
 
 @lru_cache(maxsize=4)
@@ -73,10 +75,20 @@ def teacher_job(
     }  # fmt: skip
 
 
+def own_kind_job(
+    folder: Path, data: Mapping[str, Any], architecture: Architecture, training: Mapping[str, Any], member: int
+) -> dict[str, Any]:
+    """The same of a teacher that is such a student itself, taught by the labels of the student's images."""
+    return {
+        "folder": str(folder), "data": dict(data), "kind": "student", "arch": architecture.as_dict(),
+        "member": member, "training": dict(training),
+    }  # fmt: skip
+
+
 def train_teacher(job: Mapping[str, Any]) -> dict[str, Any]:
     """Train one teacher and keep its weights in the job's `folder`.
 
-    `kind` is "convnet", "mixer" or "resnet".
+    `kind` is "convnet", "mixer", "resnet", or "student" of a job by `own_kind_job`.
     """
     teacher, dataset = load_teacher(job), dataset_of(job["data"])
     return {
@@ -111,6 +123,8 @@ def teacher_path(job: Mapping[str, Any]) -> Path:
 def load_teacher(job: Mapping[str, Any]) -> Teacher:
     """The teacher of `train_teacher`; trained here if its weights are not there, as where the ledger is another's."""
     path, dataset = teacher_path(job), dataset_of(job["data"])
+    if job["kind"] == "student":
+        return _of_own_kind(job, path, dataset)
     if not path.is_file():
         settings = TrainingSettings(**job["training"])
         if job["kind"] == "convnet":
@@ -123,6 +137,15 @@ def load_teacher(job: Mapping[str, Any]) -> Teacher:
         network = _fresh(job["kind"], dataset, 0)
         network.load_state_dict(read_weights(path))
     return teacher_from_module(network, dataset.input_shape, dataset.classes, f"{job['kind']} {job['seed']}")
+
+
+def _of_own_kind(job: Mapping[str, Any], path: Path, dataset: Dataset) -> Teacher:
+    architecture, seed = architecture_from_dict(job["arch"], "a job"), OWN_KIND + job["member"]
+    if not path.is_file():
+        training = {"data": job["data"], "teachers": [], "method": "ce", "seed": seed, "training": job["training"]}
+        save_student(trained_student({**training, "arch": job["arch"]})[0], path)
+    student = load_student(path)
+    return teacher_from_module(student, dataset.input_shape, dataset.classes, f"{architecture.digest} {seed}")
 
 
 @lru_cache(maxsize=4)

@@ -38,7 +38,7 @@ SCALES: dict[str, Any] = {
     )),
     "oracle-kd": (oracle_kd, replace(
         ORACLE_KD["quick"], data=DATA, teacher=STEPS, round=STEPS, first=STEPS, student=STEPS, search=ROUND,
-        members=2, sweep=(1, 2), random_add_ons=1, regimes=("skewed",),
+        members=2, sweep=(1, 2), random_add_ons=2, regimes=("skewed",),
     )),
 }  # fmt: skip
 

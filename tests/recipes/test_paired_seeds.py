@@ -13,6 +13,7 @@ from akd_deploy.recipes.paired_seeds import (
     permutation_p,
     preference_shift,
     rank_agreement,
+    unpaired,
 )
 
 
@@ -58,6 +59,21 @@ def test_two_noisy_views_of_one_ranking_are_not_told_apart_and_of_two_rankings_a
     apart = rank_agreement(replicas(rng, truth, 0.5, 4), replicas(rng, truth + other, 0.5, 4), rng, draws=200)
     assert apart.low > 0
     assert apart.gap == pytest.approx(apart.ceiling - apart.tau)
+
+
+def test_unpaired_differences_are_scipys_welch() -> None:
+    from scipy.stats import ttest_ind
+
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(1.0, 0.2, size=4), rng.normal(0.7, 1.5, size=9)
+    found, theirs = unpaired(a, b), ttest_ind(a, b, equal_var=False)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval()))
+    assert found.mean == pytest.approx(a.mean() - b.mean())
+    assert np.isnan(unpaired([1.0], [0.5, 0.6]).p)
+    assert np.isnan(unpaired([1.0, 1.0], [0.5, 0.5]).low)
+    with pytest.raises(ValueError, match="shapes"):
+        unpaired([], [1.0])
 
 
 @pytest.mark.parametrize("noise", [(0.8, 0.8), (0.3, 1.2)])
