@@ -223,9 +223,11 @@ class ShrinkTable(_Table):
 
 class ProcessTable(_Table):
     """`[distill.process]`: pathways between the teacher's layers and the student's, and how their weights are found:
-    by so many `searches`, each a `training`, or in a `file` that an earlier search wrote."""
+    by so many `searches`, each a `training`, or in a `file` that an earlier search wrote. What weights add up to, on
+    average over the training, is one of `totals`: the one with which students score best on the tuning images."""
 
     file: File = None
+    totals: list[Annotated[float, Field(gt=0)]] | None = Field(default=None, min_length=1)
     searches: int = Field(default=2, ge=1)
     rule: str = "up"
     transforms: list[str] = Field(default=["linear"], min_length=1)

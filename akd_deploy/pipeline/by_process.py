@@ -12,6 +12,7 @@ import numpy as np
 from torch import nn
 
 from akd_deploy.configuration import ProcessTable, RunConfiguration
+from akd_deploy.distill.evaluation import evaluate
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.pathways import DISTANCES, enumerate_pathways
 from akd_deploy.distill.process import Process, load_process, mean_process
@@ -19,7 +20,7 @@ from akd_deploy.distill.process_training import ProcessSearchSettings
 from akd_deploy.distill.settings import PROXY_SETTINGS, TrainingSettings
 from akd_deploy.errors import UnknownNameError, UsageError
 from akd_deploy.pipeline.kept import kept
-from akd_deploy.pipeline.training import Bed, settings_from
+from akd_deploy.pipeline.training import SEED_OFFSET, Bed, settings_from
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
     carried_over,
@@ -30,6 +31,8 @@ from akd_deploy.recipes.distpro import (
 
 PROCESS_NAME = "process.json"
 """The file in a run's folder."""
+TOTAL_SEEDS = 2
+"""Trainings with each sum of weights, with seeds that neither a search nor a finalist has."""
 
 
 def check_process(configuration: RunConfiguration) -> None:
@@ -64,15 +67,54 @@ def found_process(
     directory: Path | None = None,
 ) -> tuple[Process, dict[str, Any]]:
     """The process of `[distill.process]`, and where it is from: `file`, or the number of `searches`, their `steps` and
-    `seconds`.
+    `seconds`; and with `totals` the `total` that weights add up to, chosen by `total_trainings` whose mean accuracies
+    are in `total_tuning_accuracy`, where there is a choice.
 
     Args:
         student_of: seed → a fresh student of the kind whose process is searched for.
-        directory: where the process of each search is kept, and taken from if it is there.
+        directory: where the process of each search, and what each training scored, are kept and taken from.
 
     Raises:
-        MismatchError: the file's process is of another number of pathways than there are between these networks.
+        MismatchError: the file's process is of another number of pathways than there are between these networks, or one
+            is to be scaled whose weights are all 0.
     """
+    process, facts = _searched_or_read(configuration, bed, student_of, on_progress, directory)
+    totals = configuration.distill.process.totals
+    if totals is None:
+        return process, facts
+    if len(totals) == 1:
+        return process.scaled_to(totals[0]), {**facts, "total": totals[0]}
+    first = SEED_OFFSET // 2 + configuration.seed * 100
+    trainings = [(total, first + i) for total in totals for i in range(TOTAL_SEEDS)]
+
+    def scored(total: float, seed: int) -> dict[str, Any]:
+        student = student_of(seed)
+        teach_by_process(configuration, bed, student, process.scaled_to(total), seed)
+        return {"accuracy": evaluate(student, bed.dataset.tuning_val).accuracy}
+
+    accuracies: dict[float, list[float]] = {}
+    for done, (total, seed) in enumerate(trainings):
+        on_progress("choosing what weights add up to", done, len(trainings))
+        path = None if directory is None else directory / f"total-{total!r}-{seed}.json"
+        accuracies.setdefault(total, []).append(float(kept(path, partial(scored, total, seed))["accuracy"]))
+    means = {total: float(np.mean(found)) for total, found in accuracies.items()}
+    best = max(means, key=lambda total: means[total])
+    chosen = {
+        "total": best,
+        # A list, as JSON's keys are texts.
+        "total_tuning_accuracy": [{"total": total, "accuracy": mean} for total, mean in means.items()],
+        "total_trainings": len(trainings),
+    }
+    return process.scaled_to(best), {**facts, **chosen}
+
+
+def _searched_or_read(
+    configuration: RunConfiguration,
+    bed: Bed,
+    student_of: Callable[[int], nn.Module],
+    on_progress: Callable[[str, int, int], None],
+    directory: Path | None,
+) -> tuple[Process, dict[str, Any]]:
     table = configuration.distill.process
     if table.file is not None:
         process, settings = load_process(table.file), _pathways(table, bed.long)

@@ -14,7 +14,7 @@ from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.distill.process import constant_process, load_process
 from akd_deploy.errors import MismatchError, MissingFileError, UnknownNameError, UsageError
 from akd_deploy.models.student import student_from_architecture
-from akd_deploy.pipeline import choose
+from akd_deploy.pipeline import by_process, choose
 from akd_deploy.pipeline.by_process import PROCESS_NAME, check_process, found_process, teach_by_process
 from akd_deploy.pipeline.distilling import distill_one
 from akd_deploy.pipeline.run import stages
@@ -118,6 +118,47 @@ def test_the_mean_of_the_searches_is_found_and_told_and_another_student_learns_b
     assert all(not np.array_equal(a.detach(), b.detach()) for a, b in moved)
     with pytest.raises(MismatchError, match="pathways"):
         teach_by_process(configuration, bed, after, constant_process({"logits": 1.0}), 5)
+
+
+def total_of(process: Any) -> float:
+    return float(process.weights.sum(axis=1).mean())
+
+
+def test_weights_add_up_to_the_total_that_is_best_on_the_tuning_images(
+    bed: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[tuple[float, int]] = []
+    looked_at: list[object] = []
+
+    def teach(configuration: Any, bed: Bed, student: Any, process: Any, seed: int, *_: Any) -> None:
+        taught.append((round(total_of(process), 6), seed))
+
+    def evaluated(student: Any, split: object) -> Any:
+        looked_at.append(split)
+        return SimpleNamespace(accuracy={0.5: 0.4, 2.0: 0.8, 4.0: 0.7}[taught[-1][0]])
+
+    monkeypatch.setattr(by_process, "teach_by_process", teach)
+    monkeypatch.setattr(by_process, "evaluate", evaluated)
+
+    def find(**process: Any) -> Any:
+        students = lambda seed: student_from_architecture(WINNER, seed)  # noqa: E731
+        return found_process(configured(**process), bed, students, lambda *_: None, tmp_path)
+
+    process, facts = find(totals=[0.5, 2.0, 4.0])
+    assert total_of(process) == pytest.approx(2.0)
+    assert facts["total"] == 2.0
+    assert facts["total_trainings"] == 6
+    assert [row["accuracy"] for row in facts["total_tuning_accuracy"]] == pytest.approx([0.4, 0.8, 0.7])
+    assert [total for total, _ in taught] == [0.5, 0.5, 2.0, 2.0, 4.0, 4.0]
+    assert all(split is bed.dataset.tuning_val for split in looked_at)
+    assert find(totals=[0.5, 2.0, 4.0])[1]["total"] == 2.0
+    assert len(taught) == 6, "what was trained is kept"
+    given, facts = find(totals=[3.0])
+    assert (total_of(given), facts["total"]) == (pytest.approx(3.0), 3.0)
+    assert len(taught) == 6
+    assert "total" not in find()[1]
+    # Only the sum is another one.
+    assert np.allclose(given.weights / 3.0, process.weights / 2.0)
 
 
 def test_an_interrupted_stage_goes_on_behind_the_searches_that_were_done(bed: Bed, tmp_path: Path) -> None:
