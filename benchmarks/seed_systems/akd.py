@@ -21,7 +21,7 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.latency_table import HEADER_NAME
 from akd_deploy.pipeline.latency import profile_target, target_latency
 from akd_deploy.profiling.profile import ProfilePlan
-from akd_deploy.recipes.paired_seeds import Difference, holm, kendall, paired, preference_shift, rank_agreement
+from akd_deploy.recipes.paired_seeds import holm, kendall, paired, preference_shift, rank_agreement
 from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search.strategies import STRATEGIES
 from akd_deploy.search_space import SearchSpace, load_space
@@ -55,11 +55,13 @@ SPACE = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is trained: the space, as it differs from `SPACE`, and how many seeds of each kind."""
+    """How much is trained: the space, as it differs from `SPACE`, and how many seeds of each kind; `label_seeds` are of
+    full trainings by labels alone."""
 
     tuning_seeds: int
     selection_seeds: int
     scoring_seeds: int
+    label_seeds: int
     final_seeds: int
     data: Mapping[str, Any]
     teacher: Mapping[str, Any]
@@ -87,6 +89,7 @@ class Study:
         self.teachers = {kind: [self._teacher_job(kind)] for kind in ("convnet", "mixer")}
         self.teachers["ensemble"] = [*self.teachers["convnet"], *self.teachers["mixer"]]
         self.tuned: dict[int, dict[str, float]] = {}
+        self.cpu_s: dict[str, float] = {}
 
     def _teacher_job(self, kind: str) -> dict[str, Any]:
         training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **MIXER_TRAINING}
@@ -134,6 +137,7 @@ class Study:
             for architecture in self.architectures
         ]
         found = self.ledger.results(train_student, jobs, what)
+        self.cpu_s[what] = self.ledger.cpu_s(jobs)
         return np.array([result[score] for result in found]).reshape(seeds, -1).T
 
 
@@ -182,8 +186,10 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
         "kd": study.table("short, convnet", "kd", "convnet", SELECTION, scale.selection_seeds, short, "reward"),
         "kd-mixer": study.table("short, mixer", "kd", "mixer", SELECTION, scale.selection_seeds, short, "reward"),
         "long": study.table("full, convnet", "kd", "convnet", SCORING, scale.scoring_seeds, long, "test"),
+        "long-ce": study.table("full, labels alone", "ce", "convnet", SCORING, scale.label_seeds, long, "test"),
     }
     found["bed"] = _print_bed(taught, tables)
+    _print_costs(study)
     found["ranking"] = _print_ranking(study, tables)
     found["gain"] = _print_gain(tables, latency_s)
     found["controllers"] = _print_controllers(study, tables, latency_s)
@@ -203,44 +209,86 @@ def _print_bed(taught: Sequence[Mapping[str, Any]], tables: Mapping[str, np.ndar
         seed_sd = float(table.std(axis=1, ddof=1).mean()) if table.shape[1] > 1 else float("nan")
         row(f"short trainings, {what}", f"mean {table.mean():.2%}, over seeds ± {seed_sd:.2%}, over networks "
             f"± {table.mean(axis=1).std(ddof=1):.2%}")  # fmt: skip
-    row("full trainings, convnet teaches", f"mean {tables['long'].mean():.2%}")
+    for name, what in (("long", "convnet teaches"), ("long-ce", "labels alone")):
+        row(f"full trainings, {what}", f"mean {tables[name].mean():.2%}, over networks "
+            f"± {tables[name].mean(axis=1).std(ddof=1):.2%}")  # fmt: skip
     return {"teachers": accuracies, "means": {name: float(table.mean()) for name, table in tables.items()}}
 
 
-def _print_ranking(study: Study, tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Is the KD reward the better proxy, and do CE and KD rank differently at all?"""
-    truth = tables["long"].mean(axis=1)
-    by_seed = {
-        name: [kendall(tables[name][:, r], truth) for r in range(tables[name].shape[1])] for name in ("kd", "ce")
-    }
-    better = paired(by_seed["kd"], by_seed["ce"])
-    draws = []
-    for _ in range(study.scale.draws):
-        rows = study.rng.integers(len(truth), size=len(truth))
-        draws.append(
-            np.mean([kendall(tables["kd"][rows, r], truth[rows]) - kendall(tables["ce"][rows, r], truth[rows])
-                     for r in range(tables["kd"].shape[1])])
-        )  # fmt: skip
-    low, high = np.nanquantile(draws, [0.025, 0.975])
-    section("Ranking")
+def _print_costs(study: Study) -> None:
+    """What trainings take; and so what a search by either reward does, its teacher aside."""
+    for what, seconds in study.cpu_s.items():
+        row(f"a training takes, {what}", f"{seconds:.1f} s of CPU")
+    jobs = dict(zip(("convnet", "mixer"), study.teachers["ensemble"], strict=True))
+    row("a teacher takes", ", ".join(f"{name} {study.ledger.cpu_s([job]):.0f} s" for name, job in jobs.items()))
+    trials = study.scale.trials
     row(
-        "Kendall τ of a short training with the full one",
-        f"KD {np.mean(by_seed['kd']):.3f}, CE {np.mean(by_seed['ce']):.3f}",
+        f"a search of {trials} trainings takes",
+        f"by labels {trials * study.cpu_s['short, labels alone']:.0f} s, by distillation "
+        f"{trials * study.cpu_s['short, convnet']:.0f} s and the teacher",
     )
-    row("difference KD − CE over seeds", interval(better, 1))
-    row("the same, networks drawn again", f"[{low:+.3f}, {high:+.3f}]")
+
+
+def _print_ranking(study: Study, tables: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Is the KD reward the better proxy, of full trainings by either, and do CE and KD rank differently at all?"""
+    section("Ranking")
+    found: dict[str, Any] = {}
+    for truth_name, what in (("long", "distillation"), ("long-ce", "labels")):
+        truth = tables[truth_name].mean(axis=1)
+        by_seed = {
+            name: [kendall(tables[name][:, r], truth) for r in range(tables[name].shape[1])] for name in ("kd", "ce")
+        }
+        better = paired(by_seed["kd"], by_seed["ce"])
+        draws = []
+        for _ in range(study.scale.draws):
+            rows = study.rng.integers(len(truth), size=len(truth))
+            draws.append(
+                np.mean([kendall(tables["kd"][rows, r], truth[rows]) - kendall(tables["ce"][rows, r], truth[rows])
+                         for r in range(tables["kd"].shape[1])])
+            )  # fmt: skip
+        low, high = np.nanquantile(draws, [0.025, 0.975])
+        row(
+            f"Kendall τ of a short training with the full one by {what}",
+            f"KD {np.mean(by_seed['kd']):.3f}, CE {np.mean(by_seed['ce']):.3f}, difference {interval(better, 1)} over "
+            f"seeds, [{low:+.3f}, {high:+.3f}] with networks drawn again",
+        )
+        if tables[truth_name].shape[1] > 1:
+            pairs = [kendall(tables[truth_name][:, i], tables[truth_name][:, j])
+                     for i in range(tables[truth_name].shape[1]) for j in range(i)]  # fmt: skip
+            row(f"  two full trainings by {what} agree by", f"{np.mean(pairs):.3f}")
+        found[truth_name] = {"proxy": better.as_dict(), "proxy_bootstrap": [float(low), float(high)]}
     alike = rank_agreement(tables["ce"], tables["kd"], study.rng, study.scale.draws)
     row(
         "τ between CE and KD, noise ceiling, gap",
         f"{alike.tau:.3f}, {alike.ceiling:.3f}, {alike.gap:+.3f} [{alike.low:+.3f}, {alike.high:+.3f}]",
     )
-    return {"proxy": better.as_dict(), "proxy_bootstrap": [float(low), float(high)], "ce_kd": alike.as_dict()}
+    return {**found, "ce_kd": alike.as_dict()}
 
 
 def _chosen(scores: np.ndarray, latency_s: np.ndarray, quantile: float) -> int:
     """The network with the best score among the fastest share of the space."""
     within = latency_s <= np.quantile(latency_s, quantile)
     return int(np.flatnonzero(within)[np.argmax(scores[within])])
+
+
+def regret(scores: np.ndarray, chosen: int, within: np.ndarray) -> float:
+    """How far a network is below the best of those `within`, by (networks, seeds) scores.
+
+    The best is found by all seeds but one and judged by that one, as the network is, each seed in turn: the greatest of
+    noisy means would be the luckiest as well. So a network may be better than what is found to be best.
+
+    Raises:
+        ValueError: one seed, which would judge what it has found.
+    """
+    places, seeds = np.flatnonzero(within), range(scores.shape[1])
+    if len(seeds) < 2:
+        raise ValueError("regret to a best that is judged by what found it")
+    differences = []
+    for seed in seeds:
+        others = np.delete(scores, seed, axis=1).mean(axis=1)
+        best = places[np.argmax(others[places])]
+        differences.append(scores[best, seed] - scores[chosen, seed])
+    return float(np.mean(differences))
 
 
 def _print_gain(tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
@@ -261,11 +309,13 @@ def _print_gain(tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.nda
         ]
         noisy = [tables["kd"][[chosen("kd", r, q), chosen("ce", r, q)], r] for q in QUANTILES for r in replicas]
         naive = float(np.mean([kd - ce for kd, ce in noisy]))
-        best = {q: truth[seconds <= np.quantile(seconds, q)].max() for q in QUANTILES}
         regrets = {
-            name: float(np.mean([best[q] - truth[chosen(name, r, q)] for q in QUANTILES for r in replicas]))
+            name: float(np.mean([
+                regret(tables["long"], chosen(name, r, q), seconds <= np.quantile(seconds, q))
+                for q in QUANTILES for r in replicas
+            ]))
             for name in ("kd", "ce")
-        }
+        }  # fmt: skip
         difference = paired(by_seed, np.zeros(len(by_seed)))
         told = f"{interval(difference)}; regret KD {points(regrets['kd'])}, CE {points(regrets['ce'])}"
         row(target, f"{told}; on the same noisy score {points(naive)}")
@@ -333,38 +383,42 @@ class _Replay:
 def _print_controllers(
     study: Study, tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Searches replayed on the table: regret of what each strategy finds, at equal evaluations."""
+    """Searches replayed on the table: how far what each strategy finds is below the best within the budget, at equal
+    evaluations: by the reward that it saw, of which the best is known, and by full trainings."""
     scale, found = study.scale, {}
     index = {study.space.network_digest(a): i for i, a in enumerate(study.architectures)}
-    truth = tables["long"].mean(axis=1)
     section(
         f"Strategies, {scale.trials} evaluations each, mean over {scale.search_seeds} searches on "
         f"{tables['kd'].shape[1]} replicas of the reward (regret in points; intervals over searches)"
     )
     for target, seconds in latency_s.items():
         budget_s = float(np.quantile(seconds, 0.5))
-        best = truth[seconds <= budget_s].max()
-
         replay = _Replay(study, tables["kd"], index, seconds, budget_s)
+        within = seconds <= budget_s
 
-        def regrets(strategy: str, replay: _Replay = replay, best: float = best) -> list[float]:
-            return [float(best - truth[replay.found(strategy, seed)]) for seed in range(scale.search_seeds)]
+        def regrets(strategy: str, replay: _Replay = replay, within: np.ndarray = within) -> dict[str, list[float]]:
+            networks = [replay.found(strategy, seed) for seed in range(scale.search_seeds)]
+            seen = [tables["kd"][:, seed % tables["kd"].shape[1]] for seed in range(scale.search_seeds)]
+            return {
+                "reward": [float(s[within].max() - s[i]) for s, i in zip(seen, networks, strict=True)],
+                "full training": [regret(tables["long"], i, within) for i in networks],
+            }
 
-        random = regrets("random")
-        row(f"{target}: random", points(float(np.mean(random))))
-        found[target] = {"random": float(np.mean(random))}
-        differences: dict[str, Difference] = {}
-        for strategy in STRATEGIES:
-            if strategy != "random":
-                values = regrets(strategy)
-                differences[strategy] = paired(values, random)
-                found[target][strategy] = {"regret": float(np.mean(values)), **differences[strategy].as_dict()}
-        adjusted = holm({name: one.p for name, one in differences.items()})
-        for name, one in differences.items():
-            row(
-                f"{target}: {name}",
-                f"{points(found[target][name]['regret'])}, less random {interval(one)}, Holm p {adjusted[name]:.3f}",
-            )
+        values = {strategy: regrets(strategy) for strategy in STRATEGIES}
+        found[target] = {}
+        for kind in ("reward", "full training"):
+            random = values["random"][kind]
+            row(f"{target}, by {kind}: random", points(float(np.mean(random))))
+            differences = {
+                strategy: paired(values[strategy][kind], random) for strategy in STRATEGIES if strategy != "random"
+            }
+            adjusted = holm({name: one.p for name, one in differences.items()})
+            for name, one in differences.items():
+                told = f"{points(float(np.mean(values[name][kind])))}, less random {interval(one)}"
+                row(f"{target}, by {kind}: {name}", f"{told}, Holm p {adjusted[name]:.3f}")
+            found[target][kind] = {
+                "random": float(np.mean(random)), **{name: one.as_dict() for name, one in differences.items()},
+            }  # fmt: skip
     return found
 
 
@@ -420,25 +474,33 @@ def _print_two_by_two(study: Study, winners: Mapping[tuple[str, float, str], int
     test = {key: result["test"] for key, result in zip(jobs, results, strict=True)}
     section(f"Searched by × trained by ({scale.final_seeds} seeds, test accuracy)")
     found: dict[str, Any] = {}
-    for target in TARGETS:
-        for q in FINAL_QUANTILES:
-            arms = {name: winners[target, q, name] for name in ("ce", "kd")}
-            cells = {
-                (searched, trained): [test[i, trained, seed] for seed in range(scale.final_seeds)]
-                for searched, i in arms.items()
-                for trained in ("ce", "kd")
-            }
-            told = ", ".join(f"{s.upper()}→{t.upper()} {np.mean(values):.2%}" for (s, t), values in cells.items())
-            if arms["ce"] == arms["kd"]:
-                told += "; both choose the same network"
-            else:
-                told += f"; AKD − NAS after KD {interval(paired(cells['kd', 'kd'], cells['ce', 'kd']))}"
-            told += f"; KD − CE of AKD's {interval(paired(cells['kd', 'kd'], cells['kd', 'ce']))}"
-            row(f"{target}, fastest {q:.0%}", told)
-            found[f"{target} {q}"] = {
-                **{f"{s}-{t}": list(map(float, values)) for (s, t), values in cells.items()},
-                "same": arms["ce"] == arms["kd"],
-            }
+    cells: dict[tuple[str, float], dict[tuple[str, str], list[float]]] = {}
+    for target, q in itertools.product(TARGETS, FINAL_QUANTILES):
+        cells[target, q] = {
+            (searched, trained): [test[winners[target, q, searched], trained, s] for s in range(scale.final_seeds)]
+            for searched in ("ce", "kd")
+            for trained in ("ce", "kd")
+        }
+    # The same two networks at several budgets, or on both targets, are one comparison.
+    pairs = {
+        f"{winners[target, q, 'kd']} {winners[target, q, 'ce']}": paired(one["kd", "kd"], one["ce", "kd"])
+        for (target, q), one in cells.items()
+        if winners[target, q, "kd"] != winners[target, q, "ce"]
+    }
+    adjusted = holm({name: one.p for name, one in pairs.items()})
+    for (target, q), one in cells.items():
+        told = ", ".join(f"{s.upper()}→{t.upper()} {np.mean(values):.2%}" for (s, t), values in one.items())
+        name = f"{winners[target, q, 'kd']} {winners[target, q, 'ce']}"
+        if name in pairs:
+            told += f"; AKD − NAS after KD {interval(pairs[name])}, Holm p {adjusted[name]:.3f}"
+        else:
+            told += "; both choose the same network"
+        told += f"; KD − CE of AKD's {interval(paired(one['kd', 'kd'], one['kd', 'ce']))}"
+        row(f"{target}, fastest {q:.0%}", told)
+        found[f"{target} {q}"] = {
+            **{f"{s}-{t}": list(map(float, values)) for (s, t), values in one.items()},
+            "same": name not in pairs,
+        }
     differing = sum(winners[TARGETS[0], q, "kd"] != winners[TARGETS[1], q, "kd"] for q in FINAL_QUANTILES)
     row("AKD's winners differ between the targets", f"at {differing} of {len(FINAL_QUANTILES)} budgets")
     found["targets_differ"] = differing

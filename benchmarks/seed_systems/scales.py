@@ -16,13 +16,14 @@ SHORT = {"steps": 300, "batch_size": 32}
 LONG = {"steps": 900, "batch_size": 32}
 
 _AKD = akd.Scale(
-    tuning_seeds=2, selection_seeds=5, scoring_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER, short=SHORT,
-    long=LONG,
+    tuning_seeds=4, selection_seeds=5, scoring_seeds=3, label_seeds=2, final_seeds=5, data=GLYPHS, teacher=TEACHER,
+    short=SHORT, long={**LONG, "steps": 1_800},
 )  # fmt: skip
 AKD = {
     "quick": replace(
         _AKD, space={"operators": ["conv", "dw_separable"], "kernels": [3]},
-        tuning_seeds=1, selection_seeds=2, final_seeds=2, data=FEW_GLYPHS, teacher={**TEACHER, "steps": 150},
+        tuning_seeds=1, selection_seeds=2, scoring_seeds=2, label_seeds=1, final_seeds=2, data=FEW_GLYPHS,
+        teacher={**TEACHER, "steps": 150},
         short={**SHORT, "steps": 30}, long={**LONG, "steps": 60}, search_seeds=6, trials=6, draws=100,
         underpowered=True,
     ),

@@ -9,14 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from akd_deploy.errors import TrainingError
 from akd_deploy.target import load_target
 from benchmarks.seed_systems import akd, better_students, distpro, oracle_kd, verification
+from benchmarks.seed_systems.bed_tuning import TUNING
 from benchmarks.seed_systems.ledger import Ledger, key_of
 from benchmarks.seed_systems.scales import AKD, BETTER_STUDENTS, DISTPRO, ORACLE_KD
+from benchmarks.seed_systems.students import OWN_KIND
 
 DATA = {
     "labelled": 48, "teacher_images": 48, "reward_images": 24, "tuning_images": 24, "test_images": 48, "views": 2,
@@ -106,6 +109,52 @@ def test_a_study_prints_its_tables_says_that_it_shows_nothing_and_goes_on_where_
     assert (tmp_path / "trainings.jsonl").read_text(encoding="utf-8") == trained
     jobs = [json.loads(line)["job"] for line in trained.splitlines()]
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
+
+
+def test_what_is_chosen_is_not_scored_on_seeds_that_chose_it() -> None:
+    for scale in AKD.values():
+        apart(
+            range(TUNING, TUNING + scale.tuning_seeds),
+            range(akd.SELECTION, akd.SELECTION + scale.selection_seeds),
+            range(akd.SCORING, akd.SCORING + max(scale.scoring_seeds, scale.label_seeds)),
+            range(akd.FINAL, akd.FINAL + scale.final_seeds),
+        )
+    for scale in ORACLE_KD.values():
+        apart(
+            range(TUNING, TUNING + scale.choosing_seeds),
+            range(oracle_kd.FINAL, oracle_kd.FINAL + scale.final_seeds),
+            range(oracle_kd.SEARCH, oracle_kd.SEARCH + scale.searches),
+            range(OWN_KIND, OWN_KIND + scale.members),
+        )
+    for scale in BETTER_STUDENTS.values():
+        apart(
+            range(TUNING, TUNING + scale.tuning_seeds),
+            range(better_students.FINAL, better_students.FINAL + scale.final_seeds),
+            range(better_students.SEARCH, better_students.SEARCH + scale.searches),
+        )
+    for scale in DISTPRO.values():
+        apart(
+            range(TUNING, TUNING + max(scale.tuning_seeds, scale.sum_seeds)),
+            range(distpro.FINAL, distpro.FINAL + max(scale.short_seeds, scale.final_seeds)),
+            range(distpro.SEARCH, distpro.SEARCH + scale.searches),
+            range(distpro.CHOOSING, distpro.CHOOSING + 1_000),
+        )
+
+
+def apart(*seeds: range) -> None:
+    assert len({seed for each in seeds for seed in each}) == sum(map(len, seeds))
+
+
+def test_regret_is_to_a_best_that_other_seeds_have_found() -> None:
+    rng = np.random.default_rng(0)
+    within = np.array([True] * 40 + [False])
+    # Networks that are all alike: whatever is chosen is as good as the best.
+    alike = [akd.regret(rng.normal(size=(41, 3)), 0, within) for _ in range(400)]
+    assert abs(np.mean(alike)) < 4 * np.std(alike) / 20
+    scores = np.tile(np.arange(41.0)[:, None], 3)
+    assert akd.regret(scores, 30, within) == 9, "the best of all is not within"
+    with pytest.raises(ValueError, match="what found it"):
+        akd.regret(scores[:, :1], 0, within)
 
 
 def test_parts_within_a_latency_are_cut_and_searched_for_the_same_budget(
