@@ -110,6 +110,20 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def _prefix_told(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str | None:
+    """What to do where all that is wrong is a prefix of all keys, such as that of a network in another one."""
+    for one, other, told in (
+        (state, expected, "Take {!r} off its keys"),
+        (expected, state, "Put {!r} before its keys"),
+    ):
+        shortest = min(other, key=len, default="")
+        for key in one:
+            prefix = key.removesuffix(shortest)
+            if prefix.endswith(".") and {name.removeprefix(prefix) for name in one} == set(other):
+                return told.format(prefix) + ": they are the network's but for that."
+    return None
+
+
 def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Load weights of which none is missing, unknown or of another shape.
 
@@ -133,7 +147,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         raise MismatchError(
             asked=f"the weights of {type(module).__name__} in {path}",
             found="; ".join(problems),
-            next="Build the network with the arguments it was trained with, or use its own checkpoint.",
+            next=_prefix_told(expected, state)
+            or "Build the network with the arguments it was trained with, or use its own checkpoint.",
             missing=missing,
             unexpected=unexpected,
         )

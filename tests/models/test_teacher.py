@@ -176,6 +176,18 @@ def test_missing_weights_are_named(factory: str, tmp_path: Path) -> None:
         teacher_from_factory(factory, tmp_path / "nowhere.pt", SHAPE, 3)
 
 
+@pytest.mark.parametrize(
+    ("prefix", "told"), [("module.", "Take 'module.' off its keys"), ("model.net.", "'model.net.' off")]
+)
+def test_keys_of_a_network_in_another_one_are_told_by_their_prefix(
+    factory: str, tmp_path: Path, prefix: str, told: str
+) -> None:
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({prefix + key: tensor for key, tensor in network().state_dict().items()}, path)
+    with pytest.raises(MismatchError, match=told):
+        teacher_from_factory(factory, path, SHAPE, 3)
+
+
 def test_keys_that_do_not_fit_are_named(factory: str, tmp_path: Path) -> None:
     state = network().state_dict()
     state["extra.weight"] = torch.zeros(2)
