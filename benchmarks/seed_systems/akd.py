@@ -21,6 +21,7 @@ from akd_deploy.architecture import Architecture
 from akd_deploy.latency_table import HEADER_NAME
 from akd_deploy.pipeline.latency import profile_target, target_latency
 from akd_deploy.profiling.profile import ProfilePlan
+from akd_deploy.recipes.akd import compare_akd_with_nas
 from akd_deploy.recipes.paired_seeds import holm, kendall, paired, preference_shift, rank_agreement
 from akd_deploy.search import REWARD_PRESETS, Score, SearchSettings, search
 from akd_deploy.search.strategies import STRATEGIES
@@ -37,6 +38,8 @@ QUANTILES = (0.2, 0.4, 0.6, 0.8)
 """Of the space's latencies on each target, where students are chosen."""
 FINAL_QUANTILES = (0.2, 0.5, 0.8)
 """Where winners are trained anew."""
+STRATEGY = "constrained_evolution"
+"""By which AKD and NAS are searched for in earnest."""
 TOP = 0.15
 """Share of the networks whose choices are compared between rewards."""
 SELECTION, SCORING, FINAL = 0, 100, 1_000
@@ -196,6 +199,7 @@ def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
     found["teachers"] = _print_teachers(study, tables)
     winners = _winners(tables, latency_s)
     found["two_by_two"] = _print_two_by_two(study, winners)
+    found["searched"] = _print_searched(study, tables, latency_s)
     found["transfer"] = _print_transfer(study, winners)
     print(f"\n{study.ledger.seconds / 3600:.2f} core-hours of training; {time.perf_counter() - began:.0f} s now")
     return found
@@ -504,6 +508,39 @@ def _print_two_by_two(study: Study, winners: Mapping[tuple[str, float, str], int
     differing = sum(winners[TARGETS[0], q, "kd"] != winners[TARGETS[1], q, "kd"] for q in FINAL_QUANTILES)
     row("AKD's winners differ between the targets", f"at {differing} of {len(FINAL_QUANTILES)} budgets")
     found["targets_differ"] = differing
+    return found
+
+
+def _print_searched(
+    study: Study, tables: Mapping[str, np.ndarray], latency_s: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The same for what searches end with, which see one replica of their reward and a part of the networks."""
+    scale, found = study.scale, {}
+    index = {study.space.network_digest(a): i for i, a in enumerate(study.architectures)}
+    section(f"AKD and NAS as searches of {scale.trials} evaluations ({STRATEGY}), at half of the space's latencies")
+    for target, seconds in latency_s.items():
+        budget_s = float(np.quantile(seconds, 0.5))
+        replay = _Replay(study, tables["kd"], index, seconds, budget_s)
+
+        def score(architecture: Architecture, _: int, method: str, replay: _Replay = replay) -> Score:
+            return Score(float(tables[method][replay.of(architecture), 0]))
+
+        def train(architecture: Architecture, seed: int, method: str) -> float:
+            job = study.student_job(architecture, method, "convnet", seed, study.training(method, scale.long))
+            (result,) = study.ledger.results(train_student, [job], "what searches found")
+            return float(result["test"])
+
+        seeds = range(FINAL, FINAL + scale.final_seeds)
+        settings = SearchSettings(scale.trials, budget_s, REWARD_PRESETS["hard"], seed=0)
+        compared = compare_akd_with_nas(study.space, STRATEGY, replay.predict, score, train, settings, seeds)
+        told = ", ".join(
+            f"{arm.upper()} by {method.upper()} {np.mean(values):.2%}"
+            for arm, by_method in compared.accuracies.items()
+            for method, values in by_method.items()
+        )
+        after = paired(compared.accuracies["akd"]["kd"], compared.accuracies["nas"]["kd"])
+        row(target, f"{told}; AKD − NAS after KD {interval(after)}")
+        found[target] = compared.as_dict()["accuracies"]
     return found
 
 
