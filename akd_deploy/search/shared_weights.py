@@ -13,7 +13,7 @@ import numpy as np
 from akd_deploy.architecture import Architecture
 from akd_deploy.errors import InfeasibleBudgetError, UsageError
 from akd_deploy.search.reward import RewardShape, over_budget_penalty
-from akd_deploy.search.strategies import Parameters, Strategy, nni_space
+from akd_deploy.search.strategies import Parameters, Strategy, learns_by_rank, nni_space
 from akd_deploy.search_space import SearchSpace
 
 TrainShared = Callable[[Sequence[Architecture]], None]
@@ -94,6 +94,10 @@ def search_shared_weights(
     The candidates that weights are trained on are the strategy's own draws within the limits: what it prefers is
     trained more. They have no reward, so it is told nothing of them. `rng` draws those of the warm-up.
 
+    Of what a hard limit refuses a strategy is told nothing either, unless it `learns_by_rank`: beside accuracies that
+    differ by hundredths penalties would say little else than that small is good, and a controller would stay away from
+    a limit near which the best candidates lie.
+
     Raises:
         InfeasibleBudgetError: nothing within the limits was drawn.
     """
@@ -157,8 +161,10 @@ class _Asker:
                 return number, parameters, architecture, costs
             self.refused += 1
             least_over = min(least_over, over)
-            self._strategy.receive_trial_result(number, parameters, over_budget_penalty(over, 1.0))
-            self._strategy.trial_end(number, True)
+            is_told = learns_by_rank(self._strategy)
+            if is_told:
+                self._strategy.receive_trial_result(number, parameters, over_budget_penalty(over, 1.0))
+            self._strategy.trial_end(number, is_told)
         raise self._none_within(f"none among {self._max_draws}; the nearest is {least_over:.2f} times over")
 
     def _none_within(self, found: str) -> InfeasibleBudgetError:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from akd_deploy.errors import InfeasibleBudgetError, UsageError
+from akd_deploy.recipes.oracle_kd import memory_bytes
 from akd_deploy.search import REWARD_PRESETS
 from akd_deploy.search.shared_weights import Limit, SharedSearchSettings, search_shared_weights
-from akd_deploy.search.strategies import load_strategy
+from akd_deploy.search.strategies import STRATEGIES, load_strategy
 from akd_deploy.search_space.augmented import IDENTITY, AugmentedSpace
 
 SPACE = AugmentedSpace()
@@ -88,6 +89,35 @@ def test_a_controller_learns_what_is_rewarded():
     result = found(settings=settings, judge=lambda architecture: 0.8 - 0.1 * added(architecture))
     first, last = result.judged[:80], result.judged[-80:]
     assert np.mean([one.accuracy for one in last]) > np.mean([one.accuracy for one in first]) + 0.05
+
+
+def within_memory(strategy, times, seed, settings):
+    """A search whose accuracy grows by 0.3 up to the limit of so many times the backbone, seen through a batch's noise;
+    the search, and of how much of the limit its last candidates make use."""
+    most, noise = times * memory_bytes(SPACE, SPACE.backbone()), np.random.default_rng([seed, 5])
+    limit = Limit("memory", lambda architecture: memory_bytes(SPACE, architecture), most)
+
+    def judge(architecture):
+        return float(np.clip(0.2 + 0.3 * memory_bytes(SPACE, architecture) / most + 0.02 * noise.normal(), 0, 1))
+
+    result = found([limit], strategy, seed, settings, judge=judge)
+    return result, np.mean([one.costs["memory"] for one in result.judged[-settings.derived :]]) / most
+
+
+@pytest.mark.parametrize("strategy", ["akd-reinforce", "akd-ppo"])
+def test_a_controller_whose_reward_grows_with_memory_ends_near_the_limit(strategy):
+    settings = SharedSearchSettings(rounds=40, trained=1, judged=8, derived=32)
+    used = [within_memory(strategy, 1.3, seed, settings)[1] for seed in range(3)]
+    assert np.mean(used) > 0.95
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_every_strategy_goes_on_where_most_of_what_it_draws_is_refused(strategy):
+    """Of all encodings 4 % are within this limit."""
+    result, used = within_memory(strategy, 1.05, 0, SharedSearchSettings())
+    assert len(result.judged) == 10 * 8 + 32
+    assert result.refused > 100
+    assert used > 0.9
 
 
 def test_one_seed_gives_one_search():

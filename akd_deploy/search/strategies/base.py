@@ -37,6 +37,12 @@ class Strategy(Protocol):
         """Candidates of elsewhere: `{"parameter": …, "value": …}` each."""
 
 
+def learns_by_rank(strategy: Strategy) -> bool:
+    """Whether it asks of values only which is greater, and must be told of what is refused to learn where not to look:
+    a penalty below all rewards then costs it nothing. Its class says so."""
+    return bool(getattr(strategy, "learns_by_rank", False))
+
+
 @dataclass(frozen=True)
 class LatencyBudget:
     """The hard constraint, for strategies that propose inside it.

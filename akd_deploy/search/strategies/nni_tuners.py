@@ -48,6 +48,8 @@ class SeededEvolution(EvolutionTuner):
     makes. Here each call runs on a state of `random` of its own, and the RandomState is replaced.
     """
 
+    learns_by_rank = True
+
     def __init__(self, seed: int, population_size: int) -> None:
         super().__init__(optimize_mode="maximize", population_size=population_size)
         self._seed = seed
@@ -95,6 +97,8 @@ class NearbyTpe(TpeTuner):
     NNI replaces it by the next point of a grid that starts at every choice's first option; once TPE has converged,
     which on a space of choices it soon does, that is all it proposes.
     """
+
+    learns_by_rank = True
 
     def update_search_space(self, space: dict[str, Any]) -> None:
         super().update_search_space(space)
