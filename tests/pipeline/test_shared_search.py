@@ -70,6 +70,7 @@ def test_the_last_candidates_within_the_budget_come_best_first_and_once_each(run
     assert (predicted(candidates)[1] <= budget_s).all()
     assert facts["judged"] == 2 * 3 + 6
     assert facts["refused"] > 0
+    assert facts["stopped"] == "rounds"
     assert run.told == [("training shared weights (akd-reinforce)", i, 2) for i in (1, 2)]
 
 
@@ -80,7 +81,7 @@ def test_of_the_last_candidates_the_one_with_the_greatest_reward_comes_first(
     some = list(sampled.values())[:9]
     rewards = [9.0, 9.0, 9.0, 0.2, 0.6, 0.4, 0.1, 0.5, 0.3]  # the first three are not of the last six
     judged = tuple(Judged(one, reward, reward, {}) for one, reward in zip(some, rewards, strict=True))
-    result = SharedSearchResult(judged, judged[4], 0)
+    result = SharedSearchResult(judged, judged[3:], 0)
     monkeypatch.setattr(shared_search, "search_add_ons", lambda *more, **settings: (result, None))
     candidates, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
     assert candidates == [some[i] for i in (4, 7, 5, 8, 3, 6)]

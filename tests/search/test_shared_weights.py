@@ -31,13 +31,13 @@ def limited(most: float, shape: str | None = None) -> list[Limit]:
     return [Limit("layers", added, most, None if shape is None else REWARD_PRESETS[shape])]
 
 
-def found(limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds=None, judge=accuracy):
+def found(limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds=None, judge=accuracy, space=SPACE):
     def train(candidates):
         if rounds is not None:
             rounds.append(candidates)
 
     rng = np.random.default_rng(seed)
-    return search_shared_weights(SPACE, load_strategy(strategy, seed), train, judge, limits, settings, rng)
+    return search_shared_weights(space, load_strategy(strategy, seed), train, judge, limits, settings, rng)
 
 
 def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last_is_the_result():
@@ -45,8 +45,9 @@ def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last
     result = found(rounds=rounds)
     assert [len(candidates) for candidates in rounds] == [4] * 6
     assert len(result.judged) == 6 * 8 + 8
-    assert result.best.reward == max(one.reward for one in result.judged[-8:])
-    assert result.refused == 0
+    assert result.last == result.judged[-8:]
+    assert result.best.reward == max(one.reward for one in result.last)
+    assert (result.refused, result.stopped) == (0, "rounds")
 
 
 def test_a_warm_up_trains_candidates_at_random_within_the_limits_and_tells_the_strategy_nothing():
@@ -101,7 +102,7 @@ def within_memory(strategy, times, seed, settings):
         return float(np.clip(0.2 + 0.3 * memory_bytes(SPACE, architecture) / most + 0.02 * noise.normal(), 0, 1))
 
     result = found([limit], strategy, seed, settings, judge=judge)
-    return result, np.mean([one.costs["memory"] for one in result.judged[-settings.derived :]]) / most
+    return result, np.mean([one.costs["memory"] for one in result.last]) / most
 
 
 @pytest.mark.parametrize("strategy", ["akd-reinforce", "akd-ppo"])
@@ -130,6 +131,63 @@ def test_limits_that_nothing_keeps_are_an_error_that_says_how_far_off():
     limit = Limit("layers", lambda architecture: 1 + added(architecture), 0.5)
     with pytest.raises(InfeasibleBudgetError, match=r"nearest is [2-8]\.00 times over"):
         found([limit], settings=SharedSearchSettings(max_draws=20))
+
+
+SMALL_SPACE = AugmentedSpace({"widths": [8, 12], "strides": [1, 2], "depths": [1, 1], "operators": [IDENTITY, "conv3"]})
+"""64 encodings."""
+
+
+@pytest.mark.parametrize("strategy", ["constrained_evolution", "random", "tpe"])
+def test_a_space_that_is_used_up_ends_the_search_with_the_best_of_what_was_judged(strategy):
+    """After three rounds of 4 and 13 at most 13 of 64 are left for the 21 that the result is to be chosen among."""
+    settings = SharedSearchSettings(rounds=3, trained=4, judged=13, derived=21)
+    result = found(strategy=strategy, settings=settings, space=SMALL_SPACE)
+    assert result.stopped == "exhausted"
+    told = {one.architecture for one in result.judged[:-21]}
+    assert len(told) == 3 * 13
+    assert len({one.architecture for one in result.last}) == 21
+    again = [one.architecture for one in result.last if one.architecture in told]
+    assert again == [one.architecture for one in reversed(result.judged[:-21])][: len(again)]  # the newest
+    assert len(again) >= 8
+    assert result.best.reward == max(one.reward for one in result.last)
+
+
+def test_a_space_that_is_used_up_before_anything_was_judged_is_an_error():
+    settings = SharedSearchSettings(trained=70)
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"none left after 64, \d+ of them over the limits.*fewer in a round"
+    ):
+        found(limited(1), "random", settings=settings, space=SMALL_SPACE)
+
+
+class EverMore:
+    """Proposes the backbone five times, and afterwards only what has most added."""
+
+    def update_search_space(self, search_space):
+        self.options = {name: choice["_value"] for name, choice in search_space.items()}
+
+    def generate_parameters(self, parameter_id):
+        return {name: options[0 if parameter_id < 5 else -1] for name, options in self.options.items()}
+
+    def receive_trial_result(self, parameter_id, parameters, value):
+        assert parameter_id < 5
+
+    def trial_end(self, parameter_id, success):
+        assert not success or parameter_id < 5
+
+
+def test_when_nothing_more_is_within_the_limits_the_search_ends_with_what_was_judged():
+    def ended(trained, judged, rounds):
+        settings = SharedSearchSettings(trained=trained, judged=judged, rounds=rounds, max_draws=40)
+        result = search_shared_weights(
+            SPACE, EverMore(), lambda candidates: None, accuracy, limited(1), settings, np.random.default_rng(0)
+        )
+        assert (result.stopped, result.refused) == ("draws", 40)
+        assert {one.architecture for one in result.judged} == {SPACE.backbone()}
+        return len(result.judged), len(result.last)
+
+    assert ended(trained=2, judged=3, rounds=2) == (3 + 1, 1)  # judged again, once
+    assert ended(trained=1, judged=2, rounds=1) == (2 + 2, 2)  # it is among the last already
 
 
 @pytest.mark.parametrize("most", [0, -1, float("nan"), float("inf")])
