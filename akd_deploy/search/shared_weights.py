@@ -95,11 +95,15 @@ def search_shared_weights(
     strategy: Strategy,
     train: TrainShared,
     judge: JudgeShared,
+    judge_last: JudgeShared,
     limits: Sequence[Limit],
     settings: SharedSearchSettings,
     rng: np.random.Generator,
 ) -> SharedSearchResult:
     """Rounds of training shared weights and of teaching the strategy, then the best of its last candidates.
+
+    Many are judged in rounds, where noise averages out over what a strategy is told: `judge` may look at a few images.
+    `judge_last` should look at all there are, or the best of the last is the luckiest.
 
     The candidates that weights are trained on are the strategy's own draws within the limits: what it prefers is
     trained more. They have no reward, so it is told nothing of them. `rng` draws those of the warm-up.
@@ -126,14 +130,14 @@ def search_shared_weights(
             for _ in range(settings.judged):
                 judged.append(asker.told(judge))
         for _ in range(settings.derived):
-            last.append(asker.told(judge))
+            last.append(asker.told(judge_last))
     except _NothingMoreError as end:
         if not judged:
             raise end.error from None
         stopped = end.stopped
         known = {one.architecture for one in last}
         newest = {one.architecture: one for one in reversed(judged) if one.architecture not in known}
-        last += [asker.again(one, judge) for one in list(newest.values())[: settings.derived - len(last)]]
+        last += [asker.again(one, judge_last) for one in list(newest.values())[: settings.derived - len(last)]]
     return SharedSearchResult((*judged, *last), tuple(last), asker.refused, stopped)
 
 

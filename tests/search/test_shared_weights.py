@@ -15,6 +15,8 @@ from akd_deploy.search.strategies import STRATEGIES, load_strategy
 from akd_deploy.search_space.augmented import IDENTITY, AugmentedSpace
 
 SPACE = AugmentedSpace()
+SMALL_SPACE = AugmentedSpace({"widths": [8, 12], "strides": [1, 2], "depths": [1, 1], "operators": [IDENTITY, "conv3"]})
+"""64 encodings."""
 SETTINGS = SharedSearchSettings(rounds=6, trained=4, judged=8, derived=8)
 
 
@@ -31,13 +33,16 @@ def limited(most: float, shape: str | None = None) -> list[Limit]:
     return [Limit("layers", added, most, None if shape is None else REWARD_PRESETS[shape])]
 
 
-def found(limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds=None, judge=accuracy, space=SPACE):
+def found(
+    limits=(), strategy="akd-reinforce", seed=0, settings=SETTINGS, rounds=None, judge=accuracy, last=None, space=SPACE
+):
     def train(candidates):
         if rounds is not None:
             rounds.append(candidates)
 
     rng = np.random.default_rng(seed)
-    return search_shared_weights(space, load_strategy(strategy, seed), train, judge, limits, settings, rng)
+    asked = load_strategy(strategy, seed)
+    return search_shared_weights(space, asked, train, judge, last or judge, limits, settings, rng)
 
 
 def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last_is_the_result():
@@ -48,6 +53,16 @@ def test_every_round_trains_and_judges_as_many_as_asked_and_the_best_of_the_last
     assert result.last == result.judged[-8:]
     assert result.best.reward == max(one.reward for one in result.last)
     assert (result.refused, result.stopped) == (0, "rounds")
+
+
+@pytest.mark.parametrize("space", [SPACE, SMALL_SPACE])
+def test_those_that_the_result_is_chosen_among_are_judged_by_a_judge_of_their_own(space):
+    """In a space that is used up before, too."""
+    settings = SharedSearchSettings(rounds=3, trained=4, judged=13, derived=21)
+    result = found(strategy="random", settings=settings, judge=lambda one: 0.25, last=accuracy, space=space)
+    assert {one.accuracy for one in result.judged[:-21]} == {0.25}
+    assert len(result.last) == 21
+    assert all(one.accuracy == accuracy(one.architecture) for one in result.last)
 
 
 def test_a_warm_up_trains_candidates_at_random_within_the_limits_and_tells_the_strategy_nothing():
@@ -133,10 +148,6 @@ def test_limits_that_nothing_keeps_are_an_error_that_says_how_far_off():
         found([limit], settings=SharedSearchSettings(max_draws=20))
 
 
-SMALL_SPACE = AugmentedSpace({"widths": [8, 12], "strides": [1, 2], "depths": [1, 1], "operators": [IDENTITY, "conv3"]})
-"""64 encodings."""
-
-
 @pytest.mark.parametrize("strategy", ["constrained_evolution", "random", "tpe"])
 def test_a_space_that_is_used_up_ends_the_search_with_the_best_of_what_was_judged(strategy):
     """After three rounds of 4 and 13 at most 13 of 64 are left for the 21 that the result is to be chosen among."""
@@ -180,7 +191,14 @@ def test_when_nothing_more_is_within_the_limits_the_search_ends_with_what_was_ju
     def ended(trained, judged, rounds):
         settings = SharedSearchSettings(trained=trained, judged=judged, rounds=rounds, max_draws=40)
         result = search_shared_weights(
-            SPACE, EverMore(), lambda candidates: None, accuracy, limited(1), settings, np.random.default_rng(0)
+            SPACE,
+            EverMore(),
+            lambda candidates: None,
+            accuracy,
+            accuracy,
+            limited(1),
+            settings,
+            np.random.default_rng(0),
         )
         assert (result.stopped, result.refused) == ("draws", 40)
         assert {one.architecture for one in result.judged} == {SPACE.backbone()}
