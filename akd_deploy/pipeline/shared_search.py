@@ -73,6 +73,7 @@ def _searched(run: Run, strategy: str, budget_s: float, screen: Predict) -> dict
         settings,
         run.configuration.seed,
         strategy=strategy,
+        strategy_settings=table.settings_of(strategy),
         backbone=None if first is None else settings_from(first, TrainingSettings()),
         on_round=lambda done, total: run.on_progress(f"training shared weights ({strategy})", done, total),
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +88,7 @@ def search_add_ons(
     seed: int,
     *,
     strategy: str = "akd-reinforce",
+    strategy_settings: Mapping[str, Any] = MappingProxyType({}),
     reward_batch: int = 256,
     backbone: TrainingSettings | None = None,
     on_round: Callable[[int, int], None] = lambda done, total: None,
@@ -97,12 +100,14 @@ def search_add_ons(
         training: of one round; its steps go through the round's candidates in turn.
         limits: of memory, of latency; hard or traded off.
         seed: of the weights, the batches and the controller.
+        strategy_settings: of the strategy; those of akd-reinforce are over `CONTROLLER`'s.
         reward_batch: images that one candidate of a round is judged on (a batch's accuracy is the reward, as in ENAS);
             the last candidates are judged on the whole reward split, at most so many images at a time.
         backbone: of a training of the backbone alone before all rounds, with whose weights the search begins.
 
     Raises:
-        UsageError: `backbone` in a space without one.
+        UnknownNameError: a setting that the strategy does not have.
+        UsageError: `backbone` in a space without one, or a setting out of range.
         InfeasibleBudgetError: nothing within the limits was drawn.
         TrainingError: the loss became NaN or infinite.
     """
@@ -136,7 +141,7 @@ def search_add_ons(
     controller = CONTROLLER if strategy == "akd-reinforce" else {}
     found = search_shared_weights(
         space,
-        load_strategy(strategy, seed, controller),
+        load_strategy(strategy, seed, {**controller, **strategy_settings}),
         train_round,
         judge,
         judge_last,

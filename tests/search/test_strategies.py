@@ -114,6 +114,23 @@ def test_an_unknown_strategy_or_setting_is_named_with_the_known_ones():
         load_strategy("tpe", 0, {"n_startup_jobs": 0})
 
 
+@pytest.mark.parametrize(
+    ("strategy", "setting", "value"),
+    [
+        ("constrained_evolution", "crossover", 1.5),
+        ("akd-ppo", "baseline_decay", 1.01),
+        ("akd-reinforce", "baseline_decay", 2),
+        ("akd-ppo", "entropy", float("inf")),
+        ("akd-ppo", "clip", float("nan")),
+        ("akd-ppo", "batch", 1.5),
+        ("evolution", "population_size", True),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused(strategy, setting, value):
+    with pytest.raises(UsageError, match=f"setting {setting} of strategy {strategy}"):
+        load_strategy(strategy, 0, {setting: value})
+
+
 def test_the_space_in_nni_form_keeps_names_options_and_order():
     form = nni_space(SPACE)
     assert list(form) == list(SPACE.choices)

@@ -29,7 +29,7 @@ class EvolutionSettings:
 @dataclass(frozen=True)
 class TpeSettings:
     """NNI's names, and its defaults but for `n_startup_jobs` (20): as many candidates are random, refused ones too.
-    `gamma` sets how few count as good."""
+    The best `gamma` · √n of n count as good."""
 
     n_startup_jobs: int = 10
     n_ei_candidates: int = 24

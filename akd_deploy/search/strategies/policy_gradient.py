@@ -204,9 +204,11 @@ class PolicyGradient(Tuner):
 
 def ppo(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """AKD's controller taught by PPO; `PpoSettings`."""
-    return PolicyGradient(seed, strategy_settings(PpoSettings, settings, "akd-ppo"), budget)
+    return PolicyGradient(seed, strategy_settings(PpoSettings, settings, "akd-ppo", shares=("baseline_decay",)), budget)
 
 
 def reinforce(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """The same controller taught by REINFORCE; `ReinforceSettings`."""
-    return PolicyGradient(seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce"), budget)
+    return PolicyGradient(
+        seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce", shares=("baseline_decay",)), budget
+    )
