@@ -153,7 +153,7 @@ HOW_SEARCHED = ("driver", "trial_limit_s", "portal_port")
 
 class SearchTable(_Table):
     """`[search]`: each strategy gets its own `trials` trainings; with `weights` "shared" of the candidates that it
-    found with weights that all share.
+    found with weights that all share. `settings` has a table for each strategy whose own are not its defaults.
 
     `driver` "nni" has them made as trials of an NNI experiment on this machine, as many at a time as `--jobs` says;
     one that takes longer than `trial_limit_s` (an hour, where it is left out) is killed and counts as failed. The
@@ -161,6 +161,7 @@ class SearchTable(_Table):
     """
 
     strategies: list[str] = Field(default=["constrained_evolution"], min_length=1)
+    settings: dict[str, dict[str, Any]] | None = None
     trials: int = Field(default=16, ge=1)
     reward: str = "soft"
     constraint: Literal["upper", "none"] = "upper"
@@ -188,6 +189,10 @@ class SearchTable(_Table):
         if len(set(names)) < len(names):
             raise ValueError("name each strategy once")
         return names
+
+    def settings_of(self, strategy: str) -> dict[str, Any]:
+        """Of a strategy, those that were written down."""
+        return (self.settings or {}).get(strategy, {})
 
 
 class GatesTable(_Table):

@@ -73,7 +73,14 @@ FULL = {
     "teacher": {"source": "factory", "factory": "a.b:c", "weights": "w.safetensors", "training": {"steps": 3}},
     "space": {"name": "mobile", "settings": {"widths": [8, 16], "layers": [[1], [1, 2]]}},
     "profile": {"probes": 30, "networks": 10, "blocks": 2},
-    "search": {"strategies": ["tpe"], "trials": 3, "reward": "hard", "constraint": "none", "training": {"steps": 9}},
+    "search": {
+        "strategies": ["tpe"],
+        "settings": {"tpe": {"gamma": 0.5}},
+        "trials": 3,
+        "reward": "hard",
+        "constraint": "none",
+        "training": {"steps": 9},
+    },
     "distill": {"method": "dkd", "seeds": 2, "training": {"learning_rate": 1, "kd_weight": 0.5}},
     "export": {"targets": ["cpu_torch_fp32"], "quantize": ["int8", "fp16"]},
     "certificate": {"percentile": 99, "confidence": 0.95, "blocks": 10, "samples_per_block": 30},
@@ -223,3 +230,14 @@ def test_how_a_search_is_done_is_no_part_of_what_is_run():
     assert nni.as_dict() != plain.as_dict()
     with pytest.raises(UsageError, match='portal_port would not be used: write driver = "nni"'):
         configuration_from_dict({**fields, "search": {"portal_port": 8080}}, "c")
+
+
+def test_settings_of_strategies_are_part_of_what_is_run_and_none_leave_no_trace():
+    fields = {"target": "t", "budget": "1ms"}
+    plain = configuration_from_dict(fields, "a")
+    own = configuration_from_dict({**fields, "search": {"settings": {"tpe": {"gamma": 0.5}}}}, "b")
+    assert own.what_is_run()["search"]["settings"] == {"tpe": {"gamma": 0.5}}
+    assert (own.search.settings_of("tpe"), own.search.settings_of("evolution")) == ({"gamma": 0.5}, {})
+    assert "settings" not in plain.what_is_run()["search"]  # as before there were any
+    with pytest.raises(UsageError, match=r"search\.settings\.tpe"):
+        configuration_from_dict({**fields, "search": {"settings": {"tpe": 3}}}, "c")

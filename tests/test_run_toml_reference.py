@@ -20,6 +20,9 @@ from akd_deploy.data.glyphs import GlyphsSettings
 from akd_deploy.data.image_folder import ImageFolderSettings
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.recipes.better_students import GateSearchSettings
+from akd_deploy.search.strategies.constrained_evolution import ConstrainedEvolutionSettings
+from akd_deploy.search.strategies.nni_tuners import EvolutionSettings, TpeSettings
+from akd_deploy.search.strategies.policy_gradient import PpoSettings, ReinforceSettings
 from akd_deploy.search_space import load_space
 
 DOCUMENT = ROOT / "docs" / "run-toml.md"
@@ -80,10 +83,14 @@ def test_every_key_is_there_with_its_default_and_no_other() -> None:
     assert set(GatesTable.model_fields) == set(gates)
     spaces = [told(load_space(name).settings) for name in ("mobile", "augmented")]
     beds = [of_dataclass(kind) for kind in (DigitsSettings, GlyphsSettings, CifarSettings, ImageFolderSettings)]
+    strategies = [
+        of_dataclass(kind)
+        for kind in (ConstrainedEvolutionSettings, EvolutionSettings, TpeSettings, PpoSettings, ReinforceSettings)
+    ]
     expected = [
         of_model(RunConfiguration), of_model(models["data"]), *beds, of_model(models["teacher"]),
         of_model(models["space"]), *spaces,
-        of_model(models["profile"]), of_model(models["search"]), of_model(SharedTable),
+        of_model(models["profile"]), of_model(models["search"]), *strategies, of_model(SharedTable),
         of_model(models["shrink"]), gates, of_model(models["distill"]), training,
         of_model(ProcessTable),
         *(of_model(models[name]) for name in ("export", "certificate")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from akd_deploy.configuration import RunConfiguration
+from akd_deploy.configuration import RunConfiguration, SearchTable
 from akd_deploy.data import DATASETS
 from akd_deploy.distill.methods import PROCESS, method_for
 from akd_deploy.distill.settings import TrainingSettings
@@ -17,7 +17,7 @@ from akd_deploy.pipeline.training import settings_from
 from akd_deploy.recipes.better_students import GateSearchSettings
 from akd_deploy.recipes.oracle_kd import backbone_of
 from akd_deploy.search import reward_shape
-from akd_deploy.search.strategies import load_strategy
+from akd_deploy.search.strategies import STRATEGIES, load_strategy
 from akd_deploy.search_space import load_space
 from akd_deploy.target import load_target
 from akd_deploy.units import parse_latency_budget
@@ -64,8 +64,21 @@ def check_configuration(configuration: RunConfiguration) -> None:
     replace(GateSearchSettings(), **configuration.shrink.gates.given())
     for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)
-    for strategy in configuration.search.strategies:
-        load_strategy(strategy, configuration.seed)
+    _check_strategies(configuration.search, configuration.seed)
+
+
+def _check_strategies(table: SearchTable, seed: int) -> None:
+    for strategy in table.strategies:
+        load_strategy(strategy, seed, table.settings_of(strategy))
+    for strategy in table.settings or {}:
+        if strategy not in STRATEGIES:
+            raise UnknownNameError("search strategy", strategy, STRATEGIES, where="[search.settings]")
+        if strategy not in table.strategies:
+            raise UsageError(
+                asked=f"settings of strategy {strategy}",
+                found=f"a search by {', '.join(table.strategies)}",
+                next=f'Add "{strategy}" to strategies, or leave [search.settings.{strategy}] out.',
+            )
 
 
 def check_jobs(configuration: RunConfiguration, jobs: int) -> None:

@@ -46,6 +46,7 @@ def search_students(run: Run, results: Mapping[str, Any], strategy: str) -> dict
         shape=reward_shape(table.reward),
         constraint=table.constraint,
         seed=run.configuration.seed,
+        strategy_settings=table.settings_of(strategy),
     )
 
     def screen(architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:

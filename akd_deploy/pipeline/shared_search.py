@@ -73,16 +73,18 @@ def _searched(run: Run, strategy: str, budget_s: float, screen: Predict) -> dict
         settings,
         run.configuration.seed,
         strategy=strategy,
+        strategy_settings=table.settings_of(strategy),
         backbone=None if first is None else settings_from(first, TrainingSettings()),
         on_round=lambda done, total: run.on_progress(f"training shared weights ({strategy})", done, total),
     )
     best: dict[str, Judged] = {}
-    for one in sorted(found.judged[-settings.derived :], key=lambda one: -one.reward):
+    for one in sorted(found.last, key=lambda one: -one.reward):
         best.setdefault(run.space.network_digest(one.architecture), one)
     facts = {
         "judged": len(found.judged),
         "refused": found.refused,
-        "mean_accuracy": float(np.mean([one.accuracy for one in found.judged[-settings.derived :]])),
+        "stopped": found.stopped,
+        "mean_accuracy": float(np.mean([one.accuracy for one in found.last])),
         "seconds": time.perf_counter() - began,
     }
     return {"candidates": [one.architecture.as_dict() for one in best.values()], "facts": facts}

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,6 +88,7 @@ def search_add_ons(
     seed: int,
     *,
     strategy: str = "akd-reinforce",
+    strategy_settings: Mapping[str, Any] = MappingProxyType({}),
     reward_batch: int = 256,
     backbone: TrainingSettings | None = None,
     on_round: Callable[[int, int], None] = lambda done, total: None,
@@ -97,11 +100,14 @@ def search_add_ons(
         training: of one round; its steps go through the round's candidates in turn.
         limits: of memory, of latency; hard or traded off.
         seed: of the weights, the batches and the controller.
-        reward_batch: images that one candidate is judged on (a batch's accuracy is the reward, as in ENAS).
+        strategy_settings: of the strategy; those of akd-reinforce are over `CONTROLLER`'s.
+        reward_batch: images that one candidate of a round is judged on (a batch's accuracy is the reward, as in ENAS);
+            the last candidates are judged on the whole reward split, at most so many images at a time.
         backbone: of a training of the backbone alone before all rounds, with whose weights the search begins.
 
     Raises:
-        UsageError: `backbone` in a space without one.
+        UnknownNameError: a setting that the strategy does not have.
+        UsageError: `backbone` in a space without one, or a setting out of range.
         InfeasibleBudgetError: nothing within the limits was drawn.
         TrainingError: the loss became NaN or infinite.
     """
@@ -109,6 +115,7 @@ def search_add_ons(
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng([seed, 31])
     images, labels = torch.tensor(bed.reward_split.images), torch.tensor(bed.reward_split.labels)
+    whole = mixed_batches(len(labels), reward_batch, np.random.default_rng([seed, 43]))
     done = 0
 
     def train_round(candidates: Sequence[Architecture]) -> None:
@@ -117,11 +124,16 @@ def search_add_ons(
         done += 1
         on_round(done, settings.warmup + settings.rounds)
 
-    def judge(architecture: Architecture) -> float:
-        chosen = torch.from_numpy(rng.choice(len(labels), size=min(reward_batch, len(labels)), replace=False))
+    def accuracy(architecture: Architecture, batches: Sequence[np.ndarray]) -> float:
         with torch.no_grad():
-            predicted = shared(images[chosen], architecture).argmax(dim=1)
-        return float((predicted == labels[chosen]).double().mean())
+            right = [shared(images[batch], architecture).argmax(dim=1) == labels[batch] for batch in batches]
+        return float(torch.cat(right).double().mean())
+
+    def judge(architecture: Architecture) -> float:
+        return accuracy(architecture, [rng.choice(len(labels), size=min(reward_batch, len(labels)), replace=False)])
+
+    def judge_last(architecture: Architecture) -> float:
+        return accuracy(architecture, whole)
 
     if backbone is not None:
         first = SampledNetwork(shared, [backbone_of(space)])
@@ -129,14 +141,24 @@ def search_add_ons(
     controller = CONTROLLER if strategy == "akd-reinforce" else {}
     found = search_shared_weights(
         space,
-        load_strategy(strategy, seed, controller),
+        load_strategy(strategy, seed, {**controller, **strategy_settings}),
         train_round,
         judge,
+        judge_last,
         limits,
         settings,
         np.random.default_rng([seed, 41]),
     )
     return found, shared
+
+
+def mixed_batches(count: int, most: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Places of `count` images in a random order, in batches of about equal size and at most `most`.
+
+    Shared weights normalise by the batch that they see: one of a few images, or of one class as they may lie in a
+    folder, would be another network's.
+    """
+    return np.array_split(rng.permutation(count), -(-count // most))
 
 
 def wider_backbone(space: AugmentedSpace, most_bytes: float) -> Architecture:

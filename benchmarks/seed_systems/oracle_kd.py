@@ -313,7 +313,7 @@ def search_job(job: Mapping[str, Any]) -> dict[str, Any]:
         backbone=TrainingSettings(**job["first"]),
     )
     last: dict[str, Judged] = {}
-    for one in sorted(result.judged[-job["search"]["derived"] :], key=lambda one: -one.reward):
+    for one in sorted(result.last, key=lambda one: -one.reward):
         last.setdefault(space.network_digest(one.architecture), one)
     own = {"data": job["data"], "teachers": job["teachers"] if job["method"] != "ce" else [], "method": job["method"]}
     tried = [

@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from akd_deploy.configuration import CertificateTable
-from akd_deploy.errors import CorruptFileError
+from akd_deploy.configuration import CertificateTable, configuration_from_dict
+from akd_deploy.errors import CorruptFileError, MismatchError
 from akd_deploy.measurement import Measurement
 from akd_deploy.models.student import load_student
 from akd_deploy.pipeline import choose
 from akd_deploy.pipeline.choose import _widest_within, front, hand_shrunk, trained
 from akd_deploy.recipes.oracle_kd import memory_bytes
+from akd_deploy.search import Journal, Score
+from akd_deploy.search.strategies import load_strategy
 from akd_deploy.search_space import load_space, space_of
 
 SPACE = load_space("mobile")
@@ -76,6 +78,39 @@ def a_run(latency_of, family=None, most_bytes=None):
         space=SimpleNamespace(hand_shrunk=lambda: family),
         configuration=SimpleNamespace(search=searching(most_bytes)),
     )
+
+
+@pytest.mark.parametrize("driver", ["in-process", "nni"])
+def test_a_strategy_searches_with_its_own_settings_and_goes_on_with_no_others(driver, monkeypatch):
+    """And not with another strategy's."""
+    asked = []
+
+    def load(strategy, seed, settings, budget):
+        asked.append((strategy, dict(settings)))
+        return load_strategy(strategy, seed, settings, budget)
+
+    def searched(population_size):
+        own = {"strategies": ["evolution", "tpe"], "settings": {"evolution": {"population_size": population_size}}}
+        fields = {"target": "t", "budget": "1ms", "search": {**own, "driver": driver, "trials": 2}}
+        configuration = configuration_from_dict(fields, "here")
+        run = SimpleNamespace(
+            configuration=configuration, space=SPACE, journal=journal, bed=SimpleNamespace(score=score),
+            latency=SimpleNamespace(predict_architecture=lambda _: SimpleNamespace(latency_s=1e-4, upper_s=2e-4)),
+            bound_s=lambda upper_s: upper_s, on_progress=lambda *_: None,
+        )  # fmt: skip
+        for strategy in configuration.search.strategies:
+            choose.search_students(run, {"budget": {"budget_s": 1e-3}}, strategy)
+
+    def score(architecture, seed):
+        return Score(0.5)
+
+    monkeypatch.setattr("akd_deploy.search.driver.load_strategy", load)
+    monkeypatch.setattr(choose, "in_experiment", lambda run, strategy: score)
+    with Journal() as journal:
+        searched(3)
+        assert asked == [("evolution", {"population_size": 3}), ("tpe", {})]
+        with pytest.raises(MismatchError, match=r"strategy_settings\.population_size: 3 → 5"):
+            searched(5)
 
 
 @pytest.mark.parametrize("budget_s", np.linspace(0.1, 2.5, 13))

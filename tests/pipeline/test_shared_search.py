@@ -16,9 +16,11 @@ from akd_deploy.pipeline import shared_search
 from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.shared_search import candidates_by_shared_weights, within_memory
 from akd_deploy.pipeline.training import load_bed
-from akd_deploy.recipes.oracle_kd import memory_bytes
+from akd_deploy.recipes import oracle_kd
+from akd_deploy.recipes.oracle_kd import CONTROLLER, memory_bytes
 from akd_deploy.search import Score, SearchSettings, search
 from akd_deploy.search.shared_weights import Judged, SharedSearchResult
+from akd_deploy.search.strategies import load_strategy
 from akd_deploy.search.strategies.given import given_candidates
 from akd_deploy.search_space import load_space
 
@@ -26,9 +28,9 @@ SETTINGS = {"resolution": 12, "widths": [8, 8], "depths": [1, 1], "strides": [1,
 SPACE = load_space("augmented", SETTINGS)
 
 
-def configured(**search: Any) -> RunConfiguration:
+def configured(settings: dict[str, Any] | None = None, **search: Any) -> RunConfiguration:
     short = {"steps": 4, "batch_size": 8}
-    fields = {
+    fields: dict[str, Any] = {
         "target": "cpu_onnxruntime_fp32", "budget": "1ms",
         "data": {"settings": {"labelled": 20, "teacher_images": 60, "views": 2}},
         "teacher": {"training": short}, "space": {"name": "augmented", "settings": SETTINGS},
@@ -37,6 +39,8 @@ def configured(**search: Any) -> RunConfiguration:
             "shared": {"rounds": 2, "trained": 2, "judged": 3, "derived": 6, "training": short, **search},
         },
     }  # fmt: skip
+    if settings is not None:
+        fields["search"]["settings"] = settings
     return configuration_from_dict(fields, "here")
 
 
@@ -70,6 +74,7 @@ def test_the_last_candidates_within_the_budget_come_best_first_and_once_each(run
     assert (predicted(candidates)[1] <= budget_s).all()
     assert facts["judged"] == 2 * 3 + 6
     assert facts["refused"] > 0
+    assert facts["stopped"] == "rounds"
     assert run.told == [("training shared weights (akd-reinforce)", i, 2) for i in (1, 2)]
 
 
@@ -80,11 +85,25 @@ def test_of_the_last_candidates_the_one_with_the_greatest_reward_comes_first(
     some = list(sampled.values())[:9]
     rewards = [9.0, 9.0, 9.0, 0.2, 0.6, 0.4, 0.1, 0.5, 0.3]  # the first three are not of the last six
     judged = tuple(Judged(one, reward, reward, {}) for one, reward in zip(some, rewards, strict=True))
-    result = SharedSearchResult(judged, judged[4], 0)
+    result = SharedSearchResult(judged, judged[3:], 0)
     monkeypatch.setattr(shared_search, "search_add_ons", lambda *more, **settings: (result, None))
     candidates, facts = candidates_by_shared_weights(run, "random", 1.0, predicted)
     assert candidates == [some[i] for i in (4, 7, 5, 8, 3, 6)]
     assert facts["mean_accuracy"] == pytest.approx(0.35)
+
+
+def test_a_strategy_has_its_own_settings_over_those_of_the_recipe(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def load(strategy: str, seed: int, settings: dict[str, Any]) -> Any:
+        asked.append((strategy, settings))
+        return load_strategy(strategy, seed, settings)
+
+    monkeypatch.setattr(oracle_kd, "load_strategy", load)
+    run.configuration = configured({"akd-reinforce": {"skip_target": 0.2, "batch": 3}})
+    for strategy in ("akd-reinforce", "random"):
+        candidates_by_shared_weights(run, strategy, 1.0, predicted)
+    assert asked == [("akd-reinforce", {**CONTROLLER, "skip_target": 0.2, "batch": 3}), ("random", {})]
 
 
 def test_what_was_found_is_not_searched_for_again(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

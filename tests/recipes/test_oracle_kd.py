@@ -18,6 +18,7 @@ from akd_deploy.recipes.oracle_kd import (
     choose_beta,
     memory_bytes,
     memory_limit,
+    mixed_batches,
     random_add_ons,
     search_add_ons,
     wider_backbone,
@@ -65,6 +66,26 @@ def test_a_search_keeps_its_limit_trains_its_weights_and_repeats(bed: AddOnBed) 
     assert all(torch.equal(shared.weights[name], same.weights[name]) for name in shared.weights)
     other, _ = search(bed, limits, method="ce")
     assert [one.accuracy for one in other.judged] != [one.accuracy for one in result.judged]
+
+
+def test_the_last_candidates_are_judged_on_the_whole_reward_split(bed: AddOnBed) -> None:
+    images, labels = torch.tensor(bed.reward_split.images), torch.tensor(bed.reward_split.labels)
+    result, shared = search(bed, [], reward_batch=len(labels))
+    for one in result.last:
+        with torch.no_grad():
+            right = shared(images, one.architecture).argmax(dim=1) == labels
+        assert one.accuracy == pytest.approx(float(right.double().mean()), abs=2 / len(labels))  # other sums, ties
+    shares = [one.accuracy * 64 % 1 for one in search(bed, [], reward_batch=64)[0].judged]
+    assert not any(shares[: -SETTINGS.derived])
+    assert any(shares[-SETTINGS.derived :])
+
+
+def test_batches_of_a_split_hold_every_image_once_and_are_mixed_and_of_about_one_size() -> None:
+    batches = mixed_batches(1000, 256, np.random.default_rng(0))
+    assert sorted(np.concatenate(batches)) == list(range(1000))
+    assert [len(batch) for batch in batches] == [250] * 4
+    assert all(abs(batch.mean() - 499.5) < 60 for batch in batches)  # four standard errors
+    assert [len(batch) for batch in mixed_batches(10, 256, np.random.default_rng(0))] == [10]
 
 
 def test_a_search_may_begin_with_the_weights_of_its_backbone(bed: AddOnBed) -> None:

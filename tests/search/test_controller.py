@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from akd_deploy.errors import InfeasibleBudgetError, UsageError
-from akd_deploy.search.strategies import LatencyBudget
+from akd_deploy.search.strategies import LatencyBudget, policy_gradient
 from akd_deploy.search.strategies.controller import Baseline, Controller, ppo_loss, reinforce_loss, skip_loss
 from akd_deploy.search.strategies.policy_gradient import PpoSettings, ReinforceSettings, ppo, reinforce
 
@@ -112,6 +112,65 @@ def test_ppo_goes_over_a_batch_several_times_and_reinforce_once():
     assert moved(ppo, {}) == ({PpoSettings().epochs}, True)
     assert moved(reinforce, {}) == ({1}, True)
     assert ReinforceSettings().batch == PpoSettings().batch == 8
+
+
+def biased(strategy, first, second):
+    """A controller of one choice whose options have chances in this proportion, whatever came before."""
+    with torch.no_grad():
+        for parameter in strategy._controller.parameters():
+            parameter.zero_()
+        strategy._controller.heads[0].bias.copy_(torch.tensor([first, second]).log())
+
+
+def ratios_of_first_steps(monkeypatch):
+    """What PPO begins with in each batch: (n, choices) ratios of probabilities, now to when they were drawn."""
+    seen = []
+
+    def loss(log_probabilities, old, advantages, clip):
+        seen.append((log_probabilities - old).exp().detach())
+        return ppo_loss(log_probabilities, old, advantages, clip)
+
+    monkeypatch.setattr(policy_gradient, "ppo_loss", loss)
+    return seen
+
+
+def test_a_candidate_drawn_before_a_step_and_reported_after_it_is_weighed_by_both_probabilities(monkeypatch):
+    seen = ratios_of_first_steps(monkeypatch)
+    strategy = ppo(0, {"batch": 2, "epochs": 1}, None)
+    strategy.update_search_space({"c": {"_type": "choice", "_value": ["a", "b"]}})
+    biased(strategy, 0.5, 0.5)
+    early = strategy.generate_parameters(0)
+    for number in (1, 2):  # a whole batch in between: the controller makes a step of its own
+        strategy.receive_trial_result(number, strategy.generate_parameters(number), number)
+    biased(strategy, 0.75, 0.25)
+    late = strategy.generate_parameters(3)
+    strategy.receive_trial_result(3, late, 1.0)
+    strategy.receive_trial_result(0, early, 2.0)
+    assert seen[0].flatten().tolist() == pytest.approx([1, 1])
+    # ¾ or ¼ now, ½ when it was drawn; the other one was drawn by the controller as it is.
+    assert seen[1].flatten().tolist() == pytest.approx([1, {"a": 1.5, "b": 0.5}[early["c"]]])
+
+
+def test_inside_a_budget_a_candidate_is_weighed_by_the_controller_that_drew_it_too(monkeypatch):
+    seen = ratios_of_first_steps(monkeypatch)
+    strategy = ppo(0, {"batch": 1, "epochs": 1}, LatencyBudget(1.0, lambda rows: np.zeros(len(rows))))
+    strategy.update_search_space({"c": {"_type": "choice", "_value": ["a", "b"]}})
+    biased(strategy, 0.5, 0.5)
+    early = strategy.generate_parameters(0)
+    biased(strategy, 0.75, 0.25)
+    strategy.receive_trial_result(0, early, 1.0)
+    assert seen[0].item() == pytest.approx({"a": 1.5, "b": 0.5}[early["c"]])
+
+
+def test_history_is_weighed_as_if_the_controller_had_drawn_it_when_it_came(monkeypatch):
+    seen = ratios_of_first_steps(monkeypatch)
+    strategy = ppo(0, {"batch": 2, "epochs": 1}, None)
+    strategy.update_search_space({"c": {"_type": "choice", "_value": ["a", "b"]}})
+    biased(strategy, 0.5, 0.5)
+    strategy.import_data([{"parameter": {"c": "a"}, "value": 1.0}])
+    biased(strategy, 0.75, 0.25)
+    strategy.import_data([{"parameter": {"c": "b"}, "value": 2.0}])
+    assert seen[0].flatten().tolist() == pytest.approx([1.5, 1])
 
 
 def test_what_failed_teaches_nothing():

@@ -1,18 +1,49 @@
+import itertools
 import logging
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
+import scipy.stats
 from contracts.strategy_contract import SPACE, StrategyContract, accuracy, predict
 
 from akd_deploy.errors import InfeasibleBudgetError, MissingRuntimeError, UnknownNameError, UsageError
 from akd_deploy.search.strategies import STRATEGIES, LatencyBudget, load_strategy, nni_space, require_nni
 
+SMALL = {f"c{i}": {"_type": "choice", "_value": list(range(size))} for i, size in enumerate((4, 6, 6))}
+"""144 encodings, in NNI's form."""
+
 
 class TestRandom(StrategyContract):
     name = "random"
     learns = False
+
+    def drawn(self, seed, count):
+        strategy = load_strategy("random", seed)
+        strategy.update_search_space(SMALL)
+        return [tuple(strategy.generate_parameters(number).values()) for number in range(count)]
+
+    @pytest.mark.parametrize(("count", "redraws"), [(32, None), (100, None), (100, 1)])
+    def test_of_a_small_space_every_encoding_is_drawn_about_as_often(self, count, redraws, monkeypatch):
+        """The first ones too, which NNI's own replacement of repeats includes nearly always; and where what is left is
+        listed."""
+        if redraws is not None:
+            monkeypatch.setattr("akd_deploy.search.strategies.nni_tuners.NewAtRandom.MAX_DRAWS", redraws)
+        seeds, share = 300, count / 144
+        often = Counter(row for seed in range(seeds) for row in self.drawn(seed, count))
+        found = np.array([often[row] for row in itertools.product(range(4), range(6), range(6))]) / seeds
+        # Draws without repetition: of the 144 deviations 143 are free.
+        chi_square = 143 / 144 * (seeds * (found - share) ** 2 / (share * (1 - share))).sum()
+        assert scipy.stats.chi2.sf(chi_square, 143) > 0.001
+
+    def test_an_encoding_is_drawn_once_and_when_all_were_it_says_so(self):
+        from nni import NoMoreTrialError
+
+        assert len(set(self.drawn(0, 144))) == 144
+        with pytest.raises(NoMoreTrialError):
+            self.drawn(0, 145)
 
 
 class TestEvolution(StrategyContract):
@@ -81,6 +112,23 @@ def test_an_unknown_strategy_or_setting_is_named_with_the_known_ones():
         load_strategy("evolution", 0, {"population": 4})
     with pytest.raises(UsageError, match="n_startup_jobs"):
         load_strategy("tpe", 0, {"n_startup_jobs": 0})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "setting", "value"),
+    [
+        ("constrained_evolution", "crossover", 1.5),
+        ("akd-ppo", "baseline_decay", 1.01),
+        ("akd-reinforce", "baseline_decay", 2),
+        ("akd-ppo", "entropy", float("inf")),
+        ("akd-ppo", "clip", float("nan")),
+        ("akd-ppo", "batch", 1.5),
+        ("evolution", "population_size", True),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused(strategy, setting, value):
+    with pytest.raises(UsageError, match=f"setting {setting} of strategy {strategy}"):
+        load_strategy(strategy, 0, {setting: value})
 
 
 def test_the_space_in_nni_form_keeps_names_options_and_order():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,12 @@ class Strategy(Protocol):
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
         """Candidates of elsewhere: `{"parameter": …, "value": …}` each."""
+
+
+def learns_by_rank(strategy: Strategy) -> bool:
+    """Whether it asks of values only which is greater, and must be told of what is refused to learn where not to look:
+    a penalty below all rewards then costs it nothing. Its class says so."""
+    return bool(getattr(strategy, "learns_by_rank", False))
 
 
 @dataclass(frozen=True)
@@ -80,21 +87,26 @@ def require_nni() -> None:
 Settings = TypeVar("Settings")
 
 
-def strategy_settings(kind: type[Settings], given: Mapping[str, Any], strategy: str) -> Settings:
-    """A strategy's settings from the keys of a file.
+def strategy_settings(
+    kind: type[Settings], given: Mapping[str, Any], strategy: str, shares: Sequence[str] = ()
+) -> Settings:
+    """A strategy's settings from the keys of a file; those of `shares` are at most 1.
 
     Raises:
         UnknownNameError: a key that the strategy does not have.
-        UsageError: a value of another type than its default's, or one that is not positive.
+        UsageError: a value of another type than its default's, or one that is not positive, not finite, or above 1.
     """
     known = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key, value in given.items():
         if key not in known:
             raise UnknownNameError("setting", key, known, where=f"strategy {strategy}")
         wanted = (int, float) if isinstance(known[key], float) else int
-        if isinstance(value, bool) or not isinstance(value, wanted) or not (value > 0 or known[key] == 0):
+        is_number = isinstance(value, wanted) and not isinstance(value, bool)
+        most = 1 if key in shares else math.inf
+        if not (is_number and value < math.inf and value <= most and (value > 0 or known[key] == 0)):
             raise UsageError(
-                asked=f"setting {key} of strategy {strategy} as a positive {type(known[key]).__name__}",
+                asked=f"setting {key} of strategy {strategy} as a positive {type(known[key]).__name__}"
+                + (" of at most 1" if key in shares else ""),
                 found=repr(value),
                 next=f"The default is {known[key]}.",
             )

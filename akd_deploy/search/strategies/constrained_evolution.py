@@ -177,5 +177,5 @@ class ConstrainedEvolution(Tuner):
 
 def constrained_evolution(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """Ours: `ConstrainedEvolution` with `ConstrainedEvolutionSettings`."""
-    own = strategy_settings(ConstrainedEvolutionSettings, settings, "constrained_evolution")
+    own = strategy_settings(ConstrainedEvolutionSettings, settings, "constrained_evolution", shares=("crossover",))
     return ConstrainedEvolution(seed, own, budget)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ class EvolutionSettings:
 @dataclass(frozen=True)
 class TpeSettings:
     """NNI's names, and its defaults but for `n_startup_jobs` (20): as many candidates are random, refused ones too.
-    `gamma` sets how few count as good."""
+    The best `gamma` · √n of n count as good."""
 
     n_startup_jobs: int = 10
     n_ei_candidates: int = 24
@@ -47,6 +49,8 @@ class SeededEvolution(EvolutionTuner):
     It draws from the process-wide `random` module and from an unseeded RandomState that `update_search_space`
     makes. Here each call runs on a state of `random` of its own, and the RandomState is replaced.
     """
+
+    learns_by_rank = True
 
     def __init__(self, seed: int, population_size: int) -> None:
         super().__init__(optimize_mode="maximize", population_size=population_size)
@@ -96,20 +100,49 @@ class NearbyTpe(TpeTuner):
     which on a space of choices it soon does, that is all it proposes.
     """
 
+    learns_by_rank = True
+
     def update_search_space(self, space: dict[str, Any]) -> None:
         super().update_search_space(space)
         self.dedup = NewNearby({key: spec.size for key, spec in self.space.items()}, self.rng)
 
 
-class NewNearby:
-    """In the place of NNI's Deduplicator: changes one choice after another at random until the candidate is new."""
+class RandomAnew(RandomTuner):
+    """NNI's random search that replaces a candidate it has proposed before by another one at random.
 
-    MAX_CHANGES = 1000
-    """Then the space counts as used up."""
+    NNI replaces it by the next point of a grid that starts at every choice's first option: of a small space the first
+    networks would nearly always be among those drawn.
+    """
+
+    def update_search_space(self, space: dict[str, Any]) -> None:
+        super().update_search_space(space)
+        self.dedup = NewAtRandom({key: spec.size for key, spec in self.space.items()}, self.rng)
+
+
+class _New(ABC):
+    """In the place of NNI's Deduplicator, which is called with a candidate and returns one that is new."""
 
     def __init__(self, sizes: Mapping[Any, int], rng: np.random.Generator) -> None:
         self._sizes, self._rng = sizes, rng
         self._seen: set[tuple[int, ...]] = set()
+
+    @abstractmethod
+    def __call__(self, parameters: Mapping[Any, int]) -> dict[Any, int]:
+        """The candidate, or where it is not new another one. Raises `nni.NoMoreTrialError` when there is none."""
+
+    def add_history(self, parameters: Mapping[Any, int]) -> None:
+        """Count a candidate as proposed; NNI's name for it."""
+        self._seen.add(self._key(parameters))
+
+    def _key(self, parameters: Mapping[Any, int]) -> tuple[int, ...]:
+        return tuple(int(parameters[key]) for key in self._sizes)
+
+
+class NewNearby(_New):
+    """Changes one choice after another at random until the candidate is new."""
+
+    MAX_CHANGES = 1000
+    """Then the space counts as used up."""
 
     def __call__(self, parameters: Mapping[Any, int]) -> dict[Any, int]:
         parameters = dict(parameters)
@@ -122,12 +155,26 @@ class NewNearby:
             parameters[key] = int(self._rng.integers(self._sizes[key]))
         raise NoMoreTrialError(f"nothing new after {self.MAX_CHANGES} changes")
 
-    def add_history(self, parameters: Mapping[Any, int]) -> None:
-        """Count a candidate as proposed; NNI's name for it."""
-        self._seen.add(self._key(parameters))
 
-    def _key(self, parameters: Mapping[Any, int]) -> tuple[int, ...]:
-        return tuple(int(parameters[key]) for key in self._sizes)
+class NewAtRandom(_New):
+    """Draws again until the candidate is new: every one that is new is equally likely."""
+
+    MAX_DRAWS = 100
+    """Then so little of the space is new that what is left is listed, and drawn from."""
+
+    def __call__(self, parameters: Mapping[Any, int]) -> dict[Any, int]:
+        parameters = dict(parameters)
+        for _ in range(self.MAX_DRAWS):
+            if self._key(parameters) not in self._seen:
+                break
+            parameters = {key: int(self._rng.integers(size)) for key, size in self._sizes.items()}
+        else:
+            left = [row for row in itertools.product(*map(range, self._sizes.values())) if row not in self._seen]
+            if not left:
+                raise NoMoreTrialError(f"all {len(self._seen)} candidates were proposed")
+            parameters = dict(zip(self._sizes, left[self._rng.integers(len(left))], strict=True))
+        self.add_history(parameters)
+        return parameters
 
 
 def evolution(seed: int, settings: Mapping[str, Any]) -> Strategy:
@@ -143,6 +190,6 @@ def tpe(seed: int, settings: Mapping[str, Any]) -> Strategy:
 
 
 def random_search(seed: int, settings: Mapping[str, Any]) -> Strategy:
-    """NNI's random search, which never proposes an encoding twice. It learns nothing."""
+    """NNI's random search (`RandomAnew`), which never proposes an encoding twice. It learns nothing."""
     strategy_settings(RandomSettings, settings, "random")
-    return RandomTuner(seed=seed)
+    return RandomAnew(seed=seed)

@@ -74,10 +74,19 @@ class PpoSettings:
     baseline_decay: float = 0.9
 
 
+@dataclass(frozen=True, eq=False)
+class _Draw:
+    """(choices,) tokens, and the logarithms of their probabilities by the controller that drew them."""
+
+    tokens: np.ndarray
+    log_probabilities: torch.Tensor
+
+
 class PolicyGradient(Tuner):
     """A controller asked for candidates and taught their rewards, `settings.batch` at a time.
 
-    A network met again has its first reward, and teaches without a training.
+    A network met again has its first reward, and teaches without a training. Where several are in training at a time
+    some were drawn before the controller's last steps: PPO weighs them by how likely they were then.
     """
 
     def __init__(self, seed: int, settings: ReinforceSettings | PpoSettings, budget: LatencyBudget | None) -> None:
@@ -93,9 +102,9 @@ class PolicyGradient(Tuner):
         self._controller = Controller([len(options) for options in self._options], self._settings.hidden, generator)
         self._optimiser = torch.optim.Adam(self._controller.parameters(), self._settings.learning_rate)
         self._baseline = Baseline(self._settings.baseline_decay)
-        self._drawn: list[np.ndarray] = []
-        self._asked: dict[int, np.ndarray] = {}
-        self._rewarded: list[tuple[np.ndarray, float]] = []
+        self._drawn: list[_Draw] = []
+        self._asked: dict[int, _Draw] = {}
+        self._rewarded: list[tuple[_Draw, float]] = []
         self._has_proposed = False
 
     def generate_parameters(self, parameter_id: int, **_: Any) -> Parameters:
@@ -106,16 +115,23 @@ class PolicyGradient(Tuner):
             nni.NoMoreTrialError: the same, though some were before.
         """
         if not self._drawn:
-            self._drawn = self._inside() if self._budget else list(self._controller.sample(1, self._rng))
-        self._asked[parameter_id] = tokens = self._drawn.pop(0)
+            self._drawn = self._draws(self._inside() if self._budget else self._controller.sample(1, self._rng))
+        self._asked[parameter_id] = draw = self._drawn.pop(0)
         self._has_proposed = True
-        return self._parameters(tokens)
+        return self._parameters(draw.tokens)
+
+    def _draws(self, tokens: np.ndarray) -> list[_Draw]:
+        """(n, choices) tokens as drawn by the controller as it is."""
+        with torch.no_grad():
+            log_probabilities = self._controller(torch.from_numpy(tokens))[0]
+        return [_Draw(row, chances) for row, chances in zip(tokens, log_probabilities, strict=True)]
 
     def _parameters(self, tokens: np.ndarray) -> dict[str, Any]:
         return {n: options[t] for n, options, t in zip(self._names, self._options, tokens, strict=True)}
 
-    def _inside(self) -> list[np.ndarray]:
-        """Candidates inside the budget. While none that are drawn are, the controller learns which way they lie."""
+    def _inside(self) -> np.ndarray:
+        """(n, choices) tokens of candidates inside the budget. While none that are drawn are, the controller learns
+        which way they lie."""
         assert self._budget is not None
         fastest_s = np.inf
         for _ in range(MOST_DRAWS):
@@ -123,7 +139,7 @@ class PolicyGradient(Tuner):
             upper_s = self._budget.upper_s([self._parameters(row) for row in tokens])
             inside = tokens[upper_s <= self._budget.budget_s]
             if len(inside):
-                return list(inside)
+                return inside
             fastest_s = min(fastest_s, float(upper_s.min()))
             penalties = np.array([over_budget_penalty(upper, self._budget.budget_s) for upper in upper_s])
             self._step(tokens, Baseline(0.0).advantages(penalties), None)
@@ -142,25 +158,26 @@ class PolicyGradient(Tuner):
         self._asked.pop(parameter_id, None)
 
     def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
-        """Candidates of elsewhere are learnt from as if the controller had just drawn them."""
+        """Candidates of elsewhere are learnt from as if the controller had drawn them when they came: how likely they
+        were to whoever did is not known."""
         for trial in data:
             values = trial["parameter"]
             indices = [o.index(values[n]) for n, o in zip(self._names, self._options, strict=True)]
-            self._take(np.array(indices, np.int64), trial["value"])
+            (draw,) = self._draws(np.array([indices], np.int64))
+            self._take(draw, trial["value"])
 
-    def _take(self, tokens: np.ndarray, value: float) -> None:
-        self._rewarded.append((tokens, float(value)))
+    def _take(self, draw: _Draw, value: float) -> None:
+        self._rewarded.append((draw, float(value)))
         if len(self._rewarded) == self._settings.batch:
             self._learn()
             self._rewarded.clear()
 
     def _learn(self) -> None:
         settings = self._settings
-        tokens = np.stack([row for row, _ in self._rewarded])
+        tokens = np.stack([draw.tokens for draw, _ in self._rewarded])
         advantages = self._baseline.advantages(np.array([value for _, value in self._rewarded]))
         if isinstance(settings, PpoSettings):
-            with torch.no_grad():
-                old = self._controller(torch.from_numpy(tokens))[0]
+            old = torch.stack([draw.log_probabilities for draw, _ in self._rewarded])
             for _ in range(settings.epochs):
                 self._step(tokens, advantages, old)
         else:
@@ -168,7 +185,7 @@ class PolicyGradient(Tuner):
         self._drawn.clear()  # by the controller as it was
 
     def _step(self, tokens: np.ndarray, advantages: np.ndarray, old: torch.Tensor | None) -> None:
-        """One step of Adam: PPO's where the old probabilities are given, else REINFORCE's."""
+        """One step of Adam: PPO's where the probabilities that tokens were drawn by are given, else REINFORCE's."""
         log_probabilities, entropies = self._controller(torch.from_numpy(tokens))
         gains = torch.from_numpy(advantages).float()
         if old is not None and isinstance(self._settings, PpoSettings):
@@ -187,9 +204,11 @@ class PolicyGradient(Tuner):
 
 def ppo(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """AKD's controller taught by PPO; `PpoSettings`."""
-    return PolicyGradient(seed, strategy_settings(PpoSettings, settings, "akd-ppo"), budget)
+    return PolicyGradient(seed, strategy_settings(PpoSettings, settings, "akd-ppo", shares=("baseline_decay",)), budget)
 
 
 def reinforce(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """The same controller taught by REINFORCE; `ReinforceSettings`."""
-    return PolicyGradient(seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce"), budget)
+    return PolicyGradient(
+        seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce", shares=("baseline_decay",)), budget
+    )
