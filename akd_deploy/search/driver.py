@@ -28,6 +28,7 @@ from akd_deploy.search.strategies import (
     nni_space,
     nothing_within_budget,
     require_nni,
+    settings_for,
 )
 from akd_deploy.search.trainings import Ended, InProcess, ScoreFunction, Trainings
 from akd_deploy.search.trial import FINISHED, Score, Trial
@@ -155,7 +156,8 @@ class _Search:
         budget = LatencyBudget(settings.budget_s, self._upper_s) if settings.constraint == "upper" else None
         if isinstance(strategy, str):
             self.name = strategy
-            self.strategy = load_strategy(strategy, settings.seed, settings.strategy_settings, budget)
+            own = settings_for(strategy, settings.trials, settings.strategy_settings)
+            self.strategy = load_strategy(strategy, settings.seed, own, budget)
         else:
             require_nni()
             self.name = getattr(strategy, "__qualname__", type(strategy).__qualname__)

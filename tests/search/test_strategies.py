@@ -174,3 +174,48 @@ def test_importing_the_room_loads_neither_nni_nor_torch():
 
 def _upper_s(candidates):
     return np.asarray(predict([SPACE.architecture(candidate) for candidate in candidates])[1])
+
+
+def test_strategies_begin_to_learn_within_a_quarter_of_a_small_search() -> None:
+    from akd_deploy.search.strategies import BEGINS_TO_LEARN, settings_for
+    from akd_deploy.search.strategies.constrained_evolution import ConstrainedEvolutionSettings
+    from akd_deploy.search.strategies.nni_tuners import EvolutionSettings, TpeSettings
+    from akd_deploy.search.strategies.policy_gradient import PpoSettings, ReinforceSettings
+
+    classes = {
+        "akd-ppo": PpoSettings, "akd-reinforce": ReinforceSettings, "evolution": EvolutionSettings, "tpe": TpeSettings,
+        "constrained_evolution": ConstrainedEvolutionSettings,
+    }  # fmt: skip
+    assert BEGINS_TO_LEARN.keys() == STRATEGIES.keys() - {"random"} == classes.keys()
+    for name, (setting, default) in BEGINS_TO_LEARN.items():
+        assert getattr(classes[name](), setting) == default
+        assert settings_for(name, 1_000, {}) == {setting: default}
+        assert settings_for(name, 16, {}) == {setting: 4}
+        assert settings_for(name, 3, {}) == {setting: 2}
+        assert settings_for(name, 16, {setting: 12}) == {setting: 12}
+    assert settings_for("random", 16, {}) == {}
+
+
+def test_a_search_of_sixteen_trials_breeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the population of a large search all of its candidates would be random ones."""
+    from akd_deploy.search import SearchSettings, search
+    from akd_deploy.search.strategies import constrained_evolution
+    from akd_deploy.search.trial import Score
+
+    bred: list[object] = []
+    child = constrained_evolution.ConstrainedEvolution._child
+
+    def watched(self: object) -> object:
+        bred.append(child(self))  # type: ignore[arg-type]
+        return bred[-1]
+
+    monkeypatch.setattr(constrained_evolution.ConstrainedEvolution, "_child", watched)
+    found = search(
+        SPACE,
+        "constrained_evolution",
+        lambda architectures: (np.full(len(architectures), 1e-4), np.full(len(architectures), 1e-4)),
+        lambda architecture, seed: Score(0.5),
+        SearchSettings(trials=16, budget_s=1e-3),
+    )
+    assert sum(trial.state == "done" for trial in found.trials) == 16
+    assert len(bred) == len(found.trials) - 4

@@ -28,6 +28,7 @@ __all__ = [
     "nni_space",
     "nothing_within_budget",
     "require_nni",
+    "settings_for",
 ]
 
 
@@ -79,6 +80,27 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
     "tpe": _tpe,
 }
 """Strategy name → factory. A factory imports what its strategy needs when it is called."""
+
+
+BEGINS_TO_LEARN: Mapping[str, tuple[str, int]] = {
+    "akd-ppo": ("batch", 8),
+    "akd-reinforce": ("batch", 8),
+    "constrained_evolution": ("population", 16),
+    "evolution": ("population_size", 16),
+    "tpe": ("n_startup_jobs", 10),
+}
+"""Strategy → the setting that says after how many trials it draws no longer at random, and its default."""
+LEARNING = 4
+"""Of a search's trials one in so many may be over before that."""
+
+
+def settings_for(name: str, trials: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a strategy for a search of so many trials: a small one would end before the strategy has learnt
+    anything, were it to begin as late as in a large one. What is in `settings` stays."""
+    if name not in BEGINS_TO_LEARN:
+        return dict(settings)
+    setting, default = BEGINS_TO_LEARN[name]
+    return {setting: max(2, min(default, trials // LEARNING)), **settings}
 
 
 def load_strategy(
