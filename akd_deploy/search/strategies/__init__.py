@@ -83,15 +83,14 @@ STRATEGIES: Mapping[str, StrategyFactory] = {
 
 
 BEGINS_TO_LEARN: Mapping[str, tuple[str, int]] = {
-    "akd-ppo": ("batch", 8),
     "akd-reinforce": ("batch", 8),
     "constrained_evolution": ("population", 16),
-    "evolution": ("population_size", 16),
     "tpe": ("n_startup_jobs", 10),
 }
-"""Strategy → the setting that says after how many trials it draws no longer at random, and its default."""
-LEARNING = 4
-"""Of a search's trials one in so many may be over before that."""
+"""Strategy → the setting that says after how many trials it draws no longer at random, and its default. PPO and NNI's
+evolution are not among them: begun on four trials they soon propose nothing but what they know."""
+LEARNING, FEWEST = 4, 4
+"""Of a search's trials one in so many may be over before that; so many may in any case, as of two little is learnt."""
 
 
 def settings_for(name: str, trials: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def settings_for(name: str, trials: int, settings: Mapping[str, Any]) -> dict[st
     if name not in BEGINS_TO_LEARN:
         return dict(settings)
     setting, default = BEGINS_TO_LEARN[name]
-    return {setting: max(2, min(default, trials // LEARNING)), **settings}
+    return {setting: max(FEWEST, min(default, trials // LEARNING)), **settings}
 
 
 def load_strategy(
