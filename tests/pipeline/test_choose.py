@@ -108,7 +108,7 @@ def test_a_strategy_searches_with_its_own_settings_and_goes_on_with_no_others(dr
     monkeypatch.setattr(choose, "in_experiment", lambda run, strategy: score)
     with Journal() as journal:
         searched(3)
-        assert asked == [("evolution", {"population_size": 3}), ("tpe", {})]
+        assert asked == [("evolution", {"population_size": 3}), ("tpe", {"n_startup_jobs": 4})]
         with pytest.raises(MismatchError, match=r"strategy_settings\.population_size: 3 → 5"):
             searched(5)
 

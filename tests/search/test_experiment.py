@@ -80,15 +80,15 @@ def test_forty_results_of_four_at_a_time_each_under_the_candidate_they_are_about
     with open_journal(tmp_path / "journal.sqlite", {}) as journal:
         result = search(SPACE, "constrained_evolution", predict, trainings, settings, journal)
     assert result.counts["done"] == 40
+    trained = [trial for trial in result.trials if trial.state == "done"]
     mispaired = [
         trial
-        for trial in result.trials
+        for trial in trained
         if trial.metrics["text"] != trial.architecture.text
         or trial.accuracy != accuracy(trial.architecture)
         or trial.metrics["seed"] != trial.seed
     ]
     assert mispaired == []
-    trained = [trial for trial in result.trials if trial.state == "done"]
     assert sum(b.started < a.finished for a, b in zip(trained, trained[3:], strict=False)) > 10  # four at a time
     assert seen["portal"] == 200
     assert seen["listening"] == {"127.0.0.1"}
