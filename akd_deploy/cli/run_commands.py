@@ -353,10 +353,15 @@ def report(
     def show(console: Console) -> None:
         console.print(f"{'would write' if dry_run else 'wrote'} {output}")
         if "preferences" in data:
-            found = data["preferences"]
+            found, common = data["preferences"], data["preferences"]["in_common"]
+            told = (
+                "too few to tell whether that is chance"
+                if common["p"] is None
+                else f"among these by {common['distance']:.3f}, by chance {common['null']:.3f}, p {common['p']:.3f}"
+            )
             console.print(
                 f"the better students' choices differ by {found['distance']:.3f} (Jensen–Shannon, mean over choices); "
-                f"sets mixed at random by {found['null']:.3f}, p {found['p']:.3f}"
+                f"{common['students']} students were trained by both, {told}"
             )
 
     emit(Outcome(data, show), as_json)

@@ -37,9 +37,20 @@ def preferences_figure(summary: Fields) -> Figure | None:
         alt="Bars of options by how often the better students of two runs chose them; the choice in which they differ "
         f"most is {most}.",
         caption=f"The better students: {first} and {second}. The mean Jensen–Shannon distance over choices is "
-        f"{rounded(preferences['distance'])}; between sets mixed at random {rounded(preferences['null'])} "
-        f"(p {rounded(preferences['p'])}, which takes students for independent draws; a search's are not quite). "
-        f"Most in {most}, {rounded(by_choice[most])}.",
+        f"{rounded(preferences['distance'])}, most in {most}, {rounded(by_choice[most])}. "
+        + _told(preferences["in_common"]),
         height_px=360,
         spec=spec_of(figure),
+    )
+
+
+def _told(common: Fields) -> str:
+    """Whether the students that both runs trained say that the runs prefer others."""
+    students = count(common["students"])
+    if common["p"] is None:
+        return f"The runs trained {students} students in common, too few to tell whether that is chance."
+    return (
+        f"Of the {students} students that both runs trained, those that are better by the one run and by the other are "
+        f"{rounded(common['distance'])} apart, and {rounded(common['null'])} where scores change sides at random "
+        f"(p {rounded(common['p'])})."
     )

@@ -44,7 +44,6 @@ def test_only_the_best_quarter_counts_and_its_choices_are_pooled_by_kind() -> No
     assert found["kinds"]["width"] == {"options": ["0.5", "1.0"], "shares": [[0, 1], [0, 1]]}
     assert found["by_choice"] == {"b0.op": 1.0, "b1.op": 1.0, "b0.width": 0.0}
     assert found["distance"] == pytest.approx(2 / 3)
-    assert found["p"] < 0.05
 
 
 def test_a_network_counts_once_and_runs_alike_do_not_differ() -> None:
@@ -53,7 +52,49 @@ def test_a_network_counts_once_and_runs_alike_do_not_differ() -> None:
     first["search"]["trials"] += first["search"]["trials"][:5]
     found = compare_preferences(first, run("ce", rows))
     assert found["distance"] == 0.0
-    assert found["p"] == 1.0
+    assert found["in_common"] == {"students": 40, "distance": 0.0, "null": 0.0, "p": 1.0}
+
+
+def scored(name: str, rows: list[list[int]], rewards: Any, *, first: int = 0) -> dict[str, Any]:
+    """Students by number from `first` on, with these rewards."""
+    summary = run(name, rows)
+    for i, trial in enumerate(summary["search"]["trials"][:-1]):
+        trial |= {"network": f"{first + i}", "reward": float(rewards[i])}
+    return summary
+
+
+def test_the_students_that_both_runs_trained_tell_whether_a_difference_is_chance() -> None:
+    rng, rows = np.random.default_rng(3), random_rows(3, 40)
+    truth = rng.normal(size=40)
+    one, alike = (scored(name, rows, truth + 0.5 * rng.normal(size=40)) for name in ("kd", "other seed"))
+    depthwise = np.array(rows)[:, 1] == 1
+    other = scored("ce", rows, 20 + 3 * (truth + 0.5 * rng.normal(size=40) + 2.2 * depthwise))
+    assert compare_preferences(one, alike)["in_common"]["p"] > 0.05
+    found = compare_preferences(one, other)
+    assert found["in_common"]["students"] == 40
+    assert found["in_common"]["p"] < 0.02
+    assert found["in_common"]["distance"] > found["in_common"]["null"]
+
+
+def test_students_of_one_run_alone_do_not_tell_what_is_preferred() -> None:
+    """Descendants of one candidate each, as two searches' are, whatever they prefer: only seven are of both."""
+    shared = random_rows(4, 7)
+    runs = [
+        scored("kd", shared + [[0, 0, 0]] * 20, range(27)),
+        scored("ce", shared + [[1, 2, 1]] * 20, range(27)),
+    ]
+    for i, trial in enumerate(runs[1]["search"]["trials"][7:-1]):
+        trial["network"] = f"of its own {i}"
+    found = compare_preferences(*runs)
+    assert found["distance"] == 1.0
+    assert found["in_common"] == {"students": 7, "distance": None, "null": None, "p": None}
+
+
+def test_another_encoding_of_the_same_network_is_no_preference() -> None:
+    rows = random_rows(5, 40)
+    encoded = [[a, b, 1 - c] for a, b, c in rows]
+    found = compare_preferences(run("kd", rows), run("ce", encoded))
+    assert found["in_common"]["distance"] == 0.0
 
 
 def test_runs_of_other_spaces_without_a_search_or_with_few_students_are_refused() -> None:
@@ -67,7 +108,8 @@ def test_runs_of_other_spaces_without_a_search_or_with_few_students_are_refused(
 
 
 def test_both_runs_are_drawn_side_by_side() -> None:
-    found = compare_preferences(run("kd", [[0, 0, 1]] * 8), run("ce", [[1, 2, 1]] * 8))
+    one, other = run("kd", [[0, 0, 1]] * 8), scored("ce", [[1, 2, 1]] * 8, range(8), first=100)
+    found = compare_preferences(one, other)
     figure = preferences_figure({"preferences": found})
     assert figure is not None
     first, second = figure.spec["data"]
@@ -76,4 +118,10 @@ def test_both_runs_are_drawn_side_by_side() -> None:
     assert second["y"] == [0.0, 50.0, 50.0, 0.0, 100.0]
     assert "differ most is b0.op" in figure.alt
     assert "4 of runs/kd (by kd) and 4 of runs/ce (by ce)" in figure.caption
+    assert "The runs trained 0 students in common, too few to tell" in figure.caption
+    rows = random_rows(0, 40)
+    figure = preferences_figure({"preferences": compare_preferences(run("kd", rows), run("ce", rows))})
+    assert figure is not None
+    assert "Of the 40 students that both runs trained" in figure.caption
+    assert "at random (p 1.00)." in figure.caption
     assert preferences_figure({}) is None
