@@ -233,10 +233,14 @@ def fixed_processes(pathways: Sequence[Pathway], total: float) -> dict[str, Proc
 
 
 def controls_of(process: Process, rng: np.random.Generator) -> dict[str, Process]:
-    """What tells a process's course in time, and its choice of pathways, from their sum."""
+    """What tells a process's course in time, and its choice of pathways, from their sum, which all of them keep.
+
+    Raises:
+        MismatchError: the process ends with weights that are all 0.
+    """
     return {
         "time mean": process.time_mean(),
-        "final": process.final(),
+        "final": process.final().scaled_to(float(process.weights.sum(axis=1).mean())),
         "reversed": process.reversed(),
         "shuffled": process.shuffled(rng),
     }

@@ -24,6 +24,7 @@ from akd_deploy.errors import TrainingError
 from akd_deploy.models.student import student_from_architecture
 from akd_deploy.recipes.distpro import (
     PathwaySettings,
+    controls_of,
     distill_by_process,
     distill_by_review,
     distill_by_what_and_where,
@@ -54,6 +55,9 @@ FINAL, SEARCH, CHOOSING = 1_000, 2_000, 3_000
 weights are tuned on begin at `TUNING`."""
 TOTALS = (0.5, 1.0, 2.0, 4.0)
 """Sums of weights that every fixed process is tried with on the tuning split."""
+CONTROLS = ("final", "reversed")
+"""Of `controls_of`, with the learned process's sum of weights; the time mean has one of its own, and of shuffles every
+seed another."""
 NORMALISATION = "biased-softmax"
 """Of searches: weights add up to 1 at most, as in the paper's. What they add up to in a training is tuned, as it is for
 every fixed process: what a search's sum grows to says how far one step should have gone, not how much is good."""
@@ -356,23 +360,25 @@ def _print_schedules(
     searched = {"learned": process, **more, "time mean": process.time_mean()}
     fixed, weights = _tuned(study, student, searched)
     process = fixed["learned"]
-    total = float(process.weights.sum(axis=1).mean())
-    controls = {"final": process.final().scaled_to(total), "reversed": process.reversed()}
     found: dict[str, Any] = {}
     for share in scale.shares:
         seeds = study.seeds(share)
         rngs = [np.random.default_rng([5, seed]) for seed in seeds]
+        controls = [controls_of(process, rng) for rng in rngs]
         arms = {
             **{name: study.by_method(name.lower(), student, share, seeds) for name in ("CE", "KD", "DKD", "DIST")},
             **{name: study.weighted(key, weights[name], student, share, seeds) for name, (key, _) in WEIGHTED.items()},
-            **{name: study.by_process(one, student, share, seeds, name) for name, one in {**fixed, **controls}.items()},
+            **{
+                name: study.by_process(one, student, share, seeds, name)
+                for name, one in {**fixed, **{name: controls[0][name] for name in CONTROLS}}.items()
+            },
             # Of each seed another one: a single shuffle would be one pathway's story.
-            "shuffled": study.by_process([process.shuffled(rng) for rng in rngs], student, share, seeds, "shuffled"),
+            "shuffled": study.by_process([each["shuffled"] for each in controls], student, share, seeds, "shuffled"),
             "random": study.by_process([process.at_random(rng) for rng in rngs], student, share, seeds, "random"),
         }
         section(f"Schedule × {share:g} ({study.training(share)['steps']} steps, {len(seeds)} seeds)")
         found[f"{share}"] = _print_against_learned(arms)
-    _print_steps_to_target(study, found, ["learned", *more, "time mean", *controls])
+    _print_steps_to_target(study, found, ["learned", *more, "time mean", *CONTROLS])
     return found, fixed
 
 

@@ -99,7 +99,7 @@ def test_controls_keep_the_sum_of_weights() -> None:
     process = Process(rng.random((5, 3)), ("a", "b", "c"))
     controls = controls_of(process, rng)
     assert set(controls) == {"time mean", "final", "reversed", "shuffled"}
-    for name in ("time mean", "reversed", "shuffled"):
+    for name in controls:
         assert controls[name].weights.sum(1).mean() == pytest.approx(process.weights.sum(1).mean())
 
 

@@ -204,8 +204,8 @@ def test_a_search_of_sixteen_trials_breeds(monkeypatch: pytest.MonkeyPatch) -> N
     bred: list[object] = []
     child = constrained_evolution.ConstrainedEvolution._child
 
-    def watched(self: object) -> object:
-        bred.append(child(self))  # type: ignore[arg-type]
+    def watched(self: constrained_evolution.ConstrainedEvolution) -> object:
+        bred.append(child(self))
         return bred[-1]
 
     monkeypatch.setattr(constrained_evolution.ConstrainedEvolution, "_child", watched)
