@@ -160,7 +160,7 @@ def shrink(
 
     configuration, directory = _prepared(config, output, seed)
     if dry_run:
-        check_configuration(configuration)
+        check_configuration(configuration, of_space=False)
         emit(_would_do(configuration, directory, list(stages(configuration))), as_json)
         return
     _one_thread()

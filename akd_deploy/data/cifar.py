@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +38,22 @@ class CifarSettings:
     std: tuple[float, float, float] = (0.2470, 0.2435, 0.2616)
     published_size: bool = True
     seed: int = 0
+
+    input_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class Cifar10Settings(CifarSettings):
+    """Of CIFAR-10."""
+
+    classes: ClassVar[int] = 10
+
+
+@dataclass(frozen=True)
+class Cifar100Settings(CifarSettings):
+    """Of CIFAR-100."""
+
+    classes: ClassVar[int] = 100
 
 
 @dataclass(frozen=True)

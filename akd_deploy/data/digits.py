@@ -50,6 +50,14 @@ class DigitsSettings:
                 next="Raise the one that is too low.",
             )
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (1, SIDE, SIDE)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
 
 def load_digits(settings: DigitsSettings) -> Dataset:
     """The bed; one seed gives one bed.

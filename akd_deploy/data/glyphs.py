@@ -96,6 +96,10 @@ class GlyphsSettings:
             raise UsageError(asked="a bed of glyphs", found="a single class", next="Raise shapes, textures or others.")
 
     @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (3, self.side, self.side)
+
+    @property
     def classes(self) -> int:
         return self.shapes * self.textures * self.orientations * self.colours
 

@@ -57,6 +57,14 @@ class ImageFolderSettings:
                 next="Hold out a part of train/, such as 0.1, for each.",
             )
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (3, self.resolution, self.resolution)
+
+    @property
+    def classes(self) -> None:
+        """The folders in `root` tell."""
+
 
 def _listed(folder: Path) -> dict[str, list[Path]]:
     """Class name → its image files, both sorted.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from akd_deploy.configuration import RunConfiguration, SearchTable
-from akd_deploy.data import DATASETS
+from akd_deploy.configuration import RunConfiguration, SearchTable, TeacherTable
+from akd_deploy.data import known_shape
 from akd_deploy.distill.methods import PROCESS, method_for
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.distill.teachers import TEACHER_SETTINGS
 from akd_deploy.engines import load_engine
 from akd_deploy.errors import MissingFileError, UnknownNameError, UsageError
 from akd_deploy.pipeline.by_process import check_process
-from akd_deploy.pipeline.training import settings_from
+from akd_deploy.pipeline.training import require_fit, settings_from
 from akd_deploy.recipes.better_students import GateSearchSettings
 from akd_deploy.recipes.oracle_kd import backbone_of
 from akd_deploy.search import reward_shape
@@ -23,14 +23,19 @@ from akd_deploy.target import load_target
 from akd_deploy.units import parse_latency_budget
 
 
-def check_configuration(configuration: RunConfiguration) -> None:
+def check_configuration(configuration: RunConfiguration, *, of_space: bool = True) -> None:
     """Look up every name, and try every value that needs neither the data nor the device.
 
-    A run's folder keeps the configuration it was begun with: a misspelling is better found before there is one.
+    A run's folder keeps the configuration it was begun with: a misspelling is better found before there is one. Left to
+    the data are the classes of an image folder, and whether every class has images enough.
+
+    Args:
+        of_space: whether students are of the `[space]`, which then has to fit the data.
 
     Raises:
         UnknownNameError: a target, engine, space, strategy, reward, dataset, method or setting that nobody knows.
         UsageError: a value that makes no sense where it is used, as a `backbone` in a space without one.
+        MismatchError: the dataset's images or classes are not the space's.
         MissingFileError: the teacher's file is not there.
         MissingRuntimeError: the target cannot run here, so no student could be measured on it, or NNI is missing.
     """
@@ -39,9 +44,11 @@ def check_configuration(configuration: RunConfiguration) -> None:
     for name in configuration.export.targets:
         load_engine(load_target(name))
     parse_latency_budget(configuration.budget, teacher_s=1.0)
-    if configuration.data.name not in DATASETS:
-        raise UnknownNameError("dataset", configuration.data.name, DATASETS)
+    shape, classes = known_shape(configuration.data.name, configuration.data.settings)
     space = load_space(configuration.space.name, configuration.space.settings)
+    if of_space:
+        require_fit(space, configuration.data.name, shape, classes)
+    _check_members(configuration.teacher, classes)
     if configuration.search.shared.backbone is not None:
         backbone_of(space)
         settings_from(configuration.search.shared.backbone, TrainingSettings())
@@ -65,6 +72,15 @@ def check_configuration(configuration: RunConfiguration) -> None:
     for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)
     _check_strategies(configuration.search, configuration.seed)
+
+
+def _check_members(table: TeacherTable, classes: int | None) -> None:
+    if table.skew == 1 and classes is not None and table.members > classes:
+        raise UsageError(
+            asked=f"{table.members} members that learn from classes of their own alone (skew = 1)",
+            found=f"{classes} classes: {table.members - classes} would learn from no image",
+            next="Lower skew, or give no more members than classes.",
+        )
 
 
 def _check_strategies(table: SearchTable, seed: int) -> None:

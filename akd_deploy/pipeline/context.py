@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ Progress = Callable[[str, int, int], None]
 @dataclass
 class Run:
     """A run in progress: its configuration, its directory, and what its stages left there."""
+
+    of_space: ClassVar[bool] = True
+    """Whether its students are of the `[space]`."""
 
     configuration: RunConfiguration
     directory: Path

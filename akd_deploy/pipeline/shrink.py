@@ -78,6 +78,8 @@ def arms_of(method: str) -> dict[str, str]:
 class ShrinkRun(Run):
     """A run without a search space: students are parts of the teacher."""
 
+    of_space = False
+
     @cached_property
     def bed(self) -> Bed:
         return load_bed(

@@ -28,7 +28,7 @@ def do_stages(
     chosen: Mapping[str, Stage],
 ) -> tuple[R, dict[str, Any]]:
     """Do the stages that the journal does not hold yet, in a run of that kind."""
-    check_configuration(configuration)
+    check_configuration(configuration, of_space=kind.of_space)
     check_jobs(configuration, jobs)
     make_folder(directory)
     results: dict[str, Any] = {}

@@ -175,6 +175,21 @@ def _trained_teacher(
     return teacher_from_module(load_convnet(path), dataset.input_shape, dataset.classes, "trained on the run's data")
 
 
+def require_fit(space: SearchSpace, dataset: str, shape: tuple[int, int, int], classes: int | None) -> None:
+    """Whether students of a space take a dataset's images and tell its classes apart; None is not known yet.
+
+    Raises:
+        MismatchError: they do not.
+    """
+    for what, data, wanted in (("images", shape, space.input_shape), ("classes", classes, space.classes)):
+        if data is not None and data != wanted:
+            raise MismatchError(
+                asked=f"a search space for {what} {data} of dataset {dataset}",
+                found=f"space {space.name} with {what} {wanted}",
+                next="Set resolution, in_channels and classes in [space.settings] to the data's.",
+            )
+
+
 def load_bed(
     configuration: RunConfiguration,
     space: SearchSpace | None,
@@ -190,16 +205,8 @@ def load_bed(
         MismatchError: the data's images or classes are not the search space's or the teacher's.
     """
     dataset = load_dataset(configuration.data.name, configuration.data.settings)
-    wants = () if space is None else (("images", space.input_shape), ("classes", space.classes))
-    for what, wanted in wants:
-        data = dataset.input_shape if what == "images" else dataset.classes
-        if data != wanted:
-            assert space is not None
-            raise MismatchError(
-                asked=f"a search space for {what} {data} of dataset {dataset.name}",
-                found=f"space {space.name} with {what} {wanted}",
-                next="Set resolution, in_channels and classes in [space.settings] to the data's.",
-            )
+    if space is not None:
+        require_fit(space, dataset.name, dataset.input_shape, dataset.classes)
     teachers = load_teachers(configuration, dataset, folder, on_step)
     views = ViewBank(dataset.train, dataset.views, configuration.seed)
     return Bed(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from akd_deploy.architecture import Architecture
+from akd_deploy.errors import UsageError
 from akd_deploy.search_space.base import Layer, SearchSpace, Segment, Value
 from akd_deploy.search_space.mobile import ACTIVATIONS, rounded_channels
 from akd_deploy.search_space.mobile import OPERATORS as BACKBONES
@@ -101,6 +102,12 @@ class AugmentedSpace(SearchSpace):
         Raises:
             UsageError: identity is not among the operators.
         """
+        if IDENTITY not in self.settings["operators"]:
+            raise UsageError(
+                asked=f"the backbone of space {self.name}, to which nothing is added",
+                found=f"operators {', '.join(self.settings['operators'])}, and no {IDENTITY} among them",
+                next=f'Add "{IDENTITY}" to operators, or do without the backbone alone.',
+            )
         return self.architecture(
             {name: (IDENTITY if name.endswith(".op") else options[0]) for name, options in self.choices.items()}
         )

@@ -53,6 +53,11 @@ def _toml(folder, text, name="bad.toml"):
         ("[space.settings]\nwidth = [8]\n", ["'width'", "widths"]),
         ('[search.training]\noptimiser = "adm"\n', ["'adm'", "adamw"]),
         ('[teacher]\nsource = "onnx"\nonnx = "gone.onnx"\n', ["gone.onnx", "no such file"]),
+        ("[teacher]\nmembers = 20\nskew = 1.0\n", ["20 members", "10 classes", "Lower skew"]),
+        ('[data]\nname = "glyphs"\n', ["images (3, 32, 32) of dataset glyphs", "(1, 12, 12)", "in_channels"]),
+        ("[data.settings]\nlabeled = 5\n", ["'labeled'", "labelled"]),
+        ("[search.settings.tpe]\ngamma = 0.5\n", ["strategy tpe", "constrained_evolution", "strategies"]),
+        ("[search.settings.constrained_evolution]\npopulatoin = 5\n", ["'populatoin'", "population"]),
     ],
     ids=lambda value: value.splitlines()[-1] if isinstance(value, str) else "",
 )  # fmt: skip
@@ -111,6 +116,12 @@ def test_a_wrong_target_is_refused_with_its_key_and_the_known_ones(tmp_path, tex
     assert answer.code == 2
     for words in named:
         assert words in _said(answer.error)
+
+
+def test_a_teacher_that_is_shrunk_needs_no_space_that_fits_its_data(tmp_path):
+    config = _toml(tmp_path, '[data]\nname = "glyphs"\n')
+    assert call(tmp_path, "shrink", "--config", config, "--dry-run", "--json").code == 0
+    assert call(tmp_path, "run", "--config", config, "--dry-run", "--json").code == 2
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from akd_deploy.data import load_dataset
+from akd_deploy.data import known_shape, load_dataset
 from akd_deploy.errors import CorruptFileError, MissingFileError, UsageError
 
 SMALL = {"published_size": False, "reward_images": 10, "tuning_images": 10}
@@ -146,3 +146,10 @@ def test_a_wrong_root_and_a_missing_root_are_told_apart_from_nothing(tmp_path: P
 def test_holding_out_everything_is_refused(cifar10: Path) -> None:
     with pytest.raises(UsageError, match="100 training images"):
         load_dataset("cifar10", {"root": str(cifar10), "published_size": False})
+
+
+def test_what_is_known_without_the_files_is_what_they_hold(cifar10: Path, cifar100: Path) -> None:
+    for name, root, held_out in (("cifar10", cifar10, 10), ("cifar100", cifar100, 50)):
+        sizes = {"published_size": False, "reward_images": held_out, "tuning_images": held_out}
+        dataset = load_dataset(name, {"root": str(root), **sizes})
+        assert known_shape(name, {"root": "nowhere"}) == (dataset.input_shape, dataset.classes)

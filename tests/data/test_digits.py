@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from akd_deploy.data import Dataset, load_dataset
+from akd_deploy.data import Dataset, known_shape, load_dataset
 from akd_deploy.errors import UnknownNameError, UsageError
 
 
@@ -18,6 +18,7 @@ def digits() -> Dataset:
 def test_images_are_padded_scaled_and_labelled(digits: Dataset) -> None:
     assert digits.input_shape == (1, 12, 12)
     assert digits.classes == 10
+    assert known_shape("digits") == (digits.input_shape, digits.classes)
     assert digits.class_names == tuple("0123456789")
     images = digits.train.images
     assert images.dtype == np.float32

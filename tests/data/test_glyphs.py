@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from akd_deploy.data import Dataset, glyphs, load_dataset
+from akd_deploy.data import Dataset, glyphs, known_shape, load_dataset
 from akd_deploy.data.glyphs import GlyphsSettings, draw_glyphs
 from akd_deploy.errors import UnknownNameError, UsageError
 
@@ -26,6 +26,8 @@ def test_images_are_normalised_coloured_and_evenly_labelled() -> None:
     dataset = bed()
     assert dataset.input_shape == (3, 32, 32)
     assert dataset.classes == len(set(dataset.class_names)) == 24
+    assert known_shape("glyphs", SMALL) == (dataset.input_shape, dataset.classes)
+    assert known_shape("glyphs", {"side": 20, "colours": 4}) == ((3, 20, 20), 48)
     assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 48, "teacher_train": 96, "reward_val": 48, "tuning_val": 48, "test": 72,
     }  # fmt: skip

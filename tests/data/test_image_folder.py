@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from akd_deploy.data import load_dataset
+from akd_deploy.data import known_shape, load_dataset
 from akd_deploy.data.image_folder import read_image
 from akd_deploy.errors import CorruptFileError, MismatchError, MissingFileError, UsageError
 
@@ -33,6 +33,7 @@ def test_classes_are_the_folders_and_images_the_files(root: Path) -> None:
     dataset = load_dataset("image_folder", {"root": str(root), **SETTINGS})
     assert dataset.class_names == ("blue", "red")
     assert dataset.input_shape == (3, 8, 8)
+    assert known_shape("image_folder", {"root": "nowhere", **SETTINGS}) == (dataset.input_shape, None)
     for split in dataset.splits.values():
         dominant = np.where(split.images.mean(axis=(2, 3)).argmax(axis=1) == 2, 0, 1)
         assert np.array_equal(dominant, split.labels)
