@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from torch import fx, nn
 
-from akd_deploy.models.channel_graph import Branch, ChannelGraph, shape_of
+from akd_deploy.models.channel_graph import Branch, ChannelGraph
+from akd_deploy.models.traced_network import shape_of
 
 Kept = Callable[[np.ndarray], np.ndarray]
 """(n,) labels → (n,) booleans."""

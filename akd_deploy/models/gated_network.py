@@ -18,16 +18,8 @@ from torch import Tensor, fx, nn
 
 from akd_deploy.errors import MismatchError, UsageError
 from akd_deploy.models.channel_costs import live_nodes, multiply_accumulates, parameter_count
-from akd_deploy.models.channel_graph import (
-    SAME,
-    Branch,
-    ChannelGraph,
-    evaluating,
-    most_different,
-    residual_branches,
-    tensor_of,
-    trace_channels,
-)
+from akd_deploy.models.channel_graph import Branch, ChannelGraph, residual_branches, trace_channels
+from akd_deploy.models.traced_network import SAME, evaluating, most_different, tensor_of
 
 
 @dataclass(frozen=True)
