@@ -26,6 +26,8 @@ def searching(*strategies: str, **settings: dict[str, Any]) -> dict[str, Any]:
 def test_strategies_may_have_settings_of_their_own() -> None:
     check(search=searching("akd-ppo", "tpe", **{"akd-ppo": {"entropy": 0.02, "batch": 4}}))
     check(search=searching("random", random={}))
+    check(search=searching("akd-ppo", **{"akd-ppo": {"entropy": 0, "baseline_decay": 0.0}}))
+    check(search=searching("constrained_evolution", constrained_evolution={"crossover": 0.0}))
 
 
 def test_settings_of_what_does_not_search_are_refused_with_what_is_possible() -> None:
@@ -37,6 +39,10 @@ def test_settings_of_what_does_not_search_are_refused_with_what_is_possible() ->
         check(search=searching("akd-ppo", **{"akd-ppo": {"epoch": 2}}))
     with pytest.raises(UsageError, match="setting clip of strategy akd-ppo as a positive float"):
         check(search=searching("akd-ppo", **{"akd-ppo": {"clip": -0.2}}))
+    with pytest.raises(UsageError, match="setting entropy of strategy akd-ppo as a number of at least 0"):
+        check(search=searching("akd-ppo", **{"akd-ppo": {"entropy": -0.1}}))
+    with pytest.raises(UsageError, match="baseline_decay of strategy akd-ppo as a share from 0 to 1"):
+        check(search=searching("akd-ppo", **{"akd-ppo": {"baseline_decay": 1.1}}))
 
 
 def test_a_member_of_an_ensemble_that_would_learn_from_nothing_is_refused() -> None:

@@ -88,13 +88,17 @@ Settings = TypeVar("Settings")
 
 
 def strategy_settings(
-    kind: type[Settings], given: Mapping[str, Any], strategy: str, shares: Sequence[str] = ()
+    kind: type[Settings],
+    given: Mapping[str, Any],
+    strategy: str,
+    shares: Sequence[str] = (),
+    weights: Sequence[str] = (),
 ) -> Settings:
-    """A strategy's settings from the keys of a file; those of `shares` are at most 1.
+    """A strategy's settings from the keys of a file: `shares` are from 0 to 1, `weights` 0 or more, others above 0.
 
     Raises:
         UnknownNameError: a key that the strategy does not have.
-        UsageError: a value of another type than its default's, or one that is not positive, not finite, or above 1.
+        UsageError: a value of another type than its default's, or one that is not finite or outside its range.
     """
     known = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key, value in given.items():
@@ -102,11 +106,15 @@ def strategy_settings(
             raise UnknownNameError("setting", key, known, where=f"strategy {strategy}")
         wanted = (int, float) if isinstance(known[key], float) else int
         is_number = isinstance(value, wanted) and not isinstance(value, bool)
-        most = 1 if key in shares else math.inf
-        if not (is_number and value < math.inf and value <= most and (value > 0 or known[key] == 0)):
+        if key in shares:
+            asked, fits = "a share from 0 to 1", is_number and 0 <= value <= 1
+        elif key in weights:
+            asked, fits = "a number of at least 0", is_number and 0 <= value < math.inf
+        else:
+            asked, fits = f"a positive {type(known[key]).__name__}", is_number and 0 < value < math.inf
+        if not fits:
             raise UsageError(
-                asked=f"setting {key} of strategy {strategy} as a positive {type(known[key]).__name__}"
-                + (" of at most 1" if key in shares else ""),
+                asked=f"setting {key} of strategy {strategy} as {asked}",
                 found=repr(value),
                 next=f"The default is {known[key]}.",
             )

@@ -204,11 +204,13 @@ class PolicyGradient(Tuner):
 
 def ppo(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """AKD's controller taught by PPO; `PpoSettings`."""
-    return PolicyGradient(seed, strategy_settings(PpoSettings, settings, "akd-ppo", shares=("baseline_decay",)), budget)
+    own = strategy_settings(PpoSettings, settings, "akd-ppo", shares=("baseline_decay",), weights=("entropy",))
+    return PolicyGradient(seed, own, budget)
 
 
 def reinforce(seed: int, settings: Mapping[str, Any], budget: LatencyBudget | None) -> Strategy:
     """The same controller taught by REINFORCE; `ReinforceSettings`."""
+    shares, weights = ("baseline_decay", "skip_target"), ("entropy", "skip_weight")
     return PolicyGradient(
-        seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce", shares=("baseline_decay",)), budget
+        seed, strategy_settings(ReinforceSettings, settings, "akd-reinforce", shares, weights), budget
     )
