@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -133,6 +134,14 @@ def _one_thread() -> None:
 
 
 def _kindly() -> None:
-    """A process that only trains gives way to others."""
+    """A process that only trains gives way to others, and ends with the study, however that ends."""
     _one_thread()
     os.nice(5)
+    threading.Thread(target=_end_with_study, daemon=True).start()
+
+
+def _end_with_study() -> None:
+    study = multiprocessing.parent_process()
+    assert study is not None
+    study.join()
+    os._exit(1)

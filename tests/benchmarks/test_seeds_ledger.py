@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from benchmarks.seed_systems import ledger
@@ -117,3 +123,44 @@ def test_a_ledger_counts_what_its_jobs_computed(tmp_path: Path, monkeypatch: pyt
     assert later.seconds == 0, "nothing has been asked for"
     later.results(lambda job: {}, [{"x": 2}, {"x": 2}], "squares")
     assert later.seconds == 1.5
+
+
+def endless(job) -> dict[str, Any]:
+    """Says which process is at it."""
+    (Path(job["place"]) / str(os.getpid())).touch()
+    while True:
+        time.sleep(0.1)
+
+
+STUDY = """
+import sys
+from pathlib import Path
+from benchmarks.seed_systems.ledger import Ledger
+from tests.benchmarks.test_seeds_ledger import endless
+if __name__ == "__main__":
+    place = sys.argv[1]
+    Ledger(Path(place) / "t.jsonl", 2).results(endless, [{"place": place, "n": n} for n in range(4)], "endless")
+"""
+PATIENCE_S = 60
+
+
+@pytest.mark.parametrize("fate", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_is_left_of_a_study_that_is_ended(tmp_path: Path, fate: signal.Signals) -> None:
+    program, place = tmp_path / "study.py", tmp_path / "at_work"
+    program.write_text(STUDY, encoding="utf-8")
+    place.mkdir()
+    root = str(Path(__file__).parents[2])
+    study = subprocess.Popen([sys.executable, str(program), str(place)], env={**os.environ, "PYTHONPATH": root})
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while len(at_work := [path.name for path in place.iterdir() if path.name.isdigit()]) < 2:
+            assert study.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        workers = [psutil.Process(int(pid)) for pid in at_work]
+        os.kill(study.pid, fate)
+        assert study.wait(PATIENCE_S) == -fate
+        assert not psutil.wait_procs(workers, timeout=PATIENCE_S)[1]
+    finally:
+        study.kill()
+        study.wait()
