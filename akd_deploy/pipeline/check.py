@@ -30,7 +30,8 @@ def check_configuration(configuration: RunConfiguration, *, of_space: bool = Tru
     the data are the classes of an image folder, and whether every class has images enough.
 
     Args:
-        of_space: whether students are of the `[space]`, which then has to fit the data.
+        of_space: whether students are of the `[space]`, which then has to fit the data; else they are parts of the
+            teacher, which is one torch network then.
 
     Raises:
         UnknownNameError: a target, engine, space, strategy, reward, dataset, method or setting that nobody knows.
@@ -48,6 +49,8 @@ def check_configuration(configuration: RunConfiguration, *, of_space: bool = Tru
     space = load_space(configuration.space.name, configuration.space.settings)
     if of_space:
         require_fit(space, configuration.data.name, shape, classes)
+    else:
+        require_parts(configuration.teacher.teachers, is_torch=configuration.teacher.source != "onnx")
     _check_members(configuration.teacher, classes)
     if configuration.search.shared.backbone is not None:
         backbone_of(space)
@@ -72,6 +75,16 @@ def check_configuration(configuration: RunConfiguration, *, of_space: bool = Tru
     for path in (*configuration.teacher.weight_files, configuration.teacher.onnx):
         _require_file(path)
     _check_strategies(configuration.search, configuration.seed)
+
+
+def require_parts(teachers: int, *, is_torch: bool) -> None:
+    """Raises UsageError where there is no one network of which a student could be a part."""
+    if teachers > 1 or not is_torch:
+        raise UsageError(
+            asked="a part of the teacher",
+            found="an ensemble" if teachers > 1 else "an ONNX file, whose graph cannot be trained",
+            next="Give one torch network, as factory and weights.",
+        )
 
 
 def _check_members(table: TeacherTable, classes: int | None) -> None:

@@ -16,7 +16,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.data import ViewBank
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.distill.settings import TrainingSettings
-from akd_deploy.errors import InfeasibleBudgetError, UncoveredOperatorError, UsageError
+from akd_deploy.errors import InfeasibleBudgetError, UncoveredOperatorError
 from akd_deploy.latency_table import HEADER_NAME, read_table
 from akd_deploy.models.gated_network import GatedNetwork
 from akd_deploy.models.onnx_from_module import quick_onnx
@@ -96,15 +96,10 @@ class ShrinkRun(Run):
 
     def gated_teacher(self) -> GatedNetwork:
         """A copy of the teacher with gates."""
-        if len(self.bed.teachers) > 1 or self.bed.teacher.module is None:
-            raise UsageError(
-                asked="a part of the teacher",
-                found="an ensemble" if len(self.bed.teachers) > 1 else "an ONNX file, whose graph cannot be trained",
-                next="Give one torch network, as factory and weights.",
-            )
-        table = self.configuration.shrink
+        table, network = self.configuration.shrink, self.bed.teacher.module
+        assert network is not None  # else the run would have been refused
         group = table.group or granularity_of(self.target)
-        return gated_copy(self.bed.teacher.module, self.bed.teacher.input_shape, group=group, branches=table.branches)
+        return gated_copy(network, self.bed.teacher.input_shape, group=group, branches=table.branches)
 
     def student(self, path: Path) -> Part:
         return load_part(path, self.gated)

@@ -98,3 +98,16 @@ def test_a_run_of_parts_of_the_teacher_has_no_space_to_fit(tmp_path: Path) -> No
     with pytest.raises(MismatchError, match="dataset glyphs"):
         do_stages(Run, configuration, tmp_path / "other", False, None, 1, {})
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("teacher", "found"), [({"members": 3}, "an ensemble"), ({"source": "onnx"}, "an ONNX file")])
+def test_a_part_of_what_is_no_network_of_torch_is_refused(tmp_path: Path, teacher: dict[str, Any], found: str) -> None:
+    if "source" in teacher:
+        path = tmp_path / "teacher.onnx"
+        path.touch()
+        teacher = {**teacher, "onnx": str(path)}
+    fields = {"target": "cpu_onnxruntime_fp32", "budget": "1ms", "teacher": teacher}
+    configuration = configuration_from_dict(fields, "here")
+    check_configuration(configuration)
+    with pytest.raises(UsageError, match=f"asked for a part of the teacher; found {found}.*Give one torch network"):
+        check_configuration(configuration, of_space=False)
