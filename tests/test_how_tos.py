@@ -30,7 +30,7 @@ def test_a_model_of_ones_own_is_shrunk_to_a_verified_bundle(tmp_path: Path) -> N
     summary = json.loads((tmp_path / "runs" / "shrunk" / "summary.json").read_text(encoding="utf-8"))
     winner = summary["winner"]
     assert winner["macs"] < winner["teacher_macs"]
-    assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", "hand_shrunk"}
+    assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", "hand_shrunk", "shallower"}
     assert winner["predicted_s"] <= winner["budget_s"]
     assert (tmp_path / "runs" / "shrunk" / "bundle" / "manifest.json").is_file()
     page = (tmp_path / "runs" / "shrunk" / "report.html").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,13 +191,14 @@ def show_part(console: Console, summary: dict[str, Any]) -> None:
     labels = {
         "teacher": "teacher", method: "part, distilled afresh" if method == "kd" else f"part afresh, by {method}",
         **({} if method == "kd" else {"kd": "part afresh, by kd"}), "ce": "part, labels only",
-        "inherited": "part, with the teacher's weights", "hand_shrunk": "teacher narrowed evenly, distilled",
+        "inherited": "part, with the teacher's weights",
+        "hand_shrunk": f"teacher narrowed evenly, by {method}", "shallower": f"without its last blocks, by {method}",
     }  # fmt: skip
     for name, label in labels.items():
-        found = winner["accuracy"][name]
-        spread = "" if found["spread"] is None else f" ± {found['spread']:.2%} over {found['seeds']} seeds"
-        shipped = " (shipped)" if name == winner["arm"] else ""
-        rows.append((label, f"{found['mean']:.2%}{spread}{shipped}"))
+        if name in winner["accuracy"]:
+            shipped = " (shipped)" if name == winner["arm"] else ""
+            rows.append((label, _scored(winner["accuracy"][name]) + shipped))
+    rows += _pairs(summary["accuracy"])
     rows += [("bundle", winner["bundle"]), ("time", f"{summary['seconds']:.0f} s")]
     console.print(table(f"Part of the teacher on {summary['target']['name']}", ("", "value"), rows))
     kept = [(layer, f"{share:.0%}") for layer, share in winner["kept"].items()]
@@ -220,6 +222,27 @@ def demo(
 
 ARMS = {"ce": "labels only", "hand_shrunk": "hand-shrunk"}
 """What pairs of a closing table are called that are no method's name."""
+
+
+def _scored(scores: Mapping[str, Any]) -> str:
+    """A network's accuracy, and what it takes where it was measured by itself."""
+    spread = "" if scores["spread"] is None else f" ± {scores['spread']:.2%} over {scores['seeds']} seeds"
+    latency = f", {format_seconds(scores['latency_s'])}" if "latency_s" in scores else ""
+    if not scores.get("within_budget", True):
+        latency += ", NOT certified within the budget"
+    return f"{scores['mean']:.2%}{spread}{latency}"
+
+
+def _pairs(accuracy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Differences of arms, seed by seed, as rows of a closing table."""
+    rows = []
+    for pair in accuracy["paired"]:
+        interval = f"[{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %"
+        if pair["low"] == pair["high"]:
+            interval = "in every seed, which gives no interval"
+        a, b = (ARMS.get(pair[key], pair[key]) for key in ("a", "b"))
+        rows.append((f"  {a} − {b}", f"{pair['mean']:+.2%} {interval}"))
+    return rows
 
 
 def _whole_way(configuration: Any, directory: Path, jobs: int, resume: bool, dry_run: bool, as_json: bool) -> None:
@@ -280,22 +303,8 @@ def show_closing(console: Console, summary: dict[str, Any], directory: Path) -> 
         labels |= {"kd": "winner, by kd", method: f"winner, by {method}"}
     for name, label in {**labels, "hand_shrunk": f"hand-shrunk, by {method}"}.items():
         if name in accuracy:
-            a = accuracy[name]
-            spread = "" if a["spread"] is None else f" ± {a['spread']:.2%} over {a['seeds']} seeds"
-            latency = f", {format_seconds(a['latency_s'])}" if "latency_s" in a else ""
-            if not a.get("within_budget", True):
-                latency += ", NOT certified within the budget"
-            rows.append((label, f"{a['mean']:.2%}{spread}{latency}"))
-    for pair in accuracy["paired"]:
-        interval = f"[{pair['low']:+.2%}, {pair['high']:+.2%}] at 95 %"
-        if pair["low"] == pair["high"]:
-            interval = "in every seed, which gives no interval"
-        rows.append(
-            (
-                f"  {ARMS.get(pair['a'], pair['a'])} − {ARMS.get(pair['b'], pair['b'])}",
-                f"{pair['mean']:+.2%} {interval}",
-            )
-        )
+            rows.append((label, _scored(accuracy[name])))
+    rows += _pairs(accuracy)
     rows += [
         ("bundle", winner["bundle"]),
         ("report", str(directory / "report.html")),

@@ -48,6 +48,7 @@ from akd_deploy.recipes.better_students import (
     kept_shares,
     random_order,
     search_gates,
+    uniform_depth,
     uniform_width,
     unit_costs,
     within_budget,
@@ -67,11 +68,24 @@ RIVALS, NOT_SLOWER, LARGER = 6, 0.1, 1.02
 there is none between two, the next one is looked for in steps of this factor."""
 
 
-def arms_of(method: str) -> dict[str, str]:
+RIVAL_ORDERS: Mapping[str, Callable[[GatedNetwork], np.ndarray]] = {
+    "hand_shrunk": uniform_width,
+    "shallower": uniform_depth,
+}
+"""What a hand would do instead: the teacher with all layers narrowed alike, or without its last residual branches."""
+
+
+def arms_of(method: str, rivals: Sequence[str]) -> dict[str, str]:
     """Trainings of the report, and the method of each: the part from fresh weights by the run's method, by plain KD and
-    by labels alone; from the teacher's weights; and the teacher shrunk in width alone to the same latency."""
+    by labels alone; from the teacher's weights; and the teacher shrunk by hand to the same latency."""
     own = {name: name for name in dict.fromkeys((method, "kd", "ce"))}
-    return {**own, "inherited": method, "hand_shrunk": method}
+    return {**own, "inherited": method, **dict.fromkeys(rivals, method)}
+
+
+def rivals_of(gated: GatedNetwork) -> list[str]:
+    """Names of `RIVAL_ORDERS` that this network has."""
+    has_branches = any(unit.branch is not None for unit in gated.units)
+    return [name for name in RIVAL_ORDERS if name != "shallower" or has_branches]
 
 
 @dataclass
@@ -291,8 +305,8 @@ def _of_the_teacher(run: ShrinkRun) -> ViewBank:
 
 
 def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The largest part in that order whose certificate holds when measured untrained, and the uniformly narrower
-    teacher that is measured to be as fast."""
+    """The largest part in that order whose certificate holds when measured untrained, and of each kind that a hand
+    would choose the one that is measured to be as fast."""
     budget_s = results["budget"]["budget_s"]
     order, within_s = np.array(results["gates"]["order"]), budget_s
     least_s = results["budget"]["least_s"]
@@ -305,13 +319,19 @@ def confirm(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
         if found["certificate"]["ok"]:
             break
         within_s *= TIGHTER
-    width = _as_slow(
-        lambda within_s: within_budget(run.gated, uniform_width(run.gated), run.bound_of, max(within_s, least_s)),
-        lambda mask, number: _certified(run, mask, f"width{number}", budget_s),
-        tried[-1]["within_s"],
-        tried[-1]["measured_s"]["median"],
+    rivals = {name: _rival(run, name, tried[-1], budget_s, least_s) for name in rivals_of(run.gated)}
+    return {"mask": mask_text(mask), "tried": tried, **rivals, "winner": {"arch": _description(run, mask)}}
+
+
+def _rival(run: ShrinkRun, name: str, part: Mapping[str, Any], budget_s: float, least_s: float) -> dict[str, Any]:
+    """The part of a kind of `RIVAL_ORDERS` that is measured to be as slow as the one that was confirmed."""
+    order = RIVAL_ORDERS[name](run.gated)
+    return _as_slow(
+        lambda within_s: within_budget(run.gated, order, run.bound_of, max(within_s, least_s)),
+        lambda mask, number: _certified(run, mask, f"{name}{number}", budget_s),
+        part["within_s"],
+        part["measured_s"]["median"],
     )
-    return {"mask": mask_text(mask), "tried": tried, "hand_shrunk": width, "winner": {"arch": _description(run, mask)}}
 
 
 def _as_slow(
@@ -393,10 +413,11 @@ def process(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
 
 def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """The long trainings of the part and of its rivals, with seeds that nothing was chosen by."""
-    mask, width = (mask_from_text(results["confirm"][key]["mask"] if key == "hand_shrunk" else results["confirm"][key])
-                   for key in ("mask", "hand_shrunk"))  # fmt: skip
+    confirmed = results["confirm"]
+    rivals = {name: mask_from_text(confirmed[name]["mask"]) for name in RIVAL_ORDERS if name in confirmed}
+    mask = mask_from_text(confirmed["mask"])
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
-    arms = arms_of(run.bed.method)
+    arms = arms_of(run.bed.method, list(rivals))
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
     for i, seed in enumerate(seeds):
         for j, (arm, method) in enumerate(arms.items()):
@@ -405,7 +426,7 @@ def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
             if path.is_file():
                 student = finished(path, run.student)
             else:
-                part = Part(run.gated, width if arm == "hand_shrunk" else mask)
+                part = Part(run.gated, rivals.get(arm, mask))
                 student = part if arm == "inherited" else part.reset(seed)
                 teach(run, student, method, seed)
                 save_part(part, path)

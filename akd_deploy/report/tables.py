@@ -28,7 +28,10 @@ NETWORKS: Mapping[str, str] = {
     "hand_shrunk": "Hand-shrunk network, as the student",
 }
 """The closing table's rows in order; the student as other methods taught it follows under their names."""
-_OTHERS: Mapping[str, str] = {"inherited": "Same student, from the teacher's weights"}
+_OTHERS: Mapping[str, str] = {
+    "inherited": "Same student, from the teacher's weights",
+    "shallower": "Teacher without its last blocks, as the student",
+}
 _ACCURACY_EXTRAS = ("per_seed", "paired", "test_images")
 
 
@@ -90,7 +93,7 @@ def _label(name: str) -> str:
 
 def _against_budget(name: str, scores: Fields, summary: Fields) -> str:
     """What its own certificate says; nothing of networks that none was made of."""
-    if name not in ("teacher", "hand_shrunk"):
+    if name not in ("teacher", "hand_shrunk") and "within_budget" not in scores:
         held = ((summary.get("winner") or {}).get("certificate") or {}).get("ok")
     else:
         held = scores.get("within_budget")
@@ -117,10 +120,12 @@ def _latencies(summary: Fields) -> dict[str, tuple[float | None, str]]:
     measured = (winner.get("measured_s") or {}).get("median")
     student = (measured, "(measured)") if measured is not None else (winner.get("predicted_s"), "(predicted)")
     student = student if student[0] is not None else (None, "")
+    networks = [name for name in accuracy if name not in _ACCURACY_EXTRAS]
+    by_hand = {"hand_shrunk", *(name for name in networks if "latency_s" in (accuracy[name] or {}))}
     return {
-        **{name: student for name in ("kd", "ce", *accuracy) if name not in _ACCURACY_EXTRAS},
+        **dict.fromkeys(("kd", "ce", *networks), student),
         "teacher": ((summary.get("teacher") or {}).get("latency_s"), "(measured)"),
-        "hand_shrunk": ((accuracy.get("hand_shrunk") or {}).get("latency_s"), "(measured)"),
+        **{name: ((accuracy.get(name) or {}).get("latency_s"), "(measured)") for name in by_hand},
     }
 
 

@@ -91,7 +91,7 @@ def test_a_line_and_the_arms_are_what_the_summary_says() -> None:
     assert cells[7] == "NOT verified"
     assert shipped_winners.arms(SUMMARY) == (
         "teacher 97.00%, process 61.20% ± 1.10% (2), hand_shrunk 55.00% (1); process less hand_shrunk +6.20 "
-        "[+1.00, +11.40] points; hand-shrunk takes 190 µs, within the budget"
+        "[+1.00, +11.40] points; hand_shrunk takes 190 µs, within the budget"
     )
 
 

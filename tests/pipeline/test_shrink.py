@@ -16,9 +16,10 @@ from akd_deploy.data import ViewBank
 from akd_deploy.errors import UsageError
 from akd_deploy.models.part import mask_from_text
 from akd_deploy.pipeline.check import check_configuration
-from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVALS, _as_slow, arms_of, gates
+from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVAL_ORDERS, RIVALS, _as_slow, arms_of, gates, rivals_of
 from akd_deploy.pipeline.training import load_bed
-from akd_deploy.recipes.better_students import gated_copy
+from akd_deploy.recipes.better_students import gated_copy, within_budget
+from benchmarks.seed_systems.residual_network import residual_network
 
 UNITS = 100
 
@@ -84,11 +85,11 @@ def test_where_no_certificate_holds_the_nearest_is_told_as_it_is():
 
 @pytest.mark.parametrize("method", ["kd", "ce", "dkd", "process"])
 def test_every_arm_is_trained_by_the_method_that_it_is_called_by(method):
-    arms = arms_of(method)
-    assert {name: by for name, by in arms.items() if name not in ("inherited", "hand_shrunk")} == {
+    arms = arms_of(method, ["hand_shrunk", "shallower"])
+    assert {name: by for name, by in arms.items() if name not in ("inherited", "hand_shrunk", "shallower")} == {
         name: name for name in {method, "kd", "ce"}
     }
-    assert arms["inherited"] == arms["hand_shrunk"] == method
+    assert arms["inherited"] == arms["hand_shrunk"] == arms["shallower"] == method
     assert next(iter(arms)) == method
 
 
@@ -154,3 +155,18 @@ def test_a_setting_of_gates_out_of_its_range_is_refused_before_anything_is_done(
         check_configuration(
             configuration_from_dict({**fields, "shrink": {"gates": {"opening": 0.5, "closing": 0.4}}}, "here")
         )
+
+
+def test_what_a_hand_would_do_is_narrower_and_where_there_are_branches_shallower_too() -> None:
+    network = residual_network(classes=10, seed=0)
+    assert rivals_of(gated_copy(network, (3, 32, 32), branches=False)) == ["hand_shrunk"]
+    gated = gated_copy(network, (3, 32, 32))
+    assert rivals_of(gated) == ["hand_shrunk", "shallower"]
+    is_branch = np.array([unit.branch is not None for unit in gated.units])
+    kept = {
+        name: within_budget(gated, order(gated), lambda mask: float(gated.macs(mask)), 0.85 * gated.macs())
+        for name, order in RIVAL_ORDERS.items()
+    }
+    assert not kept["hand_shrunk"][~is_branch].all()
+    assert kept["shallower"][~is_branch].all()
+    assert not kept["shallower"][is_branch].all()

@@ -99,6 +99,17 @@ def test_every_student_says_whether_its_certificate_holds() -> None:
     assert rows["teacher"] == ""
 
 
+def test_whoever_was_measured_by_itself_has_a_latency_and_a_certificate_of_its_own() -> None:
+    summary = example_summary()
+    own = {"mean": 0.9, "spread": 0.01, "seeds": 3, "latency_s": 0.123, "within_budget": False}
+    summary["accuracy"]["shallower"] = own
+    rows = {row.name: row for row in tables.accuracy_rows(summary)}
+    assert rows["shallower"].label == "Teacher without its last blocks, as the student"
+    assert rows["shallower"].latency.startswith("123")
+    assert rows["shallower"].budget == "NOT certified within"
+    assert rows["kd"].budget == "certified within"
+
+
 def test_a_difference_that_is_the_same_in_every_seed_has_no_interval() -> None:
     (row,) = tables.paired_rows({"paired": [{"a": "kd", "b": "ce", "mean": 0.01, "low": 0.01, "high": 0.01, "n": 2}]})
     assert row.interval == "none"
