@@ -59,7 +59,7 @@ SPACE = {
 @dataclass(frozen=True)
 class Scale:
     """How much is trained: the space, as it differs from `SPACE`, and how many seeds of each kind; `label_seeds` are of
-    full trainings by labels alone."""
+    full trainings by labels alone. `mixer` is how the training of the other teacher differs from the first one's."""
 
     tuning_seeds: int
     selection_seeds: int
@@ -68,6 +68,7 @@ class Scale:
     final_seeds: int
     data: Mapping[str, Any]
     teacher: Mapping[str, Any]
+    mixer: Mapping[str, Any]
     short: Mapping[str, Any]
     long: Mapping[str, Any]
     space: Mapping[str, Any] = field(default_factory=dict)
@@ -95,7 +96,7 @@ class Study:
         self.cpu_s: dict[str, float] = {}
 
     def _teacher_job(self, kind: str) -> dict[str, Any]:
-        training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **MIXER_TRAINING}
+        training = self.scale.teacher if kind == "convnet" else {**self.scale.teacher, **self.scale.mixer}
         return teacher_job(self.folder, self.scale.data, kind, training)
 
     def tune(self, lengths: Mapping[str, Any], what: str) -> None:
@@ -142,9 +143,6 @@ class Study:
         found = self.ledger.results(train_student, jobs, what)
         self.cpu_s[what] = self.ledger.cpu_s(jobs)
         return np.array([result[score] for result in found]).reshape(seeds, -1).T
-
-
-MIXER_TRAINING = {"optimiser": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
 
 
 def space_for(scale: Scale) -> SearchSpace:
