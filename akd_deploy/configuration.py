@@ -244,9 +244,13 @@ class ProcessTable(_Table):
     training: TrainingTable = TrainingTable()
 
 
+METHODS_OF_BETA = ("soft-oracle", "relative-oracle")
+"""Distillation methods between the mean of all teachers and the oracle, nearer to the one or the other by a β."""
+
+
 class DistillTable(_Table):
-    """`[distill]`: the method, and the long training of finalists. Of `betas` that of the soft oracle is chosen on the
-    winner, unless `training` has an `oracle_beta`."""
+    """`[distill]`: the method, and the long training of finalists. Of `betas` that of a soft or relative oracle is
+    chosen on the winner, unless `training` has an `oracle_beta`."""
 
     method: str = "kd"
     seeds: int = Field(default=3, ge=2)
@@ -265,8 +269,8 @@ class DistillTable(_Table):
         if self.process.ahead != ProcessTable().ahead and self.process.gradient != "multi-step":
             raise ValueError('process.ahead would not be used: write gradient = "multi-step"')
         if self.betas is not None:
-            if self.method != "soft-oracle":
-                raise ValueError('betas would not be used: write method = "soft-oracle"')
+            if self.method not in METHODS_OF_BETA:
+                raise ValueError('betas would not be used: write method = "soft-oracle" or "relative-oracle"')
             if self.training.oracle_beta is not None:
                 raise ValueError("betas would not be used beside training.oracle_beta: write one of them")
             if len(set(self.betas)) < len(self.betas):

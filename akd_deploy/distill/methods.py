@@ -17,6 +17,7 @@ from akd_deploy.losses import (
     mean_kd_loss,
     mean_logit_kd_loss,
     oracle_kd_loss,
+    relative_oracle_kd_loss,
     soft_oracle_kd_loss,
 )
 
@@ -55,6 +56,10 @@ def _soft_oracle(student: Tensor, teachers: Tensor, labels: Tensor, settings: Tr
     return soft_oracle_kd_loss(student, teachers, labels, settings.temperature, settings.oracle_beta)
 
 
+def _relative_oracle(student: Tensor, teachers: Tensor, labels: Tensor, settings: TrainingSettings) -> Tensor:
+    return relative_oracle_kd_loss(student, teachers, labels, settings.temperature, settings.oracle_beta)
+
+
 def _mean_logit(student: Tensor, teachers: Tensor, labels: Tensor, settings: TrainingSettings) -> Tensor:  # noqa: ARG001
     return mean_logit_kd_loss(student, teachers, settings.temperature)
 
@@ -72,6 +77,7 @@ METHODS: Mapping[str, Method] = {
     "majority-vote": Method(_majority_vote),
     "oracle": Method(_oracle),
     "soft-oracle": Method(_soft_oracle),
+    "relative-oracle": Method(_relative_oracle),
 }
 """Method name → its loss. "kd" of several teachers learns from the mean of their probabilities."""
 

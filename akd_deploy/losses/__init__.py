@@ -7,7 +7,12 @@ from akd_deploy.losses.dkd import dkd_loss, non_target_class_kd, target_class_kd
 from akd_deploy.losses.hcl import hcl_loss
 from akd_deploy.losses.kd import kd_loss, majority_vote_kd_loss, mean_kd_loss, mean_logit_kd_loss
 from akd_deploy.losses.maps import mse_loss
-from akd_deploy.losses.oracle import correct_teachers, oracle_kd_loss, soft_oracle_kd_loss
+from akd_deploy.losses.oracle import (
+    correct_teachers,
+    oracle_kd_loss,
+    relative_oracle_kd_loss,
+    soft_oracle_kd_loss,
+)
 
 __all__ = [
     "correct_teachers",
@@ -22,6 +27,7 @@ __all__ = [
     "non_target_class_kd",
     "oracle_kd_loss",
     "pearson_correlation",
+    "relative_oracle_kd_loss",
     "soft_oracle_kd_loss",
     "target_class_kd",
 ]

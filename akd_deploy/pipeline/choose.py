@@ -19,8 +19,8 @@ from akd_deploy.pipeline.by_process import PROCESS_NAME, found_process, teach_by
 from akd_deploy.pipeline.context import Run
 from akd_deploy.pipeline.experiment import in_experiment
 from akd_deploy.pipeline.latency import write_model
+from akd_deploy.pipeline.oracle_beta import chosen_beta, with_beta
 from akd_deploy.pipeline.shared_search import candidates_by_shared_weights, within_memory
-from akd_deploy.pipeline.soft_oracle import chosen_beta, with_beta
 from akd_deploy.pipeline.training import SEED_OFFSET
 from akd_deploy.profiling.blocks import measure_blocks
 from akd_deploy.search import SearchResult, SearchSettings, Trial, reward_shape, search
@@ -227,11 +227,12 @@ def searched_for(run: Run, student_of: Callable[[int], nn.Module]) -> dict[str, 
 
 
 def beta(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The soft oracle's β, chosen on the winner."""
+    """The β of a soft or relative oracle, chosen on the winner."""
     winner = architecture_from_dict(results["confirm"]["winner"]["arch"])
     return chosen_beta(
         run.configuration,
         run.bed,
+        run.bed.method,
         lambda seed: student_from_architecture(winner, seed),
         run.on_progress,
         run.directory / BETAS,

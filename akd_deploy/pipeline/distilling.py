@@ -12,7 +12,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.models.student import save_student, student_from_architecture
 from akd_deploy.pipeline.by_process import check_process, found_process, teach_by_process
-from akd_deploy.pipeline.soft_oracle import chooses_beta, chosen_beta, with_beta
+from akd_deploy.pipeline.oracle_beta import chooses_beta, chosen_beta, with_beta
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.search_space import space_of
 from akd_deploy.storage import make_folder
@@ -53,7 +53,7 @@ def distill_one(
         chosen = None
         if chooses_beta(configuration, method):
             chosen = chosen_beta(
-                configuration, bed, lambda seed: student_from_architecture(architecture, seed), on_progress
+                configuration, bed, method, lambda seed: student_from_architecture(architecture, seed), on_progress
             )
             facts = {"oracle_beta": chosen["beta"], "oracle_beta_tuning_accuracy": chosen["tuning_accuracy"]}
         student = bed.train(architecture, seed, method, with_beta(bed.long, chosen), on_step)

@@ -10,7 +10,7 @@ from akd_deploy.configuration import RunConfiguration
 from akd_deploy.distill.methods import PROCESS
 from akd_deploy.pipeline import choose, deliver, prepare
 from akd_deploy.pipeline.context import Progress, Run
-from akd_deploy.pipeline.soft_oracle import chooses_beta
+from akd_deploy.pipeline.oracle_beta import chooses_beta
 from akd_deploy.pipeline.stages import Stage, do_stages
 from akd_deploy.pipeline.summary import reported, summary
 

@@ -40,7 +40,7 @@ ROUND_SETTINGS = TrainingSettings(steps=100, learning_rate=0.05)
 """Of one round of training shared weights; with less steps than candidates some would not be trained in it."""
 
 BETAS = (0.0, 1.0, 4.0, 16.0)
-"""Of the soft oracle: from the mean of all teachers to about the surest one alone."""
+"""Of a soft or relative oracle: from the mean of all teachers to about those alone who are right."""
 
 
 def memory_bytes(space: SearchSpace, architecture: Architecture) -> int:
@@ -212,7 +212,7 @@ def choose_beta(
     seeds: Sequence[int],
     betas: Sequence[float] = BETAS,
 ) -> tuple[float, dict[float, float]]:
-    """The soft oracle's β with the best mean accuracy on held-out images, the smallest of equals, and all means.
+    """The β of a soft or relative oracle with the best mean accuracy on held-out images, the smallest of equals, and all means.
 
     Args:
         score: (settings, seed) → accuracy on images that are neither learned from nor reported.

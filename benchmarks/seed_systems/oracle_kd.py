@@ -4,7 +4,8 @@ ensemble?
 Four regimes of teachers: skewed ones, which know different things; alike ones; ones that learned from noisy labels,
 where being right is partly luck and the oracle is expected to fail; and, as in the paper, students of the same kind
 that learned from the student's images, which are what an ensemble's growth and a search are judged by. T and λ are
-chosen once in each regime, for mean KD, and β of the soft oracle: on the tuning split, with seeds of their own.
+chosen once in each regime, for mean KD, and β of the two methods between mean and oracle: on the tuning split, with
+seeds of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from akd_deploy.architecture import Architecture, architecture_from_dict
+from akd_deploy.configuration import METHODS_OF_BETA
 from akd_deploy.distill import TrainingSettings, ensemble_statistics
 from akd_deploy.paired_accuracy import paired_accuracy_loss
 from akd_deploy.recipes.oracle_kd import (
@@ -54,7 +56,7 @@ REGIMES: Mapping[str, tuple[float, float]] = {
     "skewed": (0.8, 0.0), "alike": (0.0, 0.0), "noisy labels": (0.0, 0.3), OWN_KIND: (0.0, 0.0),
 }  # fmt: skip
 """Regime → skew of the teachers, share of wrong labels to learn from."""
-METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", "soft-oracle")
+METHODS = ("ce", "kd", "mean-logit", "majority-vote", "oracle", *METHODS_OF_BETA)
 SWEPT = SEARCHED = OWN_KIND
 """The regimes in which the ensemble grows, and in which add-ons are searched for."""
 SEARCH_METHODS = ("ce", "kd", "oracle")
@@ -176,24 +178,24 @@ class Study:
         ]  # fmt: skip
         return self.ledger.results(train_student, jobs, what)
 
-    def beta(self, regime: str, architecture: Architecture) -> tuple[float, dict[float, float]]:
-        """Chosen on the tuning split, with seeds that nothing reported uses."""
+    def beta(self, regime: str, method: str, architecture: Architecture) -> tuple[float, dict[float, float]]:
+        """A method's, chosen on the tuning split, with seeds that nothing reported uses."""
 
         def job(beta: float, seed: int) -> dict[str, Any]:
             return {
                 "data": self.data(regime), "teachers": self.teachers(regime), "arch": architecture.as_dict(),
-                "method": "soft-oracle", "seed": seed,
-                "training": {**self.training(regime, "soft-oracle"), "oracle_beta": beta},
+                "method": method, "seed": seed,
+                "training": {**self.training(regime, method), "oracle_beta": beta},
             }  # fmt: skip
 
         def score(settings: TrainingSettings, seed: int) -> float:
             jobs = [job(settings.oracle_beta, seed)]
-            return float(self.ledger.results(train_student, jobs, f"β in {regime}")[0]["tuning"])
+            return float(self.ledger.results(train_student, jobs, f"β of {method}, {regime}")[0]["tuning"])
 
         seeds = range(TUNING, TUNING + self.scale.choosing_seeds)
         # All at once beforehand: one after the other would leave processes idle.
-        self.ledger.results(train_student, [job(beta, seed) for beta in BETAS for seed in seeds], f"β in {regime}")
-        return choose_beta(score, TrainingSettings(**self.training(regime, "soft-oracle")), seeds)
+        self.ledger.results(train_student, [job(beta, seed) for beta in BETAS for seed in seeds], f"β of {method}")
+        return choose_beta(score, TrainingSettings(**self.training(regime, method)), seeds)
 
 
 def run(scale: Scale, folder: Path, processes: int) -> dict[str, Any]:
@@ -241,14 +243,15 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
     )
     backbone = space.backbone()
     study.tune(regime, backbone)
-    beta, means = study.beta(regime, backbone)
-    row("β chosen", f"{beta:g} (tuning accuracy " + ", ".join(f"{b:g}: {m:.2%}" for b, m in means.items()) + ")")
+    betas: dict[str, float] = {}
+    for method in METHODS_OF_BETA:
+        betas[method], means = study.beta(regime, method, backbone)
+        told = ", ".join(f"{beta:g}: {mean:.2%}" for beta, mean in means.items())
+        row(f"β of {method}", f"{betas[method]:g} (tuning accuracy {told})")
     scores = {
         method: [
             result["test"]
-            for result in study.scores(
-                regime, backbone, method, f"{method}, {regime}", beta=beta if method == "soft-oracle" else None
-            )
+            for result in study.scores(regime, backbone, method, f"{method}, {regime}", beta=betas.get(method))
         ]
         for method in METHODS
     }
@@ -260,9 +263,10 @@ def _print_regime(study: Study, space: AugmentedSpace, regime: str) -> dict[str,
             told += f", less mean KD {interval(differences[method])}, Holm p {adjusted[method]:.3f}"
         row(method, told)
     best = max(("kd", "oracle"), key=lambda method: float(np.mean(scores[method])))
-    row(f"soft oracle less the better of both ({best})", interval(paired(scores["soft-oracle"], scores[best])))
+    for method in METHODS_OF_BETA:
+        row(f"{method} less the better of both ({best})", interval(paired(scores[method], scores[best])))
     return {
-        "beta": beta, "on_views": on_views.as_dict(), "on_test": on_test.as_dict(),
+        "betas": betas, "on_views": on_views.as_dict(), "on_test": on_test.as_dict(),
         "scores": {method: list(map(float, values)) for method, values in scores.items()},
     }  # fmt: skip
 

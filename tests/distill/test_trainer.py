@@ -210,7 +210,9 @@ def test_a_bank_of_other_views_is_refused(views: ViewBank) -> None:
 
 def test_what_does_not_go_together_is_refused(views: ViewBank) -> None:
     bank = teacher_bank([small_teacher(8), small_teacher(9)], views)
-    with pytest.raises(UnknownNameError, match="kd, majority-vote, mean-logit, oracle, process, soft-oracle"):
+    with pytest.raises(
+        UnknownNameError, match="kd, majority-vote, mean-logit, oracle, process, relative-oracle, soft-oracle"
+    ):
         trained(views, method="hint", teacher=bank)
     with pytest.raises(UsageError, match="compares logits alone"):
         trained(views, method="process", teacher=bank)

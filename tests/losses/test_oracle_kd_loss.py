@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from akd_deploy.losses import correct_teachers, mean_kd_loss, oracle_kd_loss, soft_oracle_kd_loss
+from akd_deploy.losses import (
+    correct_teachers,
+    mean_kd_loss,
+    oracle_kd_loss,
+    relative_oracle_kd_loss,
+    soft_oracle_kd_loss,
+)
 
 
 def logits(seed: int, *shape: int) -> torch.Tensor:
@@ -124,3 +130,52 @@ def test_soft_oracle_gives_its_teachers_no_gradient() -> None:
     soft_oracle_kd_loss(student, teachers, torch.tensor([0, 1, 2]), 2.0, 1.0).backward()
     assert teachers.grad is None
     assert student.grad is not None
+
+
+def slow_relative_oracle(student, teachers, labels, temperature: float, beta: float) -> float:
+    """Ours, one view and one teacher at a time."""
+    total = 0.0
+    for i, label in enumerate(labels.tolist()):
+        near = [float(torch.softmax(z[i], 0)[label] / torch.softmax(z[i], 0).max()) ** beta for z in teachers]
+        q = sum(w * torch.softmax(z[i] / temperature, 0) for w, z in zip(near, teachers, strict=True)) / sum(near)
+        s = torch.softmax(student[i] / temperature, 0)
+        total += max(near) * temperature**2 * float((q * (q / s).log()).sum())
+        total -= (1 - max(near)) * float(torch.log_softmax(student[i], 0)[label])
+    return total / len(labels)
+
+
+def test_relative_oracle_computed_by_hand() -> None:
+    # Label 0. Of the first view one teacher is right (r = 1), the other gives it a third of its favourite's chance:
+    # with β = 1 they weigh 3/4 and 1/4, q = 3/4 (3/4, 1/4) + 1/4 (1/4, 3/4) = (5/8, 3/8), and the label has no part.
+    # Of the second both are wrong, r = 1/3: they weigh the same, q = (1/4, 3/4), and the label teaches for 2/3.
+    teachers = torch.tensor([[[0.75, 0.25], [0.25, 0.75]], [[0.25, 0.75], [0.25, 0.75]]], dtype=torch.float64).log()
+    labels, student = torch.tensor([0, 0]), torch.zeros(2, 2, dtype=torch.float64)
+    first = 5 / 8 * log(5 / 4) + 3 / 8 * log(3 / 4)
+    second = (1 / 4 * log(1 / 2) + 3 / 4 * log(3 / 2)) / 3 + 2 / 3 * log(2)
+    actual = relative_oracle_kd_loss(student, teachers, labels, 1.0, 1.0)
+    assert float(actual) == pytest.approx((first + second) / 2)
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8), teachers=st.integers(1, 4), beta=st.floats(0, 20))
+def test_relative_oracle_equals_the_slow_equation(seed: int, temperature: float, teachers: int, beta: float) -> None:
+    student, taught = logits(seed, 6, 3), logits(seed + 1, teachers, 6, 3)
+    labels = torch.tensor(np.random.default_rng(seed).integers(0, 3, 6))
+    fast = float(relative_oracle_kd_loss(student, taught, labels, temperature, beta))
+    assert fast == pytest.approx(slow_relative_oracle(student, taught, labels, temperature, beta))
+
+
+@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 8), teachers=st.integers(1, 4))
+def test_relative_oracle_contains_the_mean_and_the_oracle(seed: int, temperature: float, teachers: int) -> None:
+    student, taught = logits(seed, 6, 3), logits(seed + 1, teachers, 6, 3)
+    labels = torch.tensor(np.random.default_rng(seed).integers(0, 3, 6))
+    mean, oracle = mean_kd_loss(student, taught, temperature), oracle_kd_loss(student, taught, labels, temperature)
+    assert float(relative_oracle_kd_loss(student, taught, labels, temperature, 0.0)) == pytest.approx(float(mean))
+    assert float(relative_oracle_kd_loss(student, taught, labels, temperature, 1e9)) == pytest.approx(float(oracle))
+
+
+def test_relative_oracle_gives_its_teachers_no_gradient() -> None:
+    teachers, student = logits(0, 2, 3, 3).requires_grad_(), logits(1, 3, 3).requires_grad_()
+    relative_oracle_kd_loss(student, teachers, torch.tensor([0, 1, 2]), 2.0, 1.0).backward()
+    assert teachers.grad is None
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()

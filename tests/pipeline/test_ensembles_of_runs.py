@@ -14,7 +14,7 @@ from akd_deploy.configuration import RunConfiguration, configuration_from_dict
 from akd_deploy.distill import TrainingSettings
 from akd_deploy.errors import CorruptFileError, UsageError
 from akd_deploy.models.student import student_from_architecture
-from akd_deploy.pipeline import choose, soft_oracle, training
+from akd_deploy.pipeline import choose, oracle_beta, training
 from akd_deploy.pipeline.check import check_configuration
 from akd_deploy.pipeline.distilling import distill_one
 from akd_deploy.pipeline.run import stages
@@ -145,6 +145,7 @@ def soft(**distill: Any) -> RunConfiguration:
 def test_a_run_that_is_told_no_beta_chooses_one_on_the_winner_after_it_is_found() -> None:
     names = list(stages(soft()))
     assert names[names.index("confirm") + 1 : names.index("distill") + 1] == ["beta", "distill"]
+    assert "beta" in stages(soft(method="relative-oracle"))
     assert "beta" not in stages(soft(training={"oracle_beta": 1.0}))
     assert "beta" not in stages(soft().model_copy(update={"teacher": configured().teacher}))
     assert "beta" not in stages(configured(members=2))
@@ -153,7 +154,7 @@ def test_a_run_that_is_told_no_beta_chooses_one_on_the_winner_after_it_is_found(
 @pytest.mark.parametrize(
     ("distill", "named"),
     [
-        ({"method": "oracle", "betas": [0.0, 1.0]}, 'write method = "soft-oracle"'),
+        ({"method": "oracle", "betas": [0.0, 1.0]}, 'write method = "soft-oracle" or "relative-oracle"'),
         ({"betas": [0.0, 1.0], "training": {"oracle_beta": 1.0}}, "write one of them"),
         ({"betas": [1.0, 1.0]}, "once"),
         ({"betas": [1.0]}, "at least 2"),
@@ -183,20 +184,20 @@ def test_beta_is_chosen_on_tuning_images_by_trainings_with_seeds_of_their_own(
         return SimpleNamespace(accuracy={0.0: 0.4, 3.0: 0.8, 9.0: 0.7}[taught[-1][2]])
 
     monkeypatch.setattr(Bed, "teach", teach)
-    monkeypatch.setattr(soft_oracle, "evaluate", evaluated)
+    monkeypatch.setattr(oracle_beta, "evaluate", evaluated)
     seeds: list[int] = []
-    found = soft_oracle.chosen_beta(
-        configuration, bed, lambda seed: seeds.append(seed) or nn.Identity(), lambda *_: None
+    found = oracle_beta.chosen_beta(
+        configuration, bed, "relative-oracle", lambda seed: seeds.append(seed) or nn.Identity(), lambda *_: None
     )
     assert found["beta"] == 3.0
     assert [row["beta"] for row in found["tuning_accuracy"]] == [0.0, 3.0, 9.0]
     assert [row["accuracy"] for row in found["tuning_accuracy"]] == pytest.approx([0.4, 0.8, 0.7])
     assert found["trainings"] == 6
-    assert {method for _, method, _ in taught} == {"soft-oracle"}
+    assert {method for _, method, _ in taught} == {"relative-oracle"}
     assert seeds == [500, 501] * 3
     assert all(split is bed.dataset.tuning_val for split in looked_at)
-    assert soft_oracle.with_beta(bed.long, found).oracle_beta == 3.0
-    assert soft_oracle.with_beta(bed.long, None) is bed.long
+    assert oracle_beta.with_beta(bed.long, found).oracle_beta == 3.0
+    assert oracle_beta.with_beta(bed.long, None) is bed.long
 
 
 def test_an_interrupted_choice_of_beta_goes_on_behind_the_trainings_that_were_done(
@@ -216,7 +217,7 @@ def test_an_interrupted_choice_of_beta_goes_on_behind_the_trainings_that_were_do
 
     def chosen(directory: Path | None) -> dict[str, Any]:
         students = lambda seed: student_from_architecture(architecture, seed)  # noqa: E731
-        found = soft_oracle.chosen_beta(configuration, bed, students, lambda *_: None, directory)
+        found = oracle_beta.chosen_beta(configuration, bed, "soft-oracle", students, lambda *_: None, directory)
         return {name: value for name, value in found.items() if name != "seconds"}
 
     monkeypatch.setattr(Bed, "teach", watched)

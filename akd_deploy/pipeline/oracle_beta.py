@@ -1,4 +1,4 @@
-"""A run's β of the soft oracle, chosen on the student that was found where the run file does not say one."""
+"""A run's β of a soft or relative oracle, chosen on the student that was found where the run file does not say one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from akd_deploy.configuration import RunConfiguration
+from akd_deploy.configuration import METHODS_OF_BETA, RunConfiguration
 from akd_deploy.distill.evaluation import evaluate
 from akd_deploy.distill.settings import TrainingSettings
 from akd_deploy.pipeline.kept import kept
 from akd_deploy.pipeline.training import SEED_OFFSET, Bed
 from akd_deploy.recipes.oracle_kd import BETAS, choose_beta
 
-METHOD = "soft-oracle"
 SEEDS = 2
 """Trainings of each β, with seeds that neither a search nor a finalist has."""
 
@@ -25,12 +24,13 @@ SEEDS = 2
 def chooses_beta(configuration: RunConfiguration, method: str) -> bool:
     """Whether a training by a method needs a β that nobody gave; one teacher alone has the same weight for any."""
     given = configuration.distill.training.oracle_beta is not None
-    return method == METHOD and not given and configuration.teacher.teachers > 1
+    return method in METHODS_OF_BETA and not given and configuration.teacher.teachers > 1
 
 
 def chosen_beta(
     configuration: RunConfiguration,
     bed: Bed,
+    method: str,
     student_of: Callable[[int], nn.Module],
     on_progress: Callable[[str, int, int], None],
     directory: Path | None = None,
@@ -39,6 +39,7 @@ def chosen_beta(
     `tuning_accuracy`; `trainings` and `seconds` that it took.
 
     Args:
+        method: whose β it is.
         student_of: seed → a fresh student.
         directory: where each training's accuracy is kept, and taken from if it is there.
     """
@@ -48,7 +49,7 @@ def chosen_beta(
 
     def trained(settings: TrainingSettings, seed: int) -> dict[str, Any]:
         student = student_of(seed)
-        bed.teach(student, seed, METHOD, settings)
+        bed.teach(student, seed, method, settings)
         return {"accuracy": evaluate(student, bed.dataset.tuning_val).accuracy}
 
     def score(settings: TrainingSettings, seed: int) -> float:
