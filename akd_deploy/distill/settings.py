@@ -17,8 +17,9 @@ class TrainingSettings:
     `steps` batches of `batch_size` views. `optimiser` "sgd" has Nesterov `momentum`, "adamw" ignores it; weight
     decay spares biases and norms. The learning rate rises linearly over the first `warmup` share of the steps
     and falls to 0 along a half cosine. The loss is (1 − `kd_weight`) CE + `kd_weight` × the method's, at
-    `temperature`; `oracle_beta` is the β of `soft_oracle_kd_loss` and of `relative_oracle_kd_loss`. `fresh_views` draws views outside the bank: no view
-    is ever seen twice. Views are held in memory up to `max_bank_bytes`, and made batch by batch beyond that.
+    `temperature`; `oracle_beta` is the β of `soft_oracle_kd_loss` and of `relative_oracle_kd_loss`. `fresh_views`
+    draws views outside the bank: no view is ever seen twice. Views are held in memory up to `max_bank_bytes`, and
+    made batch by batch beyond that.
 
     The defaults were chosen once, on the digits bed's tuning split, for small convolutional students. `dkd_beta` is
     8 in the paper, which here, beside so large a learning rate, is worse than 0.5 to 2.

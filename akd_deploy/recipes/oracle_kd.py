@@ -212,7 +212,8 @@ def choose_beta(
     seeds: Sequence[int],
     betas: Sequence[float] = BETAS,
 ) -> tuple[float, dict[float, float]]:
-    """The β of a soft or relative oracle with the best mean accuracy on held-out images, the smallest of equals, and all means.
+    """The β of a soft or relative oracle with the best mean accuracy on held-out images, the smallest of equals; and
+    all means.
 
     Args:
         score: (settings, seed) → accuracy on images that are neither learned from nor reported.
