@@ -1,7 +1,9 @@
-"""Ctrl-C at a moment when it does no harm."""
+"""Ctrl-C at a moment when it does no harm; processes that do not outlive the one that started them."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -28,3 +30,18 @@ def without_interruption() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if arrived:
             handler(*arrived[0])
+
+
+def leave_with_the_parent() -> None:
+    """This process, which multiprocessing started, ends when the one that started it has.
+
+    A killed parent tells nobody: without this its pool would wait for work for ever.
+    """
+    threading.Thread(target=_leave, daemon=True).start()
+
+
+def _leave() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from documents import ROOT, Document, run_command, run_here
+from rich.console import Console
+
+from akd_deploy.cli.run_commands import show_part
+from akd_deploy.units import format_seconds
 
 PROFILE = Document(ROOT / "docs" / "profile-a-device.md")
 NNI = Document(ROOT / "docs" / "search-with-nni.md")
@@ -30,7 +36,17 @@ def test_a_model_of_ones_own_is_shrunk_to_a_verified_bundle(tmp_path: Path) -> N
     summary = json.loads((tmp_path / "runs" / "shrunk" / "summary.json").read_text(encoding="utf-8"))
     winner = summary["winner"]
     assert winner["macs"] < winner["teacher_macs"]
-    assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", "hand_shrunk", "shallower"}
+    assert {"teacher", "kd", "inherited", "ce"} <= set(winner["accuracy"])
+    rivals = {name: scores for name, scores in winner["accuracy"].items() if "latency_s" in scores}
+    assert set(winner["accuracy"]) == {"teacher", "kd", "inherited", "ce", *rivals}
+    assert rivals
+    console = Console(width=200, record=True, file=StringIO())
+    show_part(console, summary)
+    told = console.export_text()
+    for scores in rivals.values():
+        assert re.search(rf"teacher (narrowed|without).* by kd .*%.*, {format_seconds(scores['latency_s'])}", told)
+    assert told.count("the part itself") == len(winner["by_hand"])
+    assert len(re.findall(" − ", told)) == len(summary["accuracy"]["paired"])
     assert winner["predicted_s"] <= winner["budget_s"]
     assert (tmp_path / "runs" / "shrunk" / "bundle" / "manifest.json").is_file()
     page = (tmp_path / "runs" / "shrunk" / "report.html").read_text(encoding="utf-8")

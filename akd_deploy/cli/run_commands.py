@@ -173,6 +173,8 @@ def shrink(
 
 def show_part(console: Console, summary: dict[str, Any]) -> None:
     """The closing tables of a shrunk teacher."""
+    from akd_deploy.pipeline.shrink import BY_HAND
+
     winner = summary["winner"]
     certificate, (low, high) = winner["certificate"], winner["interval_s"]
     measured = ", ".join(f"{name} {format_seconds(value)}" for name, value in winner["measured_s"].items())
@@ -192,12 +194,12 @@ def show_part(console: Console, summary: dict[str, Any]) -> None:
         "teacher": "teacher", method: "part, distilled afresh" if method == "kd" else f"part afresh, by {method}",
         **({} if method == "kd" else {"kd": "part afresh, by kd"}), "ce": "part, labels only",
         "inherited": "part, with the teacher's weights",
-        "hand_shrunk": f"teacher narrowed evenly, by {method}", "shallower": f"without its last blocks, by {method}",
     }  # fmt: skip
+    labels |= {name: f"{label}, by {method}" for name, label in BY_HAND.items() if name in winner["accuracy"]}
     for name, label in labels.items():
-        if name in winner["accuracy"]:
-            shipped = " (shipped)" if name == winner["arm"] else ""
-            rows.append((label, _scored(winner["accuracy"][name]) + shipped))
+        shipped = " (shipped)" if name == winner["arm"] else ""
+        rows.append((label, _scored(winner["accuracy"][name]) + shipped))
+    rows += [(BY_HAND[name], "the part itself") for name in winner["by_hand"]]
     rows += _pairs(summary["accuracy"])
     rows += [("bundle", winner["bundle"]), ("time", f"{summary['seconds']:.0f} s")]
     console.print(table(f"Part of the teacher on {summary['target']['name']}", ("", "value"), rows))

@@ -38,10 +38,7 @@ def oracle_kd_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tenso
     taught = correct.any(dim=0)
     # Where nobody is right every teacher stands in, so that the unused branch stays finite.
     weights = torch.where(taught, correct, torch.ones_like(correct)).to(student_logits.dtype)
-    probabilities = F.softmax(teacher_logits / temperature, dim=-1)
-    q = (weights.unsqueeze(-1) * probabilities).sum(dim=0) / weights.sum(dim=0).unsqueeze(-1)
-    log_s = F.log_softmax(student_logits / temperature, dim=-1)
-    distilled = F.kl_div(log_s, q, reduction="none").sum(dim=-1) * temperature**2
+    distilled = _from_weighted(student_logits, teacher_logits, weights / weights.sum(dim=0), temperature)
     labelled = F.cross_entropy(student_logits, labels, reduction="none")
     return torch.where(taught, distilled, labelled).mean()
 
@@ -69,11 +66,8 @@ def soft_oracle_kd_loss(
         beta: β ≥ 0.
     """
     teacher_logits = teacher_logits.detach()
-    belief = F.log_softmax(teacher_logits, dim=-1).gather(-1, labels.expand(len(teacher_logits), -1).unsqueeze(-1))
-    weights = F.softmax(beta * belief.squeeze(-1), dim=0)
-    q = (weights.unsqueeze(-1) * F.softmax(teacher_logits / temperature, dim=-1)).sum(dim=0)
-    log_s = F.log_softmax(student_logits / temperature, dim=-1)
-    return F.kl_div(log_s, q, reduction="batchmean") * temperature**2
+    belief = _of_labels(F.log_softmax(teacher_logits, dim=-1), labels)
+    return _from_weighted(student_logits, teacher_logits, F.softmax(beta * belief, dim=0), temperature).mean()
 
 
 def relative_oracle_kd_loss(
@@ -81,7 +75,7 @@ def relative_oracle_kd_loss(
 ) -> Tensor:
     """Distillation from every teacher, weighted by how near it is to choosing the label; the rest is the label's.
 
-    With r_ij = p_j(y_i | x_i) / max_c p_j(c | x_i) at temperature 1, which is 1 exactly where teacher j is right,
+    With r_ij = p_j(y_i | x_i) / max_c p_j(c | x_i) at temperature 1, which is 1 where teacher j is right or undecided,
 
         w_ij = r_ij^β / Σ_k r_ik^β,    h_i = max_j r_ij^β
         q_i  = Σ_j w_ij softmax(z_ij / T)
@@ -98,11 +92,20 @@ def relative_oracle_kd_loss(
         beta: β ≥ 0.
     """
     teacher_logits = teacher_logits.detach()
-    chosen = teacher_logits.gather(-1, labels.expand(len(teacher_logits), -1).unsqueeze(-1)).squeeze(-1)
-    log_r = beta * (chosen - teacher_logits.amax(dim=-1))
-    heard = log_r.amax(dim=0).exp()
-    q = (F.softmax(log_r, dim=0).unsqueeze(-1) * F.softmax(teacher_logits / temperature, dim=-1)).sum(dim=0)
-    log_s = F.log_softmax(student_logits / temperature, dim=-1)
-    distilled = F.kl_div(log_s, q, reduction="none").sum(dim=-1) * temperature**2
+    nearness = beta * (_of_labels(teacher_logits, labels) - teacher_logits.amax(dim=-1))
+    heard = nearness.amax(dim=0).exp()
+    distilled = _from_weighted(student_logits, teacher_logits, F.softmax(nearness, dim=0), temperature)
     labelled = F.cross_entropy(student_logits, labels, reduction="none")
     return (heard * distilled + (1 - heard) * labelled).mean()
+
+
+def _of_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """(teachers, batch): of (teachers, batch, classes) values those of the labels."""
+    return values.gather(-1, labels.expand(len(values), -1).unsqueeze(-1)).squeeze(-1)
+
+
+def _from_weighted(student_logits: Tensor, teacher_logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """(batch,) T² KL(Σ_j w_ij softmax(z_ij / T) || softmax(s_i / T)), by (teachers, batch) weights."""
+    q = (weights.unsqueeze(-1) * F.softmax(teacher_logits / temperature, dim=-1)).sum(dim=0)
+    log_s = F.log_softmax(student_logits / temperature, dim=-1)
+    return F.kl_div(log_s, q, reduction="none").sum(dim=-1) * temperature**2

@@ -72,7 +72,8 @@ RIVAL_ORDERS: Mapping[str, Callable[[GatedNetwork], np.ndarray]] = {
     "hand_shrunk": uniform_width,
     "shallower": uniform_depth,
 }
-"""What a hand would do instead: the teacher with all layers narrowed alike, or without its last residual branches."""
+"""What a hand would do instead."""
+BY_HAND = {"hand_shrunk": "the teacher narrowed evenly", "shallower": "the teacher without its last blocks"}
 
 
 def arms_of(method: str, rivals: Sequence[str]) -> dict[str, str]:
@@ -411,11 +412,18 @@ def process(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     return searched_for(run, lambda seed: Part(run.gated, mask).reset(seed))
 
 
+def measured_rivals(confirmed: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Of the rivals that were measured: name → mask of those that are other networks than the part, which are trained
+    beside it, and the names of those that are the part itself."""
+    masks = {name: confirmed[name]["mask"] for name in RIVAL_ORDERS if name in confirmed}
+    others = {name: mask for name, mask in masks.items() if mask != confirmed["mask"]}
+    return others, [name for name in masks if name not in others]
+
+
 def distill(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     """The long trainings of the part and of its rivals, with seeds that nothing was chosen by."""
-    confirmed = results["confirm"]
-    rivals = {name: mask_from_text(confirmed[name]["mask"]) for name in RIVAL_ORDERS if name in confirmed}
-    mask = mask_from_text(confirmed["mask"])
+    mask = mask_from_text(results["confirm"]["mask"])
+    rivals = {name: mask_from_text(text) for name, text in measured_rivals(results["confirm"])[0].items()}
     seeds = [SEED_OFFSET + run.configuration.seed * 100 + i for i in range(run.configuration.distill.seeds)]
     arms = arms_of(run.bed.method, list(rivals))
     scores: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
@@ -444,6 +452,7 @@ def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
     pairs = [(method, other) for other in per_seed if other not in (method, "inherited")] + [("inherited", method)]
     paired = [{"a": a, "b": b, **paired_difference(per_seed[a], per_seed[b])} for a, b in pairs]
     again = results["measure"]["measured"][run.target.name]["remeasured"]
+    _, by_hand = measured_rivals(results["confirm"])
     return {
         **common_parts(run, results),
         "winner": {
@@ -455,6 +464,7 @@ def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
             "macs": run.gated.macs(mask),
             "teacher_macs": run.gated.macs(),
             "arm": results["distill"]["chosen"]["arm"],
+            "by_hand": by_hand,
             "accuracy": accuracy,
         },
         "accuracy": {**accuracy, "per_seed": per_seed, "paired": paired, "test_images": test_images},
@@ -462,5 +472,6 @@ def _summary(run: ShrinkRun, results: Mapping[str, Any]) -> dict[str, Any]:
             *limits_of(len(per_seed[method]), test_images, run.configuration, again),
             "Gates were searched once, with one seed; of the part from fresh weights and from the teacher's, the seed "
             "that is best on the tuning split is shipped.",
+            *(f"What gates keep is what one would keep by hand: {BY_HAND[name]}." for name in by_hand),
         ],
     }

@@ -101,7 +101,7 @@ def common_parts(run: Run, results: Mapping[str, Any]) -> dict[str, Any]:
             for key in ("source", "accuracy", "latency_s", "certifiable_s", "parameters", "ensemble")
         },
         "process": results.get("process"),
-        "soft_oracle": results.get("beta"),
+        "oracle_beta": results.get("beta"),
         "export": {
             "parity": {k: v for k, v in results["export"]["parity"].items() if k != "per_output"},
             "variants": _variants(run, results),

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Protocol
 
 from akd_deploy.engines import load_engine
 from akd_deploy.engines.base import Engine
+from akd_deploy.interruption import leave_with_the_parent
 from akd_deploy.kernel import Kernel
 from akd_deploy.profiling.worker import sent_target
 from akd_deploy.target import Target
@@ -217,15 +217,7 @@ def _begin() -> None:
     os.dup2(2, 1)  # runtimes print to stdout now and then, and the parent's is for its answer alone
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    threading.Thread(target=_leave_with_the_parent, daemon=True).start()
-
-
-def _leave_with_the_parent() -> None:
-    """A killed parent tells nobody: without this its pool would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    leave_with_the_parent()
 
 
 @cache

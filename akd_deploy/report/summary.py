@@ -31,7 +31,7 @@ PARTS: Mapping[str, type | tuple[type, ...]] = {
     "winner": Mapping,
     "accuracy": Mapping,
     "process": Mapping,
-    "soft_oracle": Mapping,
+    "oracle_beta": Mapping,
     "export": Mapping,
     "bundle": Mapping,
     "stages": list,

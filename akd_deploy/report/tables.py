@@ -91,9 +91,14 @@ def _label(name: str) -> str:
     return {**NETWORKS, **_OTHERS}.get(name, f"Student, distilled ({name})")
 
 
+def _is_the_student(name: str, scores: Fields | None) -> bool:
+    """Whether a row is the winner, whatever taught it; others were measured by themselves."""
+    return name not in ("teacher", "hand_shrunk") and "latency_s" not in (scores or {})
+
+
 def _against_budget(name: str, scores: Fields, summary: Fields) -> str:
     """What its own certificate says; nothing of networks that none was made of."""
-    if name not in ("teacher", "hand_shrunk") and "within_budget" not in scores:
+    if _is_the_student(name, scores):
         held = ((summary.get("winner") or {}).get("certificate") or {}).get("ok")
     else:
         held = scores.get("within_budget")
@@ -120,13 +125,13 @@ def _latencies(summary: Fields) -> dict[str, tuple[float | None, str]]:
     measured = (winner.get("measured_s") or {}).get("median")
     student = (measured, "(measured)") if measured is not None else (winner.get("predicted_s"), "(predicted)")
     student = student if student[0] is not None else (None, "")
-    networks = [name for name in accuracy if name not in _ACCURACY_EXTRAS]
-    by_hand = {"hand_shrunk", *(name for name in networks if "latency_s" in (accuracy[name] or {}))}
-    return {
-        **dict.fromkeys(("kd", "ce", *networks), student),
-        "teacher": ((summary.get("teacher") or {}).get("latency_s"), "(measured)"),
-        **{name: ((accuracy.get(name) or {}).get("latency_s"), "(measured)") for name in by_hand},
-    }
+    found = {
+        name: student if _is_the_student(name, accuracy.get(name))
+        else ((accuracy.get(name) or {}).get("latency_s"), "(measured)")
+        for name in (*NETWORKS, *accuracy)
+        if name not in _ACCURACY_EXTRAS
+    }  # fmt: skip
+    return {**found, "teacher": ((summary.get("teacher") or {}).get("latency_s"), "(measured)")}
 
 
 def paired_rows(accuracy: Fields) -> list[PairedRow]:

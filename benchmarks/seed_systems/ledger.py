@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from akd_deploy.interruption import leave_with_the_parent
 
 Job = Mapping[str, Any]
 """JSON types only: everything that the result depends on, and under `folder`, at any depth, where files are kept."""
@@ -137,11 +138,4 @@ def _kindly() -> None:
     """A process that only trains gives way to others, and ends with the study, however that ends."""
     _one_thread()
     os.nice(5)
-    threading.Thread(target=_end_with_study, daemon=True).start()
-
-
-def _end_with_study() -> None:
-    study = multiprocessing.parent_process()
-    assert study is not None
-    study.join()
-    os._exit(1)
+    leave_with_the_parent()

@@ -1,6 +1,7 @@
 """Training: reproducible, consistent views, methods by name, and failures that say where."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,21 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from small_bed import small_network, small_split, small_teacher
-from torch import nn
+from torch import Tensor, nn
 
 from akd_deploy.data import Split, ViewBank, ViewSettings
 from akd_deploy.distill import METHODS, TrainingSettings, teacher_bank, train
+from akd_deploy.distill.methods import method_for, training_loss
 from akd_deploy.distill.trainer import draw_batches, optimiser_for
 from akd_deploy.errors import MismatchError, TrainingError, UnknownNameError, UsageError
+from akd_deploy.losses import (
+    majority_vote_kd_loss,
+    mean_kd_loss,
+    mean_logit_kd_loss,
+    oracle_kd_loss,
+    relative_oracle_kd_loss,
+    soft_oracle_kd_loss,
+)
 from akd_deploy.models.teacher import state_sha256
 
 SETTINGS = TrainingSettings(steps=8, batch_size=5, learning_rate=0.05)
@@ -40,6 +50,26 @@ def test_one_seed_gives_one_student(views: ViewBank, method: str, optimiser: str
         state_sha256(trained(views, seed, settings, method=method, teacher=bank)) for seed in (1, 1, 2)
     )
     assert one == again != other
+
+
+@pytest.mark.parametrize(
+    ("method", "loss"),
+    [
+        ("kd", lambda s, t, y: mean_kd_loss(s, t, 3.0)),
+        ("mean-logit", lambda s, t, y: mean_logit_kd_loss(s, t, 3.0)),
+        ("majority-vote", lambda s, t, y: majority_vote_kd_loss(s, t)),
+        ("oracle", lambda s, t, y: oracle_kd_loss(s, t, y, 3.0)),
+        ("soft-oracle", lambda s, t, y: soft_oracle_kd_loss(s, t, y, 3.0, 1.5)),
+        ("relative-oracle", lambda s, t, y: relative_oracle_kd_loss(s, t, y, 3.0, 1.5)),
+    ],
+)
+def test_methods_of_ensembles_are_the_losses_that_they_are_called_by(method: str, loss: Callable[..., Tensor]) -> None:
+    student, teachers = torch.randn(6, 4, generator=generator(1)), 2 * torch.randn(3, 6, 4, generator=generator(2))
+    labels = torch.arange(6) % 4
+    settings = TrainingSettings(temperature=3.0, oracle_beta=1.5, kd_weight=0.7)
+    found = training_loss(method_for(method, 3), student, teachers, labels, settings)
+    expected = 0.3 * F.cross_entropy(student, labels) + 0.7 * loss(student, teachers, labels)
+    assert float(found) == pytest.approx(float(expected))
 
 
 def test_the_bank_teaches_exactly_as_the_teachers_themselves(views: ViewBank) -> None:

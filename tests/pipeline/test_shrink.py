@@ -16,7 +16,17 @@ from akd_deploy.data import ViewBank
 from akd_deploy.errors import UsageError
 from akd_deploy.models.part import mask_from_text
 from akd_deploy.pipeline.check import check_configuration
-from akd_deploy.pipeline.shrink import EQUALLY_SLOW, RIVAL_ORDERS, RIVALS, _as_slow, arms_of, gates, rivals_of
+from akd_deploy.pipeline.shrink import (
+    EQUALLY_SLOW,
+    RIVAL_ORDERS,
+    RIVALS,
+    _as_slow,
+    arms_of,
+    gates,
+    measured_rivals,
+    rivals_of,
+)
+from akd_deploy.pipeline.summary import accuracy_parts
 from akd_deploy.pipeline.training import load_bed
 from akd_deploy.recipes.better_students import gated_copy, within_budget
 from benchmarks.seed_systems.residual_network import residual_network
@@ -170,3 +180,27 @@ def test_what_a_hand_would_do_is_narrower_and_where_there_are_branches_shallower
     assert not kept["hand_shrunk"][~is_branch].all()
     assert kept["shallower"][~is_branch].all()
     assert not kept["shallower"][is_branch].all()
+
+
+def test_a_rival_that_is_the_part_itself_is_not_trained_beside_it() -> None:
+    def confirmed(**rivals: str) -> dict[str, Any]:
+        return {"mask": "110", **{name: {"mask": mask} for name, mask in rivals.items()}}
+
+    others = {"hand_shrunk": "101", "shallower": "011"}
+    assert measured_rivals(confirmed(**others)) == (others, [])
+    assert measured_rivals(confirmed(hand_shrunk="101", shallower="110")) == ({"hand_shrunk": "101"}, ["shallower"])
+    assert measured_rivals(confirmed(hand_shrunk="110", shallower="011")) == ({"shallower": "011"}, ["hand_shrunk"])
+    assert measured_rivals(confirmed(hand_shrunk="101")) == ({"hand_shrunk": "101"}, [])
+
+
+def test_every_network_shrunk_by_hand_says_what_it_takes_and_whether_it_holds() -> None:
+    def measured(median_s: float, ok: bool) -> dict[str, Any]:
+        return {"measured_s": {"median": median_s}, "certificate": {"ok": ok}}
+
+    scores = {name: [{"accuracy": 0.5}, {"accuracy": 0.6}] for name in ("kd", "hand_shrunk", "shallower")}
+    confirmed = {"mask": "1", "hand_shrunk": measured(1.0, True), "shallower": measured(2.0, False)}
+    found = accuracy_parts({"distill": {"scores": scores}, "teacher": {"accuracy": 0.9}, "confirm": confirmed})
+    assert {name: (one["latency_s"], one["within_budget"]) for name, one in found.items() if "latency_s" in one} == {
+        "hand_shrunk": (1.0, True),
+        "shallower": (2.0, False),
+    }
